@@ -1,0 +1,79 @@
+"""The ``ptuning`` command: finds the verb, runs it, and turns a user's mistake into one line and exit code 2.
+
+Nothing heavy is imported here: each verb is a module of its own, loaded when it is called.
+"""
+
+import difflib
+import importlib
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Sequence
+
+from ptuning.plain.errors import UserError
+
+EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+
+VERBS: dict[str, tuple[str, str]] = {
+    "train": ("ptuning.edges.train", "tune a prefix on your own rows"),
+    "evaluate": ("ptuning.edges.evaluate", "predict test rows with the base model or a prefix, and score the replies"),
+    "chat": ("ptuning.edges.chat", "talk to the base model or a prefix in the terminal"),
+}
+"""Verb → (module with ``main(argv) -> exit code``, what it does). A verb is listed once its module exists."""
+
+
+def help_text() -> str:
+    """Return what ``ptuning --help`` prints."""
+    verbs = "\n".join(f"  {verb:<10} {what}" for verb, (_, what) in VERBS.items())
+    return (
+        "usage: ptuning VERB [settings]\n\n"
+        "P-Tuning v2 for ChatGLM-6B: the model stays frozen, a small prefix is trained.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "ptuning VERB --help lists the settings of a verb; ptuning --version names the version.\n"
+        "Settings are given as --name value, as name=value, or in a .yaml or .json file named first."
+    )
+
+
+def version() -> str:
+    """Return the installed version."""
+    try:
+        return importlib.metadata.version("ptuning")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (not installed: pip install -e .)"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line (without the program's name) and return its exit code.
+
+    Raises:
+        UserError: an unknown verb, or whatever the verb finds wrong.
+    """
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(help_text())
+        return EXIT_OK
+    if argv[0] in ("-V", "--version", "version"):
+        print(f"ptuning {version()}")
+        return EXIT_OK
+    verb, rest = argv[0], list(argv[1:])
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
+        raise UserError(f"ptuning {verb}: no such verb; {hint} (ptuning --help)")
+    return int(importlib.import_module(VERBS[verb][0]).main(rest) or EXIT_OK)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console command.
+
+    Exit codes: 0 done, 2 something to be mended by the user (one line on standard error), 130 interrupted.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ptuning").setLevel(logging.INFO)
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED

@@ -1,0 +1,217 @@
+"""The settings of a training or evaluation run: transformers' own, with what the published scripts still need.
+
+:func:`parse_arguments` reads a command line (or a settings file with overrides) into the three groups of settings;
+:func:`starting_point` decides where training starts: at step 0, or at a checkpoint in the output folder.
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import Seq2SeqTrainingArguments
+
+from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
+from ptuning.plain.errors import UserError
+from ptuning.plain.parsing import Given, SettingsParser
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TuningArguments(Seq2SeqTrainingArguments):
+    """transformers' Seq2SeqTrainingArguments, plus the published flag that transformers 5 dropped and we keep.
+
+    Nothing is reported anywhere unless ``report_to`` says so.
+    """
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={
+            "help": "Train from the start into an output folder that already holds a run (nothing is deleted first; "
+            "files and checkpoints of the same name are replaced)."
+        },
+    )
+    report_to: str | list[str] | None = field(
+        default="none", metadata={"help": "Where to report the run besides the output folder: tensorboard, wandb, ..."}
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Everything a run was told. Unpacks as ``model, data, training = arguments``.
+
+    Attributes:
+        given: the settings that were named, by the settings file or a flag; all others are defaults.
+        config_file: the settings file, if one was named.
+    """
+
+    model: ModelArguments
+    data: DataArguments
+    training: TuningArguments
+    given: dict[str, Any]
+    config_file: Path | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield the three groups in their order."""
+        return iter((self.model, self.data, self.training))
+
+
+Task = Literal["train", "evaluate"]
+_DESCRIPTION = {
+    "train": "Tune a prefix for a frozen ChatGLM-6B on your own rows.",
+    "evaluate": "Predict the rows of --test_file with the base model or a tuned prefix, and score the replies.",
+}
+
+
+def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
+    """Read ``[settings file] [prefix folder] flags`` into the three groups of settings.
+
+    The settings file is JSON or YAML; flags are ``--name value`` or ``name=value`` and beat the file. A folder may be
+    named for ``task="evaluate"``: the prefix to score (``--ptuning_checkpoint``). Where no ``do_…`` switch is given,
+    the task itself decides: ``do_train`` or ``do_predict``; ``evaluate`` never trains, whatever the file says.
+
+    Raises:
+        UserError: anything unknown, missing or contradictory, naming flag or file and line.
+        SystemExit: ``--help`` (code 0, after printing it).
+    """
+    groups = {
+        "model and prefix": ModelArguments,
+        "rows and lengths": DataArguments,
+        "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
+    }
+    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT]"
+    parser = SettingsParser(groups, prog=f"ptuning {task}", description=_DESCRIPTION[task], positional=positional)
+    given = parser.parse(argv)
+    _take_folder(given, task)
+    _agree_on_device(given.values)
+    model, data = given.build(ModelArguments), given.build(DataArguments)
+    _choose_task(given.values, task)
+    if "logging_dir" in given.values:
+        os.environ["TENSORBOARD_LOGGING_DIR"] = given.values["logging_dir"]
+    try:
+        training = given.build(TuningArguments)
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    arguments = Arguments(model, data, training, given.values, given.config_file)
+    _check(arguments)
+    return arguments
+
+
+def _take_folder(given: Given, task: Task) -> None:
+    if given.folder is None:
+        return
+    if task == "train":
+        raise UserError(
+            f"{given.folder!r}: not expected here; a settings file ends in .yaml or .json, and everything else is a "
+            "flag (ptuning train --help lists them all)"
+        )
+    given.values["ptuning_checkpoint"] = given.folder
+
+
+def _choose_task(values: dict[str, Any], task: Task) -> None:
+    """Let the verb decide what to do where no flag does; an output folder is needed in any case."""
+    if task == "evaluate":
+        values["do_train"] = False
+    if not any(values.get(name) for name in ("do_train", "do_eval", "do_predict")):
+        values["do_train" if task == "train" else "do_predict"] = True
+    if "output_dir" not in values:
+        if values.get("do_train"):
+            raise UserError("--output_dir FOLDER is missing: where checkpoints and results of the run go")
+        values["output_dir"] = os.path.join("output", "evaluation")
+
+
+def _agree_on_device(values: dict[str, Any]) -> None:
+    """``--device cpu`` and transformers' ``--use_cpu`` mean the same."""
+    device = values.get("device", "auto")
+    if values.get("use_cpu") and device not in ("auto", "cpu"):
+        raise UserError(f"--device {device} and --use_cpu (--no_cuda) contradict each other: leave one out")
+    if device == "cpu":
+        values["use_cpu"] = True
+    elif values.get("use_cpu"):
+        values["device"] = "cpu"
+
+
+def _check(arguments: Arguments) -> None:
+    model, data, training = arguments
+    if model.model_name_or_path is None and model.ptuning_checkpoint is None:
+        raise UserError(
+            "--model_name_or_path is missing: the folder or hub name of a ChatGLM-6B model "
+            f"({BUILT_IN_MODEL} is built in)"
+        )
+    needed = [("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")]
+    for switch, file_flag in needed:
+        if getattr(training, switch) and getattr(data, file_flag) is None:
+            raise UserError(f"--{file_flag} is missing: --{switch} needs rows")
+    for column in ("prompt_column", "response_column"):
+        if getattr(data, column) is None:
+            raise UserError(f"--{column} is missing: the name of a column of your rows (ADGEN: content and summary)")
+    if training.do_train and data.validation_file and not training.do_eval:
+        logger.warning(
+            "validation_file is given, but nothing looks at it: add --do_eval (after training) or "
+            "--eval_strategy steps --eval_steps N (while training)"
+        )
+
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Return the whole checkpoints in an output folder, by their step. Half-written ones (no trainer_state.json, which
+    is written last) are left out."""
+    folder = Path(output_dir)
+    found = [
+        (int(match.group(1)), item)
+        for item in (folder.iterdir() if folder.is_dir() else ())
+        if (match := _CHECKPOINT_NAME.fullmatch(item.name)) and (item / "trainer_state.json").is_file()
+    ]
+    return [item for _, item in sorted(found)]
+
+
+def starting_point(training: TuningArguments) -> str | None:
+    """Return the checkpoint to resume from, or None to train from step 0.
+
+    ``--resume_from_checkpoint`` takes a folder, ``auto`` (the last whole checkpoint; from the start where there is
+    none) or ``true`` (the last one; there must be one).
+
+    Raises:
+        UserError: the output folder holds something and neither overwriting nor resuming was asked for, or the
+            checkpoint to resume from is not there.
+    """
+    wish = training.resume_from_checkpoint
+    folder = Path(str(training.output_dir))
+    if wish and wish.lower() not in ("false", "no"):
+        return _resume(wish, folder)
+    if training.overwrite_output_dir or not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: this is a file; name a folder")
+    found = checkpoints(folder)
+    if found:
+        raise UserError(
+            f"--output_dir {folder} already holds a run, up to {found[-1].name}: go on from there with "
+            "--resume_from_checkpoint auto, start anew with --overwrite_output_dir, or name another folder"
+        )
+    if any(folder.iterdir()):
+        raise UserError(
+            f"--output_dir {folder} exists and is not empty: add --overwrite_output_dir, or name another folder"
+        )
+    return None
+
+
+def _resume(wish: str, folder: Path) -> str | None:
+    if wish.lower() in ("auto", "true"):
+        found = checkpoints(folder)
+        if not found and wish.lower() == "true":
+            raise UserError(f"--resume_from_checkpoint {wish}: no whole checkpoint-N folder in {folder}")
+        return str(found[-1]) if found else None
+    if not (Path(wish) / "trainer_state.json").is_file():
+        there = ", ".join(str(path) for path in checkpoints(folder)) or f"none in {folder}"
+        raise UserError(
+            f"--resume_from_checkpoint {wish}: not a checkpoint of a run (no trainer_state.json in it); there are: "
+            f"{there}"
+        )
+    return wish
