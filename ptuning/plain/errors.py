@@ -8,3 +8,10 @@ class UserError(ValueError):
     about it. The command line prints it as one line and exits with code 2; Python callers can catch it as an
     ordinary :class:`ValueError`.
     """
+
+
+class GenerationError(RuntimeError):
+    """An answer that cannot be given: the model's scores are NaN or infinite.
+
+    The published code turned such scores into one fixed token, so a broken model answered in blanks.
+    """

@@ -1,0 +1,95 @@
+"""Makes transformers' Auto classes know ChatGLM-6B, without importing transformers for those who do not use it.
+
+``import ptuning`` must stay cheap (``ptuning --help`` answers without torch), and ``AutoModelForCausalLM`` must work after
+it. So a class is registered as soon as both its own module and transformers' Auto module have been imported, whichever
+comes last; importing an Auto module brings ours in.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+
+_AUTO = "transformers.models.auto."
+_CONFIG, _TOKENIZER, _MODEL = "ptuning.blocks.config", "ptuning.blocks.tokenizer", "ptuning.tuned.model"
+# Auto module -> our modules whose classes it needs; the last one holds the class to register.
+_NEEDS = {
+    f"{_AUTO}configuration_auto": (_CONFIG,),
+    f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
+    f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
+}
+_OURS = frozenset(name for needs in _NEEDS.values() for name in needs)
+
+
+def register_when_imported() -> None:
+    """Register now what is imported already, and the rest as soon as it is."""
+    if any(isinstance(finder, _AutoFinder) for finder in sys.meta_path):
+        return
+    finder = _AutoFinder(set(sys.modules) & (set(_NEEDS) | _OURS))
+    sys.meta_path.insert(0, finder)
+    for auto in set(_NEEDS) & finder.executed:
+        finder.after(auto)
+
+
+def _register(auto: ModuleType) -> None:
+    """Tell one Auto module about our classes; all modules involved have been executed."""
+    config = sys.modules[_CONFIG].ChatGLMConfig
+    if auto.__name__.endswith("configuration_auto"):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+    elif auto.__name__.endswith("tokenization_auto"):
+        auto.AutoTokenizer.register(config, sys.modules[_TOKENIZER].ChatGLMTokenizer, exist_ok=True)
+    else:
+        model = sys.modules[_MODEL].ChatGLMForConditionalGeneration
+        for factory in (auto.AutoModelForCausalLM, auto.AutoModel, auto.AutoModelForSeq2SeqLM):
+            factory.register(config, model, exist_ok=True)
+
+
+class _AutoFinder(MetaPathFinder):
+    """Finds the modules concerned as everyone else would, and adds a step after their execution."""
+
+    def __init__(self, executed: set[str]) -> None:
+        self.executed = executed
+        self.looking = False
+
+    def after(self, name: str) -> None:
+        """A module concerned has been executed: register what is complete now."""
+        self.executed.add(name)
+        for auto, needs in _NEEDS.items():
+            if auto not in self.executed or (name != auto and name not in needs):
+                continue
+            for need in needs:
+                if need not in sys.modules:
+                    import_module(need)
+            if self.executed.issuperset(needs):
+                _register(sys.modules[auto])
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if self.looking or not (name in _NEEDS or name in _OURS):
+            return None
+        self.looking = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.looking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ThenRegister(spec.loader, self)
+        return spec
+
+
+class _ThenRegister(Loader):
+    def __init__(self, loader: Loader, finder: _AutoFinder) -> None:
+        self.loader, self.finder = loader, finder
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.loader.exec_module(module)
+        self.finder.after(module.__name__)

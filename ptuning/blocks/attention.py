@@ -1,0 +1,87 @@
+"""Attention of one GLM block: fused QKV, rotary positions, an optional prefix, an optional cache.
+
+Legend: B batch, T new tokens, S tokens seen (cache and new), P prefix slots, N heads, H head size, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.cache_utils import Cache
+
+from ptuning.blocks.rotary import apply_rotary
+
+LinearFactory = Callable[..., nn.Module]
+
+
+class Visibility(NamedTuple):
+    """Which columns every row may look at.
+
+    Attributes:
+        allowed: bool [B, 1, T, P+S], True where row t sees the column; None when every row sees everything.
+        blind: bool [B, 1, T, 1], True for rows that see nothing; None when there are none. The published code gives all
+            columns of such a row the same score, so it averages over all of them; so do we, and no NaN arises.
+    """
+
+    allowed: Tensor | None = None
+    blind: Tensor | None = None
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention with the published parameter names ``query_key_value`` and ``dense``.
+
+    Args:
+        hidden_size: D.
+        num_attention_heads: N.
+        layer_index: place of the layer in the cache.
+        linear: class of the linears; called as ``linear(in_features, out_features, bias=True)``.
+    """
+
+    def __init__(self, hidden_size: int, num_attention_heads: int, layer_index: int, linear: LinearFactory) -> None:
+        super().__init__()
+        self.num_attention_heads = num_attention_heads
+        self.layer_index = layer_index
+        self.query_key_value = linear(hidden_size, 3 * hidden_size, bias=True)
+        self.dense = linear(hidden_size, hidden_size, bias=True)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        visibility: Visibility,
+        prefix_key: Tensor | None,
+        prefix_value: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            hidden_states: [B, T, D], normalised.
+            rotary: cos and sin, each [B, 1, T, H].
+            visibility: over P+S columns, the prefix first.
+            prefix_key: [1 or B, N, P, H] or None; not rotated, takes no position. Likewise ``prefix_value``.
+            cache: receives the new keys and values and gives back all of them; None keeps nothing.
+
+        Returns:
+            [B, T, D].
+        """
+        batch, tokens, hidden = hidden_states.shape
+        # Interleaved per head: [.., N, 3H], not three blocks of D.
+        fused = self.query_key_value(hidden_states).view(batch, tokens, self.num_attention_heads, -1).transpose(1, 2)
+        query, key, value = fused.chunk(3, dim=-1)
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_index)
+        if prefix_key is not None and prefix_value is not None:
+            key = torch.cat((prefix_key.to(key.dtype).expand(batch, -1, -1, -1), key), dim=2)
+            value = torch.cat((prefix_value.to(value.dtype).expand(batch, -1, -1, -1), value), dim=2)
+        if visibility.blind is not None:
+            query = query.masked_fill(visibility.blind, 0.0)
+        # scaled_dot_product_attention accumulates scores and softmax in float32 for half-precision inputs, so the
+        # published trick of dividing by layer_index + 1 is not needed.
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visibility.allowed)
+        return self.dense(mixed.transpose(1, 2).reshape(batch, tokens, hidden))

@@ -1,0 +1,166 @@
+"""``load_model`` and ``load_tokenizer``: from a name to something that answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.tokenizer import ChatGLMTokenizer
+from ptuning.plain.errors import UserError
+from ptuning.tuned.hub import resolve_folder
+from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.placement import parse_dtype, pick_device
+from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
+from ptuning.tuned.weight_files import refuse_pointer
+from ptuning.tuned.weights import read_config
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "ice_text.model"
+
+
+def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer:
+    """Load the tokenizer of a model folder.
+
+    Args:
+        path: folder, hub name, or ``tiny-chatglm``.
+        hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``.
+
+    Raises:
+        UserError: a missing or damaged ``ice_text.model``, or one of another vocabulary than ``config.json``.
+    """
+    folder = resolve_folder(path, weights=False, **hub)
+    file = folder / TOKENIZER_FILE
+    if not file.is_file():
+        raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
+    refuse_pointer(file)
+    tokenizer = ChatGLMTokenizer.from_pretrained(str(folder))
+    if (folder / "config.json").is_file():
+        check_vocabulary(tokenizer, read_config(folder), folder)
+    return tokenizer
+
+
+def check_vocabulary(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig, where: Path | str) -> None:
+    """Refuse a tokenizer and a model of different releases.
+
+    Raises:
+        UserError: with the ids and sizes of both.
+    """
+    pairs = (("<sop>", tokenizer.bos_token_id, config.bos_token_id), ("[gMASK]", tokenizer.gmask_token_id, config.gmask_token_id))
+    wrong = [f"{name} is {ours} in the tokenizer and {theirs} in config.json" for name, ours, theirs in pairs if ours != theirs]
+    if wrong or len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"tokenizer and model in {where} are of different releases: {'; '.join(wrong) or 'sizes differ'}; the tokenizer "
+            f"has {len(tokenizer)} pieces{_release(len(tokenizer))}, the model {config.vocab_size} "
+            f"rows{_release(config.vocab_size)}. Take ice_text.model, tokenizer_config.json and the weights from one release"
+        )
+
+
+def _release(size: int) -> str:
+    if size > 150000:
+        return " (the first release, with 20000 image tokens)"
+    return " (the release without image tokens)" if size > 130000 else ""
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    ptuning_checkpoint: str | os.PathLike[str] | None = None,
+    quantization_bit: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    pre_seq_len: int | None = None,
+    prefix_projection: bool | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> ChatGLMForConditionalGeneration:
+    """Load a ChatGLM-6B model, with a prefix where one is given.
+
+    Args:
+        path: folder or hub name of the model, ``tiny-chatglm``, or a prefix checkpoint that names its base model.
+        ptuning_checkpoint: prefix checkpoint: ours, the published ``pytorch_model.bin``, or a PEFT adapter folder.
+        quantization_bit: 4 or 8 quantises float weights while they are read; None or 0 keeps what the checkpoint holds.
+        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; None or ``auto`` takes the best there is.
+        dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own, but float32 in place of
+            float16 on a CPU, where float16 products are an order slower.
+        pre_seq_len: without a checkpoint, a new prefix of so many tokens, to be trained; with one, held against the file.
+        prefix_projection: likewise.
+        revision: branch, tag or commit on the hub; ``cache_dir``, ``token`` and ``local_files_only`` as transformers'.
+
+    Returns:
+        the model in eval mode; only its prefix (if any) is trainable.
+
+    Raises:
+        UserError: one clear message for every folder, file or flag that does not fit, before weights are read.
+    """
+    hub: dict[str, Any] = {
+        "revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only,
+    }
+    path, ptuning_checkpoint = _base_of(path, ptuning_checkpoint)
+    prefix = None
+    if ptuning_checkpoint is not None:
+        prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
+    folder = resolve_folder(path, weights=True, **hub)
+    config = read_config(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        load_tokenizer(folder)
+    if prefix is not None:
+        prefix.encoder(config)  # refuses a prefix of another model before any weight is read
+    elif pre_seq_len is not None:
+        if pre_seq_len < 1:
+            raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
+        config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+    place, wanted = pick_device(device), parse_dtype(dtype)
+    if wanted is None and place.type == "cpu":
+        wanted = cpu_dtype(config)
+    model = ChatGLMForConditionalGeneration.from_pretrained(
+        folder, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted
+    )
+    model.name_or_path = model.config.name_or_path = os.fspath(path)
+    if prefix is not None:
+        _attach(model, prefix)
+    return model
+
+
+def cpu_dtype(config: ChatGLMConfig) -> torch.dtype | None:
+    """The dtype that a CPU should use when nobody chose one: the checkpoint's own, float32 in place of float16."""
+    return torch.float32 if config.dtype in (torch.float16, "float16", None) else None
+
+
+def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
+    """A prefix folder given as the model stands for its base model plus itself."""
+    folder = Path(os.fspath(path)).expanduser()
+    if not folder.is_dir() or not is_prefix_folder(folder):
+        return path, ptuning_checkpoint
+    prefix = read_prefix(folder)
+    base = prefix.settings.get("base_model")
+    if ptuning_checkpoint is None and base:
+        return base, folder
+    raise UserError(
+        f"{path} holds a prefix ({prefix.pre_seq_len} tokens), not a whole model: give the base model as "
+        f"--model_name_or_path and this folder as --ptuning_checkpoint"
+    )
+
+
+def _attach(model: ChatGLMForConditionalGeneration, prefix: PrefixCheckpoint) -> None:
+    stated = prefix.settings.get("base_fingerprint")
+    if stated and model.base_fingerprint and stated != model.base_fingerprint:
+        logger.warning(
+            "the prefix in %s was trained on other weights of the same size (%s, fingerprint %s) than %s (fingerprint %s): "
+            "its answers may be poor",
+            prefix.path, prefix.settings.get("base_model"), stated, model.config.name_or_path, model.base_fingerprint,
+        )
+    model.attach_prefix(prefix.encoder(model.config))
+    logger.info(
+        "Loading prefix_encoder weight from %s: %d tokens, %d layers%s",
+        prefix.path, prefix.pre_seq_len, model.config.num_layers, ", projection" if prefix.projection else "",
+    )
+
+

@@ -1,0 +1,306 @@
+"""Backbone + head + prefix: the model that is tuned, scored and talked to.
+
+Legend: B batch, T tokens, S tokens seen, P prefix slots, L layers, N heads, H head size, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from ptuning.backbone.model import ChatGLMModel
+from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
+from ptuning.blocks.quantization import (
+    QuantizedEmbedding,
+    QuantizedLinear,
+    quantized_embedding_class,
+    quantized_linear_class,
+)
+from ptuning.plain.errors import UserError
+from ptuning.tuned.chat import ChatMixin
+from ptuning.tuned.loss import target_loss
+from ptuning.tuned.sampling import FiniteScores
+from ptuning.tuned.weights import from_pretrained
+
+
+class CausalLMOutput(CausalLMOutputWithPast):
+    """Loss and logits. Beside a loss the logits of all positions are made when someone reads them, not before."""
+
+    _make_logits: Callable[[], Tensor] | None = None
+    _logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor | None:  # type: ignore[override]
+        """[B, T, V] in the model's dtype."""
+        if self._logits is None and self._make_logits is not None:
+            object.__setattr__(self, "_logits", self._make_logits())
+        return self._logits
+
+    @logits.setter
+    def logits(self, value: Tensor | None) -> None:
+        object.__setattr__(self, "_logits", value)
+
+    def defer_logits(self, make: Callable[[], Tensor]) -> Self:
+        """Give the logits a recipe in place of a value."""
+        object.__setattr__(self, "_make_logits", make)
+        return self
+
+
+class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixin):
+    """A ChatGLM-6B model, with a prefix encoder where ``config.pre_seq_len`` says so.
+
+    The names of the published state dict are kept. ``from_pretrained`` (also through ``AutoModelForCausalLM``) reads every
+    published layout; see :func:`ptuning.load_model`.
+
+    Args:
+        config: sizes, special ids, quantisation, prefix.
+    """
+
+    config_class = ChatGLMConfig
+    config: ChatGLMConfig
+    base_model_prefix = "transformer"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ("Block",)
+    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+
+    def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        bits = config.quantization_bit
+        embedding_bits = bits if config.quantization_embeddings else 0
+        self.transformer = ChatGLMModel(
+            config, linear=quantized_linear_class(bits), embedding=quantized_embedding_class(embedding_bits)
+        )
+        self.lm_head = quantized_linear_class(embedding_bits)(config.hidden_size, config.vocab_size, bias=False)
+        self._prefix_on = True
+        self.base_fingerprint: str | None = None  # of the weights that were read; see ptuning.tuned.weights
+        self.post_init()
+        if config.pre_seq_len is not None:  # after post_init: a prefix starts as published, from N(0, 1)
+            self.attach_prefix(PrefixEncoder(prefix_config_of(config, config.pre_seq_len, config.prefix_projection)))
+
+    # ---- prefix ----------------------------------------------------------------------------------------------------
+
+    @property
+    def prefix_encoder(self) -> PrefixEncoder | None:
+        """The attached prefix encoder. It hangs below ``transformer`` for its published state-dict name only: the
+        backbone's forward takes keys and values as an argument and never looks for it."""
+        return getattr(self.transformer, "prefix_encoder", None)
+
+    def attach_prefix(self, encoder: PrefixEncoder) -> None:
+        """Put a prefix encoder on the frozen backbone, in place of an earlier one.
+
+        Raises:
+            UserError: a prefix made for a backbone of other sizes.
+        """
+        shape, config = encoder.config, self.config
+        ours, theirs = (config.num_layers, config.hidden_size), (shape.num_layers, shape.hidden_size)
+        if ours != theirs:
+            raise UserError(
+                f"this prefix is for {theirs[0]} layers of hidden size {theirs[1]}; "
+                f"the model has {ours[0]} layers of hidden size {ours[1]}: it belongs to another model"
+            )
+        self.requires_grad_(False)
+        self.transformer.prefix_encoder = encoder.to(self.device) if self.device.type != "meta" else encoder
+        encoder.train(self.training)
+        encoder.requires_grad_(True)
+        config.pre_seq_len, config.prefix_projection = shape.pre_seq_len, shape.projection
+
+    def detach_prefix(self) -> PrefixEncoder | None:
+        """Take the prefix encoder off and give it back; the model is the base model again."""
+        encoder = self.prefix_encoder
+        if encoder is not None:
+            del self.transformer.prefix_encoder
+        self.config.pre_seq_len, self.config.prefix_projection = None, False
+        return encoder
+
+    @contextmanager
+    def prefix_disabled(self) -> Iterator[None]:
+        """Within this context the model answers as the base model, bit for bit."""
+        before, self._prefix_on = self._prefix_on, False
+        try:
+            yield
+        finally:
+            self._prefix_on = before
+
+    def prefix_key_values(self) -> PrefixKeyValues | None:
+        """Keys and values of the attached prefix, per layer [1, N, P, H]; None without one (or when disabled)."""
+        if self.prefix_encoder is None or not self._prefix_on:
+            return None
+        return self.prefix_encoder(self.transformer.final_layernorm.weight.dtype)
+
+    # ---- forward ---------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        prefix_key_values: PrefixKeyValues | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int = 0,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutput | tuple[Any, ...]:
+        """Run the model.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: [B, T] with 1 for real tokens, or the published bool [B, 1, T, S] with True for masked ones.
+            position_ids: [B, 2, T] as published; None builds them.
+            past_key_values: cache of earlier tokens (without the prefix).
+            inputs_embeds: [B, T, D] in place of the embedded ids.
+            labels: [B, T], -100 where nothing is learnt.
+            prefix_key_values: per layer a key and a value [1 or B, N, P, H]; None uses the attached prefix, if any.
+            use_cache: whether to return a cache; default: ``config.use_cache``, and not beside labels or in training.
+            output_hidden_states: whether to return the L+1 hidden states.
+            return_dict: False gives a tuple.
+            logits_to_keep: how many of the last positions get logits; 0: all.
+            num_items_in_batch: divisor of the summed loss; None: the number of labels (mean).
+            kwargs: ``output_attentions`` is not available; anything else is an error.
+
+        Returns:
+            ``.loss`` (float32) where labels are given, ``.logits`` [B, T, V], ``.past_key_values``, ``.hidden_states``.
+        """
+        _refuse_unknown(kwargs)
+        if use_cache is None:
+            use_cache = bool(self.config.use_cache) and labels is None and not self.training
+        if prefix_key_values is None:
+            prefix_key_values = self.prefix_key_values()
+        output = self.transformer(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            prefix_key_values,
+            use_cache=use_cache and not (self.training and self.is_gradient_checkpointing),
+            output_hidden_states=bool(output_hidden_states),
+        )
+        states = output.last_hidden_state
+        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        if labels is not None:
+            result.loss = target_loss(states, labels, self.lm_head, num_items_in_batch)
+            result.defer_logits(lambda: self.lm_head(states[:, -logits_to_keep:]))
+        else:
+            result["logits"] = self.lm_head(states[:, -logits_to_keep:])
+        if return_dict is False:
+            return tuple(value for value in (result.loss, result.logits, result.past_key_values) if value is not None)
+        return result
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """What :meth:`forward` needs for one step of ``generate``.
+
+        The first call sees the whole prompt. Behind a filled cache only the new ids go in: the cache itself remembers
+        padding and positions, so nothing here grows with the length.
+        """
+        inputs = {key: kwargs[key] for key in ("prefix_key_values", "use_cache", "logits_to_keep") if key in kwargs}
+        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        if cached and hasattr(past_key_values, "glm_state"):
+            return inputs | {"input_ids": input_ids[:, cached:], "past_key_values": past_key_values}
+        if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == input_ids.shape[0]:
+            inputs["position_ids"] = position_ids  # published form; the 1-D positions of transformers mean nothing here
+        return inputs | {
+            "input_ids": input_ids,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+        }
+
+    @torch.no_grad()
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate as transformers does (greedy, sampled, beams, batches with left padding).
+
+        The keys and values of the attached prefix are computed once for the whole call.
+        """
+        if self.prefix_encoder is not None and self.prefix_encoder.fresh and self._prefix_on:
+            raise UserError(
+                "the prefix of this model is freshly initialised and was never trained or loaded: its answers would mean "
+                "nothing. Load one (ptuning_checkpoint=...), train it, or generate under model.prefix_disabled()"
+            )
+        processors = list(kwargs.pop("logits_processor", None) or [])
+        kwargs["logits_processor"] = LogitsProcessorList([FiniteScores(), *processors])
+        if kwargs.get("prefix_key_values") is None:
+            kwargs["prefix_key_values"] = self.prefix_key_values()
+        return super().generate(*args, **kwargs)
+
+    # ---- the rest of the transformers contract ------------------------------------------------------------------------
+
+    def quantize(self, bits: int, quantize_embeddings: bool = False) -> Self:
+        """Quantise the linears of every block of a live float model; 0 leaves it as it is. Returns the model.
+
+        Raises:
+            UserError: other bits, or a model that is quantised otherwise already.
+        """
+        if bits in (0, None):
+            return self
+        if self.config.quantization_bit not in (0, bits):
+            raise UserError(f"the model is quantised to {self.config.quantization_bit} bits; it cannot become {bits}")
+        for layer in self.transformer.layers:
+            for parent, name in (
+                (layer.attention, "query_key_value"),
+                (layer.attention, "dense"),
+                (layer.mlp, "dense_h_to_4h"),
+                (layer.mlp, "dense_4h_to_h"),
+            ):
+                linear = getattr(parent, name)
+                if isinstance(linear, nn.Linear):
+                    setattr(parent, name, QuantizedLinear.from_linear(linear, bits))
+        if quantize_embeddings and isinstance(self.lm_head, nn.Linear):
+            embedding = self.transformer.word_embeddings
+            self.transformer.word_embeddings = QuantizedEmbedding.from_embedding(embedding.weight, bits)
+            self.lm_head = QuantizedLinear.from_linear(self.lm_head, bits)
+            self.config.quantization_embeddings = True
+        self.config.quantization_bit = bits
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding [V, D]."""
+        return self.transformer.word_embeddings
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head [V, D]; not tied to the embedding."""
+        return self.lm_head
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Random weights of a new model: normal with 0.02, as usual. A loaded model never comes here."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            module.weight.data.normal_(mean=0.0, std=0.02)
+            if getattr(module, "bias", None) is not None:
+                module.bias.data.zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.data.fill_(1.0)
+            module.bias.data.zero_()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
+        """Load as :func:`ptuning.load_model` does; takes the keywords of transformers' ``from_pretrained``."""
+        return from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs)
+
+
+def _refuse_unknown(kwargs: dict[str, Any]) -> None:
+    """Arguments that transformers passes as a matter of course are dropped; anything else is a mistake."""
+    if kwargs.get("output_attentions"):
+        raise UserError("output_attentions is not available: scaled_dot_product_attention gives no attention weights")
+    unknown = set(kwargs) - {"output_attentions", "cache_position", "token_type_ids"}
+    if unknown:
+        raise UserError(f"forward got unknown arguments: {', '.join(sorted(unknown))}")

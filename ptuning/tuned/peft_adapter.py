@@ -1,0 +1,91 @@
+"""PEFT's prefix-tuning adapter folder: the same numbers as ours under other names.
+
+``adapter_model.safetensors`` holds ``prompt_embeddings`` [P, 2LD], laid out as the published prefix embedding without
+projection; a projection is multiplied out when an adapter is written, as PEFT itself does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ptuning.blocks.prefix_encoder import PrefixEncoder
+from ptuning.plain.errors import UserError
+from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.weight_files import check_whole, read_json, read_tensors
+
+CONFIG_FILE = "adapter_config.json"
+_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_TENSOR = "prompt_embeddings"
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder is a PEFT adapter of any kind."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """Read a PEFT prefix-tuning adapter.
+
+    Returns:
+        the weight file, and the tensors under the prefix encoder's own names.
+
+    Raises:
+        UserError: another kind of adapter, or files that are missing or damaged.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    kind = config.get("peft_type")
+    if kind != "PREFIX_TUNING":
+        raise UserError(
+            f"{folder / CONFIG_FILE} has peft_type {kind!r}; only PREFIX_TUNING adapters hold a P-Tuning v2 prefix"
+        )
+    file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
+    check_whole(file)
+    tensors = dict(read_tensors(file))
+    if _TENSOR not in tensors or tensors[_TENSOR].dim() != 2:
+        raise UserError(f"{file} holds {', '.join(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
+    return file, {"embedding.weight": tensors[_TENSOR].to(torch.float32).clone()}
+
+
+def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_model: str | None = None) -> Path:
+    """Write a prefix as a PEFT prefix-tuning adapter.
+
+    Args:
+        folder: made where missing.
+        encoder: the prefix encoder; a projection is multiplied out.
+        base_model: what PEFT shall load as the base model.
+
+    Returns:
+        the weight file.
+    """
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    shape = encoder.config
+    with torch.no_grad():
+        rows = encoder.trans(encoder.embedding.weight) if shape.projection else encoder.embedding.weight
+    config = {
+        "peft_type": "PREFIX_TUNING",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "num_virtual_tokens": shape.pre_seq_len,
+        "token_dim": shape.hidden_size,
+        "num_transformer_submodules": 1,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_layers": shape.num_layers,
+        "encoder_hidden_size": shape.hidden_size,
+        "prefix_projection": False,
+    }
+    with replace_when_whole(target / _WEIGHT_FILES[0]) as temporary:
+        save_file({_TENSOR: rows.detach().to("cpu", torch.float32).contiguous()}, temporary, metadata={"format": "pt"})
+    with replace_when_whole(target / CONFIG_FILE) as temporary:
+        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return target / _WEIGHT_FILES[0]

@@ -1,0 +1,60 @@
+"""Where a model goes and in which dtype, from what a user may write."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ptuning.plain.errors import UserError
+
+
+def parse_dtype(*given: Any) -> torch.dtype | None:
+    """A torch dtype from the first value that is not None: a dtype, its name, "half"/"fp16"/"bf16"/"fp32", or "auto".
+
+    Raises:
+        UserError: anything else.
+    """
+    value = next((one for one in given if one is not None), None)
+    if value is None or value == "auto" or isinstance(value, torch.dtype):
+        return value if isinstance(value, torch.dtype) else None
+    names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
+    name = names.get(str(value), str(value))
+    if name not in ("float32", "float16", "bfloat16"):
+        raise UserError(f"dtype {value!r} was given; allowed are float32, float16, bfloat16 and auto")
+    return getattr(torch, name)
+
+
+def one_device(device: Any, device_map: Any) -> torch.device:
+    """The one device that ``device`` or transformers' ``device_map`` names; the CPU where neither is given."""
+    if isinstance(device_map, dict):
+        places = set(device_map.values())
+        if len(places) != 1:
+            raise UserError(f"device_map names {len(places)} devices; the model lives on one: give one device")
+        device_map = places.pop()
+    if device is None and device_map not in (None, "auto", "balanced", "sequential"):
+        device = device_map
+    if device is None and device_map is not None:
+        device = pick_device(None)
+    return pick_device("cpu" if device is None else device)
+
+
+def pick_device(device: str | torch.device | int | None) -> torch.device:
+    """The device asked for; None or "auto": CUDA, then MPS, then the CPU.
+
+    Raises:
+        UserError: a device that torch does not know or that is not there.
+    """
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device {device!r} was given; allowed are auto, cpu, cuda, cuda:N and mps") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} was given, but torch {torch.__version__} sees no CUDA device; use --device auto")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"device {device!r} was given, but torch sees no MPS device; use --device auto")
+    return chosen

@@ -1,0 +1,51 @@
+"""Settings of one generation, as the published interfaces name them, and the guard against broken scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+from ptuning.plain.errors import GenerationError, UserError
+
+
+class FiniteScores(LogitsProcessor):
+    """Stops at scores that are NaN or infinite instead of answering nonsense."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """[B, V] scores of the next token, passed on unchanged.
+
+        Raises:
+            GenerationError: a row with NaN or +infinity, or without any finite score.
+        """
+        broken = torch.isnan(scores) | (scores == torch.inf)
+        # -inf alone is how other processors forbid a token
+        if bool((broken.any(dim=-1) | (scores == -torch.inf).all(dim=-1)).any()):
+            raise GenerationError(
+                f"the scores of token {input_ids.shape[1]} are NaN or infinite: the weights or the prefix are damaged, or "
+                f"{scores.dtype} is too narrow for them. Try --dtype bfloat16 or float32; if it stays, take an earlier "
+                "checkpoint"
+            )
+        return scores
+
+
+def sampling_settings(
+    *, do_sample: bool = True, top_p: float = 0.7, temperature: float = 0.95, num_beams: int = 1
+) -> dict[str, Any]:
+    """Checked keywords for ``generate``. Temperature 0 means greedy, and 0 is a value, never a default.
+
+    Raises:
+        UserError: a value out of range, with the range.
+    """
+    if temperature < 0:
+        raise UserError(f"temperature {temperature} was given; allowed is 0 (greedy) or more")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p {top_p} was given; allowed is more than 0, up to 1")
+    if num_beams < 1:
+        raise UserError(f"num_beams {num_beams} was given; allowed is 1 or more")
+    if not do_sample or temperature == 0:
+        # Without sampling these settings mean nothing; None keeps a generation_config.json from bringing them back.
+        return {"do_sample": False, "top_p": None, "top_k": None, "temperature": None, "num_beams": num_beams}
+    return {"do_sample": True, "top_p": top_p, "temperature": temperature, "num_beams": num_beams}

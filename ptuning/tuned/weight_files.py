@@ -1,0 +1,154 @@
+"""Weight files of a model folder: which there are, whether they are whole, and their tensors one by one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptuning.plain.errors import UserError
+
+_SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
+_POINTER_START = b"version https://git-lfs"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder.
+
+    Raises:
+        UserError: missing, a Git-LFS pointer, or not a JSON object.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; a ChatGLM-6B folder holds config.json, ice_text.model and the weights")
+    refuse_pointer(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}; download it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a JSON {type(values).__name__}; an object is needed; download it again")
+    return values
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse a Git-LFS pointer, the 130-byte note that a clone without LFS leaves in place of a large file."""
+    with path.open("rb") as file:
+        if file.read(len(_POINTER_START)) == _POINTER_START:
+            raise UserError(
+                f"{path} is a Git LFS pointer ({path.stat().st_size} bytes), not the file itself: run `git lfs install && "
+                f"git lfs pull` in {path.parent}, or download the file from the model's page"
+            )
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weight files of a folder, all present and whole.
+
+    Attributes:
+        paths: one file, or the shards in order.
+        safetensors: their form; otherwise PyTorch's.
+    """
+
+    paths: tuple[Path, ...]
+    safetensors: bool
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every (name, tensor); files are mapped, so memory holds one tensor at a time."""
+        for path in self.paths:
+            yield from read_tensors(path)
+
+
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file (the latter never runs code: weights_only)."""
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
+                yield name, file.get_tensor(name)
+        return
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # noqa: BLE001  # torch raises many types for a damaged or foreign file
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(f"{path} cannot be read as PyTorch weights: {reason}; download it again") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}; a state dict of tensors is needed")
+    while state:
+        name = next(iter(state))
+        value = state.pop(name)  # so that a tensor's pages can go once it is used
+        if isinstance(value, Tensor):
+            yield name, value
+
+
+def find_weights(folder: Path) -> WeightFiles | None:
+    """The weight files of a folder, checked for presence, pointers and length; None where there are none.
+
+    Raises:
+        UserError: a shard is missing, short, or a Git-LFS pointer.
+    """
+    for name, safetensors in ((_SAFETENSORS, True), (_BIN, False)):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return WeightFiles(_shards(index), safetensors)
+        if (folder / name).is_file():
+            check_whole(folder / name)
+            return WeightFiles((folder / name,), safetensors)
+    return None
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    values = read_json(index)
+    names = sorted(set(values.get("weight_map", {}).values()))
+    paths = tuple(index.parent / name for name in names)
+    missing = [path.name for path in paths if not path.is_file()]
+    if not paths or missing:
+        raise UserError(
+            f"{index} lists {len(paths)} shards; missing in {index.parent}: {', '.join(missing) or 'all'}; "
+            "download them into the same folder"
+        )
+    for path in paths:
+        check_whole(path)
+    stated = values.get("metadata", {}).get("total_size")
+    found = sum(path.stat().st_size for path in paths)
+    if isinstance(stated, int | float) and found < stated:
+        raise UserError(
+            f"the shards in {index.parent} hold {found} bytes; {index.name} states {int(stated)}: "
+            "a download is incomplete, fetch them again"
+        )
+    return paths
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a Git-LFS pointer or a truncated weight file.
+
+    Raises:
+        UserError: with the file, what is wrong and what to do.
+    """
+    refuse_pointer(path)
+    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head = int.from_bytes(file.read(8), "little")
+            try:
+                entries = json.loads(file.read(head)) if 0 < head < size else None
+            except (UnicodeDecodeError, json.JSONDecodeError):
+                entries = None
+        ends = [v["data_offsets"][1] for k, v in (entries or {}).items() if k != "__metadata__"]
+        whole = entries is not None and size >= 8 + head + max(ends, default=0)
+    else:
+        whole = zipfile.is_zipfile(path) or (size > 0 and _is_legacy_pickle(path))
+    if not whole:
+        raise UserError(f"{path} is incomplete or damaged ({size} bytes); download it again")
+
+
+def _is_legacy_pickle(path: Path) -> bool:
+    """Whether this is PyTorch's form before 1.6; a truncated new one starts like any zip file instead."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
