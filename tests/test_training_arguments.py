@@ -6,7 +6,13 @@ import shlex
 
 import pytest
 
-from ptuning.loops.training_arguments import TuningArguments, checkpoints, parse_arguments, starting_point
+from ptuning.loops.training_arguments import (
+    TuningArguments,
+    checkpoints,
+    parse_arguments,
+    save_arguments,
+    starting_point,
+)
 from ptuning.plain.arguments import ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
@@ -26,7 +32,8 @@ EVALUATE = """--do_predict --validation_file AdvertiseGen/dev.json --test_file A
 EVALUATE_FINETUNE = """--do_predict --validation_file AdvertiseGen/dev.json --test_file AdvertiseGen/dev.json
     --overwrite_cache --prompt_column content --response_column summary
     --model_name_or_path ./output/adgen-chatglm-6b-ft-1e-4/checkpoint-3000
-    --output_dir ./output/adgen-chatglm-6b-ft-1e-4 --overwrite_output_dir --max_source_length 256 --max_target_length 256 --per_device_eval_batch_size 1
+    --output_dir ./output/adgen-chatglm-6b-ft-1e-4 --overwrite_output_dir --max_source_length 256
+    --max_target_length 256 --per_device_eval_batch_size 1
     --predict_with_generate --fp16_full_eval"""
 TRAIN_CHAT = """--do_train --train_file chat/train.json --validation_file chat/dev.json --prompt_column prompt
     --response_column response --history_column history --overwrite_cache --model_name_or_path THUDM/chatglm-6b
@@ -112,7 +119,8 @@ def test_published_form_with_one_json_file(tmp_path):
 def test_flags_that_transformers_5_dropped(monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "before")
     dropped = """--overwrite_output_dir --warmup_ratio 0.03 --evaluation_strategy steps --eval_steps 5
-        --logging_dir runs/a --no_cuda --use_mps_device --fp16_backend auto --half_precision_backend auto --include_tokens_per_second
+        --logging_dir runs/a --no_cuda --use_mps_device --fp16_backend auto
+        --half_precision_backend auto --include_tokens_per_second
         --use_legacy_prediction_loop --use_auth_token True --per_gpu_train_batch_size 3 --save_safetensors False"""
     arguments = parse(f"{LEAST} --validation_file v.json {dropped}")
     training = arguments.training
@@ -147,6 +155,36 @@ def test_evaluate_takes_a_checkpoint_folder_first(tmp_path):
     arguments = parse_arguments([str(tmp_path), *shlex.split(ROWS)], task="evaluate")
     assert arguments.model.ptuning_checkpoint == str(tmp_path)
     assert arguments.training.output_dir == os.path.join("output", "evaluation")
+
+
+def test_evaluate_takes_the_last_checkpoint_of_a_run_with_its_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "e.json").write_text("{}")
+    for step in (5, 10):
+        whole_checkpoint(tmp_path / "run", step)
+    run = parse(f"{LEAST} --output_dir run --pre_seq_len 7 --do_train --token secret --max_target_length 9")
+    saved = save_arguments(tmp_path / "run", run)
+    assert "secret" not in saved.read_text()
+    monkeypatch.chdir("/")
+    for folder, step in (("run", 10), ("run/checkpoint-5", 5)):
+        model, data, training = parse_arguments([str(tmp_path / folder), "--max_target_length", "8"], task="evaluate")
+        assert model.ptuning_checkpoint == str(tmp_path / "run" / f"checkpoint-{step}")
+        assert (model.model_name_or_path, model.token) == ("m", None)
+        assert (data.test_file, data.max_target_length) == (str(tmp_path / "e.json"), 8)
+        assert (training.do_train, training.output_dir) == (False, str(tmp_path / "run"))
+
+
+def test_evaluate_with_a_settings_file_does_not_look_at_saved_ones(tmp_path):
+    whole_checkpoint(tmp_path, 5)
+    (tmp_path / "arguments.json").write_text('{"model_name_or_path": "saved"}')
+    (tmp_path / "a.yaml").write_text("model_name_or_path: named\n")
+    words = [str(tmp_path / "a.yaml"), str(tmp_path), *shlex.split(ROWS)]
+    assert parse_arguments(words, task="evaluate").model.model_name_or_path == "named"
+
+
+def test_evaluate_says_when_the_folder_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="no such checkpoint folder"):
+        parse_arguments([str(tmp_path / "gone")], task="evaluate")
 
 
 def test_the_cpu_may_be_asked_for_either_way():

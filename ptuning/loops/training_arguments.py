@@ -4,6 +4,8 @@
 :func:`starting_point` decides where training starts: at step 0, or at a checkpoint in the output folder.
 """
 
+import dataclasses
+import json
 import logging
 import os
 import re
@@ -17,6 +19,7 @@ from transformers import Seq2SeqTrainingArguments
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.settings_file import read_mapping
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +89,8 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
     positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT]"
     parser = SettingsParser(groups, prog=f"ptuning {task}", description=_DESCRIPTION[task], positional=positional)
     given = parser.parse(argv)
-    _take_folder(given, task)
+    if given.folder is not None:
+        given = _with_folder(given, given.folder, task)
     _agree_on_device(given.values)
     model, data = given.build(ModelArguments), given.build(DataArguments)
     _choose_task(given.values, task)
@@ -101,15 +105,57 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
     return arguments
 
 
-def _take_folder(given: Given, task: Task) -> None:
-    if given.folder is None:
-        return
+def _with_folder(given: Given, folder: str, task: Task) -> Given:
+    """Read the folder named before the flags: a prefix checkpoint, or the output folder of a run (its last checkpoint).
+    Settings of that run (see :func:`save_arguments`) are the defaults where no settings file is named."""
     if task == "train":
         raise UserError(
-            f"{given.folder!r}: not expected here; a settings file ends in .yaml or .json, and everything else is a "
+            f"{folder!r}: not expected here; a settings file ends in .yaml or .json, and everything else is a "
             "flag (ptuning train --help lists them all)"
         )
-    given.values["ptuning_checkpoint"] = given.folder
+    path = Path(folder).expanduser()
+    if not path.is_dir():
+        raise UserError(f"{folder}: no such checkpoint folder (current directory: {Path.cwd()}); train a prefix first")
+    found = [] if any((path / name).exists() for name in _PREFIX_FILES) else checkpoints(path)
+    values = {} if given.config_file else _saved_arguments(path)
+    values |= {"ptuning_checkpoint": str(found[-1] if found else path), **given.values}
+    return Given(values, given.config_file, folder)
+
+
+_PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
+_SAVED_NAME = "arguments.json"
+_OF_ONE_RUN = ("do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint", "token")
+
+
+def save_arguments(folder: str | Path, arguments: Arguments) -> Path:
+    """Write the settings that were named for a run to ``arguments.json`` in its folder, and return the file's path.
+
+    ``ptuning evaluate FOLDER`` reads them again; paths are made absolute for it. Access tokens and what was to be done
+    in that run are left out.
+    """
+    values = {}
+    for name, value in arguments.given.items():
+        if name in _OF_ONE_RUN or name.endswith("_token"):
+            continue
+        if name in _PATH_SETTINGS and isinstance(value, str) and (Path(value).exists() or name == "output_dir"):
+            value = os.path.abspath(value)
+        values[name] = value
+    path = Path(folder) / _SAVED_NAME
+    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+_PATH_SETTINGS = {"output_dir"} | {
+    f.name for kind in (ModelArguments, DataArguments) for f in dataclasses.fields(kind) if f.metadata.get("path")
+}
+
+
+def _saved_arguments(folder: Path) -> dict[str, Any]:
+    """The settings saved in a run's folder, or in the folder above a checkpoint; empty where there are none."""
+    for place in (folder, folder.resolve().parent):
+        if (place / _SAVED_NAME).is_file():
+            return read_mapping(place / _SAVED_NAME)[0]
+    return {}
 
 
 def _choose_task(values: dict[str, Any], task: Task) -> None:

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Tunes a prefix, and scores it where the settings name test rows.
+#   bash scripts/train.sh                                  the built-in tiny-chatglm on the built-in rows
+#   bash scripts/train.sh [CONFIG.yaml] [--name value ...] any settings; flags beat the file
+# Paths count from the current directory; those inside a settings file may also count from the checkout.
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+
+config="$ptuning_root/configs/tiny.yaml"
+case "${1-}" in *.yaml | *.yml | *.json) config=$1; shift ;; esac
+exec "$ptuning_python" -P -m ptuning train "$config" "$@"
