@@ -17,8 +17,8 @@ class TrainingCollator:
 
     Called with examples (or mappings with ``input_ids`` and ``labels``) it gives int64 tensors ``input_ids``,
     ``labels`` and ``attention_mask`` (1 = real), each [B, T]. Padded labels are ``ignore_index``; the published
-    ``ignore_pad_token_for_loss=False``, which also learns to emit padding, is ``ignore_index=tokenizer.pad_token_id`` (its
-    loss depends on the padding, so it wants ``pad_to=max_source_length + max_target_length`` as well).
+    ``ignore_pad_token_for_loss=False``, which also learns to emit padding, is ``ignore_index=tokenizer.pad_token_id``
+    (its loss depends on the padding, so it wants ``pad_to=max_source_length + max_target_length`` as well).
     """
 
     tokenizer: ChatGLMTokenizer

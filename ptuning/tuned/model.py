@@ -27,7 +27,7 @@ from ptuning.blocks.quantization import (
 from ptuning.plain.errors import UserError
 from ptuning.tuned.chat import ChatMixin
 from ptuning.tuned.loss import target_loss
-from ptuning.tuned.sampling import FiniteScores
+from ptuning.tuned.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.tuned.weights import from_pretrained
 
 
@@ -241,7 +241,18 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         kwargs["logits_processor"] = LogitsProcessorList([FiniteScores(), *processors])
         if kwargs.get("prefix_key_values") is None:
             kwargs["prefix_key_values"] = self.prefix_key_values()
+        self._count_prompt_in_beams(args, kwargs)
         return super().generate(*args, **kwargs)
+
+    def _count_prompt_in_beams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Beams are compared as in the published code; see :class:`PromptCountedPenalty`."""
+        config = kwargs.get("generation_config") or self.generation_config
+        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        if prompt is None or (kwargs.get("num_beams") or config.num_beams or 1) == 1:
+            return
+        penalty = kwargs.get("length_penalty")
+        penalty = config.length_penalty if penalty is None else penalty
+        kwargs["length_penalty"] = PromptCountedPenalty(1.0 if penalty is None else penalty, prompt.shape[1])
 
     # ---- the rest of the transformers contract ------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Rows to ids: the one place where prompts become ids, and training examples get their labels.
 
-A training example is ``prompt [gMASK] <sop> reply <eop>``; its labels are -100 up to and including ``[gMASK]``, then the
-ids from ``<sop>`` on (the model shifts them by one). Nothing is padded here: the collators do that.
+A training example is ``prompt [gMASK] <sop> reply <eop>``; its labels are -100 up to and including ``[gMASK]``, then
+the ids from ``<sop>`` on (the model shifts them by one). Nothing is padded here: the collators do that.
 """
 
 from collections.abc import Sequence

@@ -31,6 +31,31 @@ class FiniteScores(LogitsProcessor):
         return scores
 
 
+class PromptCountedPenalty(float):
+    """A beam search's length penalty that counts the prompt as well, as at the time of the published code.
+
+    A beam's score is its log probability over ``length ** penalty``. Today's transformers puts the number of generated
+    tokens there; in the releases that ran ChatGLM-6B it was the length of the whole sequence without its end token, so
+    the same weights gave other answers. transformers computes ``generated ** penalty`` and Python asks this class.
+    """
+
+    prompt_length: int
+
+    def __new__(cls, penalty: float, prompt_length: int) -> PromptCountedPenalty:
+        made = super().__new__(cls, penalty)
+        made.prompt_length = prompt_length
+        return made
+
+    def __rpow__(self, generated: int, mod: None = None) -> float:  # type: ignore[override]
+        return float(self.prompt_length + generated - 1) ** float(self)
+
+    def __deepcopy__(self, memo: Any) -> PromptCountedPenalty:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PromptCountedPenalty, (float(self), self.prompt_length)
+
+
 def sampling_settings(
     *, do_sample: bool = True, top_p: float = 0.7, temperature: float = 0.95, num_beams: int = 1
 ) -> dict[str, Any]:
