@@ -10,8 +10,8 @@ History = Sequence[Sequence[str]]  # [(query, reply), ...], oldest first
 def build_prompt(query: str, history: History | None = None, *, legacy: bool = False) -> str:
     """The prompt for ``query`` after the rounds of ``history`` (pairs of query and reply, oldest first).
 
-    Without earlier rounds the prompt is the query itself; with some it is ``[Round i]\\n问：…\\n答：…\\n`` for each and ends
-    in ``答：``, as the published chat does. ``legacy=True`` also wraps an empty list as ``[Round 0]``, which the
+    Without earlier rounds the prompt is the query itself; with some it is ``[Round i]\\n问：…\\n答：…\\n`` for each and
+    ends in ``答：``, as the published chat does. ``legacy=True`` also wraps an empty list as ``[Round 0]``, which the
     published trainer did once a history column was set; ``None`` (no history column) is the plain query even then.
 
     Raises :class:`UserError` for a history entry that is not a pair of texts.
