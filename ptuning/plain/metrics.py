@@ -18,7 +18,8 @@ MAX_LCS_PAIRS = 1_000_000
 
 class _Tools(NamedTuple):
     cut: Any  # text -> words
-    rouge: Any  # rouge_chinese.Rouge
+    rouge: Any  # rouge_chinese.Rouge for ROUGE-1, -2 and -L
+    rouge_n: Any  # the same without ROUGE-L
     sentence_bleu: Any
     smoothing: Any
 
@@ -32,7 +33,7 @@ def score_pair(prediction: str, reference: str) -> dict[str, float]:
         return dict.fromkeys(SCORE_NAMES, 0.0)
     tools = _tools()
     words = [" ".join(tools.cut(text)) for text in (prediction, reference)]
-    scores = _rouge(tools.rouge, *words)
+    scores = _rouge(tools, *words)
     scores["bleu-4"] = tools.sentence_bleu([list(reference)], list(prediction), smoothing_function=tools.smoothing)
     return {name: round(float(scores[name]) * 100, 4) for name in SCORE_NAMES}
 
@@ -52,21 +53,21 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
     return means
 
 
-def _rouge(rouge: Any, prediction: str, reference: str) -> dict[str, float]:
+def _rouge(tools: _Tools, prediction: str, reference: str) -> dict[str, float]:
     """f of ROUGE-1, -2 and -L for two texts of words joined by blanks."""
-    sentences = [[" ".join(line.split()) for line in rouge.cut_sent(text) if line] for text in (prediction, reference)]
-    ours, theirs = ([word for line in lines for word in line.split(" ")] for lines in sentences)
+    ours, theirs = (_words(tools.rouge, text) for text in (prediction, reference))
     if len(ours) * len(theirs) <= MAX_LCS_PAIRS:
-        return {name: value["f"] for name, value in rouge.get_scores(prediction, reference)[0].items()}
-    rouge.metrics, everything = ["rouge-1", "rouge-2"], rouge.metrics
-    try:
-        scores = {name: value["f"] for name, value in rouge.get_scores(prediction, reference)[0].items()}
-    finally:
-        rouge.metrics = everything
+        return {name: value["f"] for name, value in tools.rouge.get_scores(prediction, reference)[0].items()}
+    scores = {name: value["f"] for name, value in tools.rouge_n.get_scores(prediction, reference)[0].items()}
     common = lcs_length(ours, theirs)
     precision, recall = common / len(ours), common / len(theirs)
     scores["rouge-l"] = 2.0 * precision * recall / (precision + recall + 1e-8)
     return scores
+
+
+def _words(rouge: Any, text: str) -> list[str]:
+    """The words that ``rouge_chinese`` compares for ROUGE-L: it cuts sentences first, and a blank line is one word."""
+    return [word for line in rouge.cut_sent(text) if line for word in " ".join(line.split()).split(" ")]
 
 
 def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
@@ -96,4 +97,5 @@ def _tools() -> _Tools:
 
         jieba.setLogLevel(logging.WARNING)  # no "Building prefix dict" in a progress bar
         jieba.initialize()
-        return _Tools(jieba.cut, Rouge(), sentence_bleu, SmoothingFunction().method3)
+        rouge_n = Rouge(metrics=["rouge-1", "rouge-2"])
+        return _Tools(jieba.cut, Rouge(), rouge_n, sentence_bleu, SmoothingFunction().method3)
