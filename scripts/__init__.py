@@ -1,0 +1,1 @@
+"""Shell scripts for users, and the recipe of the embedded default model (scripts.tiny)."""
