@@ -5,11 +5,11 @@ Nothing heavy is imported here: each verb is a module of its own, loaded when it
 
 import difflib
 import importlib
-import importlib.metadata
 import logging
 import sys
 from collections.abc import Sequence
 
+from ptuning import __version__
 from ptuning.plain.errors import UserError
 
 EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
@@ -34,14 +34,6 @@ def help_text() -> str:
     )
 
 
-def version() -> str:
-    """Return the installed version."""
-    try:
-        return importlib.metadata.version("ptuning")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed: pip install -e .)"
-
-
 def run(argv: Sequence[str]) -> int:
     """Run one command line (without the program's name) and return its exit code.
 
@@ -52,7 +44,7 @@ def run(argv: Sequence[str]) -> int:
         print(help_text())
         return EXIT_OK
     if argv[0] in ("-V", "--version", "version"):
-        print(f"ptuning {version()}")
+        print(f"ptuning {__version__}")
         return EXIT_OK
     verb, rest = argv[0], list(argv[1:])
     if verb not in VERBS:
