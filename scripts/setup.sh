@@ -62,7 +62,7 @@ use_own_environment() {
     say "installing requirements.txt into $folder (a few minutes the first time; later runs start at once)"
     pip_install -r "$ptuning_root/requirements.txt"
     say "installing ptuning itself from $ptuning_root"
-    pip_install -e "$ptuning_root" --no-deps
+    pip_install --quiet -e "$ptuning_root" --no-deps
     fingerprint > "$stamp"
     say "done"
 }
@@ -83,7 +83,7 @@ use_active_environment() {
     fi
     if [ "$packages" != "$missing" ]; then
         say "installing ptuning itself from $ptuning_root into the active environment ($ptuning_python)"
-        pip_install -e "$ptuning_root" --no-deps
+        pip_install --quiet -e "$ptuning_root" --no-deps
     fi
 }
 
