@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -28,7 +28,10 @@ class ChatGLMConfig(PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {"num_hidden_layers": "num_layers", "max_position_embeddings": "max_sequence_length"}
+    attribute_map: ClassVar[dict[str, str]] = {
+        "num_hidden_layers": "num_layers",
+        "max_position_embeddings": "max_sequence_length",
+    }
 
     def __init__(
         self,
@@ -70,12 +73,12 @@ class ChatGLMConfig(PreTrainedConfig):
         self.mask_token_id = bos - 4 if mask_token_id is None else mask_token_id
         self.gmask_token_id = bos - 3 if gmask_token_id is None else gmask_token_id
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(
-            bos_token_id=bos,
-            eos_token_id=bos + 1 if eos_token_id is None else eos_token_id,
-            pad_token_id=(20003 if early else 3) if pad_token_id is None else pad_token_id,
-            **kwargs,
-        )
+        kwargs |= {
+            "bos_token_id": bos,
+            "eos_token_id": bos + 1 if eos_token_id is None else eos_token_id,
+            "pad_token_id": (20003 if early else 3) if pad_token_id is None else pad_token_id,
+        }
+        super().__init__(**kwargs)
 
     @property
     def head_dim(self) -> int:

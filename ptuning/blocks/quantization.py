@@ -137,6 +137,7 @@ class QuantizedEmbedding(nn.Module):
 
     weight: nn.Parameter
     weight_scale: nn.Parameter
+    _dtype_marker: Tensor
 
     def __init__(
         self,

@@ -38,6 +38,13 @@ class TuningArguments(Seq2SeqTrainingArguments):
             "files and checkpoints of the same name are replaced)."
         },
     )
+    prefix_format: Literal["ptuning", "published", "both"] = field(
+        default="ptuning",
+        metadata={
+            "help": "Form of the prefix in a checkpoint: ptuning (prefix_encoder.safetensors and prefix_config.json), "
+            "published (pytorch_model.bin, for the published scripts), or both."
+        },
+    )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report the run besides the output folder: tensorboard, wandb, ..."}
     )

@@ -128,6 +128,9 @@ class DataArguments:
         "sampling with top_p 0.7 and temperature 0.95, as the published evaluation does.",
         shortcuts={"greedy": "greedy", "sampling": "published"},
     )
+    compare_base: bool = _setting(
+        False, "Predict the test rows with the base model as well, and show both scores side by side."
+    )
     legacy_first_round: bool = _setting(
         False, "Wrap a first round as [Round 0] once a history column is set, as the published trainer did."
     )

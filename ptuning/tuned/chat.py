@@ -21,7 +21,13 @@ Turn = tuple[str, str]
 
 
 class ChatMixin:
-    """Conversation on top of ``generate``; the one prompt function of training and evaluation builds the prompts."""
+    """Conversation on top of ``generate``; the one prompt function of training and evaluation builds the prompts.
+
+    Attributes:
+        prompt_settings: keywords for that function that the attached prefix was trained with (source_prefix, legacy).
+    """
+
+    prompt_settings: dict[str, Any]
 
     def chat(
         self,
@@ -96,7 +102,7 @@ class ChatMixin:
         self, tokenizer: Any, query: str, history: Any, max_length: int, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The prompt [1, T] and the limits of the answer."""
-        ids = prompt_ids(tokenizer, query, _turns(history))
+        ids = prompt_ids(tokenizer, query, _turns(history), **self.prompt_settings)
         settings: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         settings |= kwargs
         if settings.get("max_new_tokens") is None:

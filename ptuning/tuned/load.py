@@ -51,8 +51,11 @@ def check_vocabulary(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig, where: 
     Raises:
         UserError: with the ids and sizes of both.
     """
-    pairs = (("<sop>", tokenizer.bos_token_id, config.bos_token_id), ("[gMASK]", tokenizer.gmask_token_id, config.gmask_token_id))
-    wrong = [f"{name} is {ours} in the tokenizer and {theirs} in config.json" for name, ours, theirs in pairs if ours != theirs]
+    pairs = (
+        ("<sop>", tokenizer.bos_token_id, config.bos_token_id),
+        ("[gMASK]", tokenizer.gmask_token_id, config.gmask_token_id),
+    )
+    wrong = [f"{name} is {mine} in the tokenizer and {its} in config.json" for name, mine, its in pairs if mine != its]
     if wrong or len(tokenizer) > config.vocab_size:
         raise UserError(
             f"tokenizer and model in {where} are of different releases: {'; '.join(wrong) or 'sizes differ'}; the tokenizer "
@@ -158,6 +161,10 @@ def _attach(model: ChatGLMForConditionalGeneration, prefix: PrefixCheckpoint) ->
             prefix.path, prefix.settings.get("base_model"), stated, model.config.name_or_path, model.base_fingerprint,
         )
     model.attach_prefix(prefix.encoder(model.config))
+    model.prompt_settings = {
+        "source_prefix": str(prefix.settings.get("source_prefix", "")),
+        "legacy": bool(prefix.settings.get("history")) and bool(prefix.settings.get("legacy_first_round")),
+    }
     logger.info(
         "Loading prefix_encoder weight from %s: %d tokens, %d layers%s",
         prefix.path, prefix.pre_seq_len, model.config.num_layers, ", projection" if prefix.projection else "",

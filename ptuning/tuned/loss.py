@@ -10,8 +10,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORE_INDEX = -100
-"""Label of a position that carries no loss."""
+from ptuning.tuned.preprocess import IGNORE_INDEX
 
 
 def target_loss(

@@ -70,8 +70,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ("Block",)
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq",)
+    _no_split_modules = ["Block"]  # noqa: RUF012  # the base class's form
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012
 
     def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -82,6 +82,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         )
         self.lm_head = quantized_linear_class(embedding_bits)(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
+        self.prompt_settings = {}
         self.base_fingerprint: str | None = None  # of the weights that were read; see ptuning.tuned.weights
         self.post_init()
         if config.pre_seq_len is not None:  # after post_init: a prefix starts as published, from N(0, 1)
@@ -120,16 +121,18 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         if encoder is not None:
             del self.transformer.prefix_encoder
         self.config.pre_seq_len, self.config.prefix_projection = None, False
+        self.prompt_settings = {}
         return encoder
 
     @contextmanager
     def prefix_disabled(self) -> Iterator[None]:
         """Within this context the model answers as the base model, bit for bit."""
         before, self._prefix_on = self._prefix_on, False
+        settings, self.prompt_settings = self.prompt_settings, {}
         try:
             yield
         finally:
-            self._prefix_on = before
+            self._prefix_on, self.prompt_settings = before, settings
 
     def prefix_key_values(self) -> PrefixKeyValues | None:
         """Keys and values of the attached prefix, per layer [1, N, P, H]; None without one (or when disabled)."""
@@ -201,7 +204,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
             return tuple(value for value in (result.loss, result.logits, result.past_key_values) if value is not None)
         return result
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: Cache | None = None,
@@ -214,7 +217,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         The first call sees the whole prompt. Behind a filled cache only the new ids go in: the cache itself remembers
         padding and positions, so nothing here grows with the length.
         """
-        inputs = {key: kwargs[key] for key in ("prefix_key_values", "use_cache", "logits_to_keep") if key in kwargs}
+        passed_on = ("prefix_key_values", "use_cache", "logits_to_keep")
+        inputs: dict[str, Any] = {key: kwargs[key] for key in passed_on if key in kwargs}
         cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
         if cached and hasattr(past_key_values, "glm_state"):
             return inputs | {"input_ids": input_ids[:, cached:], "past_key_values": past_key_values}
@@ -242,7 +246,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         if kwargs.get("prefix_key_values") is None:
             kwargs["prefix_key_values"] = self.prefix_key_values()
         self._count_prompt_in_beams(args, kwargs)
-        return super().generate(*args, **kwargs)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def _count_prompt_in_beams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Beams are compared as in the published code; see :class:`PromptCountedPenalty`."""
@@ -277,7 +281,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
                 if isinstance(linear, nn.Linear):
                     setattr(parent, name, QuantizedLinear.from_linear(linear, bits))
         if quantize_embeddings and isinstance(self.lm_head, nn.Linear):
-            embedding = self.transformer.word_embeddings
+            embedding: Any = self.transformer.word_embeddings
             self.transformer.word_embeddings = QuantizedEmbedding.from_embedding(embedding.weight, bits)
             self.lm_head = QuantizedLinear.from_linear(self.lm_head, bits)
             self.config.quantization_embeddings = True
@@ -296,7 +300,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         """Random weights of a new model: normal with 0.02, as usual. A loaded model never comes here."""
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.data.normal_(mean=0.0, std=0.02)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.data.zero_()
         elif isinstance(module, nn.LayerNorm):
             module.weight.data.fill_(1.0)

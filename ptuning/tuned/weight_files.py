@@ -75,7 +75,7 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         return
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # noqa: BLE001  # torch raises many types for a damaged or foreign file
+    except Exception as error:  # torch raises many types for a damaged or foreign file
         reason = str(error).splitlines()[0][:200]
         raise UserError(f"{path} cannot be read as PyTorch weights: {reason}; download it again") from error
     if not isinstance(state, dict):

@@ -100,7 +100,7 @@ def _fill(
     """Put one tensor of a file where it belongs; returns the names that are filled now."""
     leaf = name.rpartition(".")[2]
     quantised = isinstance(parent, QuantizedLinear | QuantizedEmbedding)
-    if quantised and leaf == "weight" and tensor.is_floating_point():
+    if isinstance(parent, QuantizedLinear | QuantizedEmbedding) and leaf == "weight" and tensor.is_floating_point():
         expected = (slot.shape[0], slot.shape[1] * 8 // parent.bits)
         _check_shape(name, tuple(tensor.shape), expected, where)
         packed, scale = quantize_weight(tensor.to(device), parent.bits)
@@ -174,7 +174,7 @@ def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs
             logger.info("new prefix of %d tokens, to be trained or loaded", config.pre_seq_len)
         model.attach_prefix(encoder)
     model.eval()
-    info = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+    info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
     return (model, info) if report else model
 
 
@@ -225,7 +225,7 @@ def choose_quantization(stored: int, asked: int | None, where: Path) -> int:
         raise UserError(f"quantization_bit {asked} was given; allowed are 4 and 8 (0 or none: as the checkpoint is)")
     if stored and asked and stored != asked:
         raise UserError(
-            f"{where} is quantised to {stored} bits, but quantization_bit {asked} was asked for: leave the flag out, or give "
-            "the float16 checkpoint"
+            f"{where} is quantised to {stored} bits, but quantization_bit {asked} was asked for: leave the flag out, or "
+            "give the float16 checkpoint"
         )
     return stored or asked or 0

@@ -1,0 +1,22 @@
+"""``ptuning train``: tunes a prefix and scores it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb and return its exit code.
+
+    Raises:
+        UserError: settings, rows or checkpoints that do not fit.
+    """
+    from ptuning.loops.training_arguments import parse_arguments
+
+    arguments = parse_arguments(argv, task="train")
+    from ptuning.edges.results import print_result, progress_bar
+    from ptuning.uses.tuning import run_evaluation, run_tuning
+
+    run = run_tuning if arguments.training.do_train else run_evaluation
+    print_result(run(arguments, progress_bar))
+    return 0
