@@ -62,13 +62,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         clean_up_tokenization_spaces: bool = True,
         **kwargs: Any,
     ) -> None:
-        # from_pretrained hands the two tokens that transformers has no name for over in this dictionary. They must not
-        # become "special" there: the published tokenizer never splits text at them.
-        unnamed = dict(kwargs.pop("model_specific_special_tokens", None) or {})
-        self.gmask_token = str(unnamed.pop("gmask_token", gmask_token))
-        self.end_token = str(unnamed.pop("end_token", end_token))
-        if unnamed:
-            kwargs["model_specific_special_tokens"] = unnamed
+        # from_pretrained hands the tokens that transformers has no name for over in a dictionary (which one depends on
+        # its version). They must not become "special" there: the published tokenizer never splits text at them.
+        unnamed = {"gmask_token": gmask_token, "end_token": end_token}
+        for key in ("extra_special_tokens", "model_specific_special_tokens"):
+            if isinstance(kwargs.get(key), dict):
+                others = kwargs.pop(key)
+                unnamed.update({name: others[name] for name in unnamed if name in others})
+                if rest := {name: token for name, token in others.items() if name not in unnamed}:
+                    kwargs[key] = rest
+        self.gmask_token, self.end_token = str(unnamed["gmask_token"]), str(unnamed["end_token"])
         self.vocab_file = vocab_file
         self.do_lower_case = do_lower_case
         self.remove_space = remove_space
