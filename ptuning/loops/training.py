@@ -112,6 +112,7 @@ def _prepare(args: TuningArguments) -> None:
     """Settings that a frozen backbone with a prefix asks for, whatever transformers' defaults of the day are."""
     args.remove_unused_columns = False
     args.label_names = ["labels"]
+    args.prediction_loss_only = True  # answers are generated and scored by ptuning.uses.evaluation
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
         args.gradient_checkpointing_kwargs = {"use_reentrant": False}

@@ -46,7 +46,12 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
     @logits.setter
     def logits(self, value: Tensor | None) -> None:
+        """What the base class sets: a value made already, or nothing."""
         object.__setattr__(self, "_logits", value)
+
+    def as_tuple(self) -> tuple[Any, ...]:
+        """Loss, logits and cache, those that there are."""
+        return tuple(value for value in (self.loss, self.logits, self.past_key_values) if value is not None)
 
     def defer_logits(self, make: Callable[[], Tensor]) -> Self:
         """Give the logits a recipe in place of a value."""
@@ -200,9 +205,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
             result.defer_logits(lambda: self.lm_head(states[:, -logits_to_keep:]))
         else:
             result["logits"] = self.lm_head(states[:, -logits_to_keep:])
-        if return_dict is False:
-            return tuple(value for value in (result.loss, result.logits, result.past_key_values) if value is not None)
-        return result
+        return result.as_tuple() if return_dict is False else result
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

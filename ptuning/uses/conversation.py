@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # What a later token may still change: a half-width mark (full-width once a CJK character follows), blanks (stripped at
-# the end), the beginning of the placeholder that becomes a year, and the half of a character.
-_UNSETTLED = re.compile(r"[,!:;?\s\ufffd]+$|\[\[?[训练时间]*\]?$")
+# the end and before an English mark or a contraction), the beginning of the placeholder that becomes a year, and the
+# half of a character.
+_UNSETTLED = re.compile(r"[,!:;?\s\ufffd]+$|\s(?:n'?|'[vr]?)$|\[\[?[训练时间]*\]?$")
 
 
 def settled(text: str) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from typing import Any
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
@@ -94,14 +94,25 @@ def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: Dat
         legacy=data.legacy_first_round,
     )
     workers = min(data.preprocessing_num_workers or 1, len(rows))
-    if workers > 1:
-        with get_context("spawn").Pool(workers) as pool:
-            examples = pool.map(make, rows, chunksize=max(1, len(rows) // (4 * workers)))
-    else:
-        examples = [make(row) for row in rows]
+    examples = _in_processes(make, rows, workers, name) if workers > 1 else [make(row) for row in rows]
     _report_lengths(examples, data, name)
     _show_first(tokenizer, examples)
     return examples
+
+
+def _in_processes(make: Callable[[Row], Example], rows: Sequence[Row], workers: int, name: str) -> list[Example]:
+    """The same in several processes, with a progress bar."""
+    from datasets import Dataset
+
+    table = Dataset.from_dict({"row": list(range(len(rows)))})
+    done = table.map(
+        lambda record: asdict(make(rows[record["row"]])),
+        num_proc=workers,
+        remove_columns=["row"],
+        load_from_cache_file=False,
+        desc=f"Running tokenizer on {name}",
+    )
+    return [Example(**record) for record in done]
 
 
 def _report_lengths(examples: Sequence[Example], data: DataArguments, name: str) -> None:

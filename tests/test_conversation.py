@@ -1,0 +1,57 @@
+"""Answers in pieces: what was shown never changes, and the sum is the reply."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ptuning
+from ptuning.plain.response import process_response
+from ptuning.uses.conversation import Conversation, settled
+
+
+@given(st.text(alphabet="中文ab ,!:;?。[]训练时间'nt'svre\n", max_size=30))
+def test_settled_text_never_changes(text):
+    """For every way a reply may grow, what counts as settled is the start of what follows."""
+    final = process_response(text)
+    for length in range(len(text) + 1):
+        so_far = settled(process_response(text[:length]))
+        assert final.startswith(so_far), (text[:length], so_far)
+
+
+@pytest.mark.parametrize("half", ["你好,", "等 ", "[", "[[训练", "[[训练时间]", "a\ufffd", "it 's"[:4]])
+def test_unsettled_ends_are_held_back(half):
+    assert len(settled(half)) < len(half)
+
+
+@pytest.fixture(scope="module")
+def parts(golden):
+    model = ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=golden / "checkpoint-prefix")
+    return model, ptuning.load_tokenizer(golden / "model")
+
+
+def test_pieces_add_up_to_the_chat_answer(parts):
+    model, tokenizer = parts
+    talk = Conversation(model, tokenizer, {"max_new_tokens": 60, "temperature": 0})
+    history = []
+    for query in ("你好", "第二问\n换行"):
+        response, history = model.chat(tokenizer, query, history, max_new_tokens=60, do_sample=False)
+        pieces = list(talk.ask(query))
+        assert "".join(pieces) == response
+        assert len(pieces) > 3
+    assert talk.history == history
+    talk.clear()
+    assert talk.history == []
+
+
+def test_a_stopped_answer_stays_as_far_as_it_was_shown(parts):
+    talk = Conversation(*parts, {"max_length": 500, "temperature": 0})
+    pieces = talk.ask("你好")
+    shown = next(pieces) + next(pieces)
+    pieces.close()
+    assert talk.history == [("你好", shown)]
+
+
+def test_without_history_every_question_stands_alone(parts):
+    talk = Conversation(*parts, {"max_length": 60, "temperature": 0}, keep_history=False)
+    assert list(talk.ask("你好")) == list(talk.ask("你好"))
+    assert talk.history == []

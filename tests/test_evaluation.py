@@ -1,0 +1,166 @@
+"""Evaluation: what is predicted, written and scored, and that neither batch nor padding changes an answer."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ptuning import load_model, load_tokenizer
+from ptuning.loops.generation import PRESETS, generate_batches
+from ptuning.plain.arguments import DataArguments
+from ptuning.plain.metrics import score
+from ptuning.tuned.preprocess import prompt_ids
+from ptuning.tuned.rows import Row
+from ptuning.uses.evaluation import evaluate_rows, save_metrics, write_predictions
+
+
+@pytest.fixture(scope="module", params=[None, "prefix", "prefix_projection"])
+def model(request, golden):
+    checkpoint = golden / f"checkpoint-{request.param}" if request.param else None
+    return load_model(golden / "model", device="cpu", ptuning_checkpoint=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(golden):
+    return load_tokenizer(golden / "model")
+
+
+@pytest.fixture(scope="module")
+def rows(golden_cases):
+    return [
+        Row(row["prompt"], row["response"], row["history"], f"rows:{n}") for n, row in enumerate(golden_cases["train_rows"])
+    ]
+
+
+@pytest.fixture
+def data():
+    return DataArguments(max_source_length=64, max_target_length=24)
+
+
+def test_batch_of_eight_equals_batch_of_one(model, tokenizer, rows, data):
+    alone = evaluate_rows(model, tokenizer, rows, data, batch_size=1)
+    together = evaluate_rows(model, tokenizer, rows, data, batch_size=8)
+    assert alone.predictions == together.predictions
+    assert alone.metrics["bleu-4"] == together.metrics["bleu-4"]
+
+
+def test_predictions_are_what_the_chat_answers(model, tokenizer, rows, data):
+    predictions = evaluate_rows(model, tokenizer, rows, data, batch_size=4).predictions
+    for row, prediction in zip(rows, predictions, strict=True):
+        response, _ = model.chat(tokenizer, row.prompt, row.history, do_sample=False, max_new_tokens=24)
+        assert response.rstrip("\ufffd") == prediction
+
+
+def test_the_limit_counts_new_tokens_only(model, tokenizer):
+    """A prompt as long as the limit still gets a whole answer."""
+    prompts = [prompt_ids(tokenizer, text) for text in ("你好" * 30, "你好")]
+    batches = generate_batches(model, tokenizer, prompts, [9, 4], batch_size=2, preset=PRESETS["greedy"])
+    answers = {answer.index: answer for batch in batches for answer in batch}
+    for index, limit in enumerate((9, 4)):
+        assert len(answers[index].ids) == limit or answers[index].finished
+
+
+def test_the_published_limit_is_the_same_in_every_batch(tokenizer, model, rows):
+    """max_source_length + max_target_length + 1 counts a row's own prompt, not its padding."""
+    data = DataArguments(max_source_length=32, max_target_length=8, generation="published")
+    prompts = [prompt_ids(tokenizer, row.prompt, row.history, max_source_length=32) for row in rows]
+    result = evaluate_rows(model, tokenizer, rows, data, batch_size=4)
+    for prompt, prediction in zip(prompts, result.predictions, strict=True):
+        assert len(tokenizer.encode_text(prediction)) <= 32 + 8 + 1 - len(prompt) + 8
+
+
+def test_sampling_is_repeatable_with_its_seed(model, tokenizer, rows, data):
+    data = dataclasses.replace(data, generation="published")
+    first, again, other = (evaluate_rows(model, tokenizer, rows, data, batch_size=4, seed=seed) for seed in (1, 1, 2))
+    assert first.predictions == again.predictions
+    assert first.predictions != other.predictions
+
+
+def test_scores_are_those_of_the_written_file(model, tokenizer, rows, data, tmp_path):
+    result = evaluate_rows(model, tokenizer, rows, data, batch_size=4, folder=tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "generated_predictions.txt").read_text(encoding="utf-8").splitlines()]
+    assert [set(line) for line in lines] == [{"labels", "predict"}] * len(rows)
+    expected = score([line["predict"] for line in lines], [line["labels"] for line in lines])
+    assert expected.items() <= result.metrics.items()
+    assert not any("[gMASK]" in line["labels"] or "<sop>" in line["labels"] for line in lines)
+
+
+def test_an_ending_model_gives_empty_answers_that_count(golden, tokenizer, rows, data):
+    """A head that always says <eop>: every answer is empty, every score 0, and nothing crashes."""
+    model = load_model(golden / "model", device="cpu")
+    with torch.no_grad():
+        model.transformer.final_layernorm.weight.zero_()
+        model.transformer.final_layernorm.bias.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[model.config.eos_token_id] = 1.0
+    result = evaluate_rows(model, tokenizer, rows, data, batch_size=4)
+    assert result.predictions == [""] * len(rows)
+    assert result.metrics["empty_predictions"] == len(rows)
+    assert result.metrics["bleu-4"] == 0
+    assert result.metrics["unfinished_predictions"] == 0
+
+
+def test_results_are_merged_and_named_as_published(tmp_path):
+    (tmp_path / "all_results.json").write_text('{"train_loss": 3.5}')
+    save_metrics(tmp_path, "predict", {"bleu-4": 8.1, "predict_runtime": 2.0, "epoch": 1.0})
+    assert json.loads((tmp_path / "predict_results.json").read_text()) == {
+        "predict_bleu-4": 8.1,
+        "predict_runtime": 2.0,
+        "epoch": 1.0,
+    }
+    assert json.loads((tmp_path / "all_results.json").read_text())["train_loss"] == 3.5
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_predictions_keep_odd_characters_on_their_line(tmp_path):
+    odd = '一\n二\u2028三\x85四"五'
+    path = write_predictions(tmp_path, [odd], ["x"])
+    assert path.read_bytes().count(b"\n") == 1
+    assert json.loads(path.read_text(encoding="utf-8"))["predict"] == odd
+
+
+def test_the_command_scores_a_checkpoint_and_a_base_model(golden, tmp_path, rows):
+    file = tmp_path / "test.json"
+    lines = [json.dumps({"content": row.prompt, "summary": row.response}, ensure_ascii=False) for row in rows[:4]]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "ptuning",
+            "evaluate",
+            "--model_name_or_path",
+            str(golden / "model"),
+            "--ptuning_checkpoint",
+            str(golden / "checkpoint-prefix"),
+            "--test_file",
+            str(file),
+            "--prompt_column",
+            "content",
+            "--response_column",
+            "summary",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--max_source_length",
+            "24",
+            "--max_target_length",
+            "16",
+            "--compare_base",
+            "--device",
+            "cpu",
+            "--pre_seq_len",
+            "6",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "base model" in done.stdout
+    assert "with the prefix" in done.stdout
+    assert (tmp_path / "out" / "predict_results.json").is_file()
+    assert (tmp_path / "out" / "base" / "generated_predictions.txt").is_file()
+    assert "Building prefix dict" not in done.stdout + done.stderr
