@@ -109,10 +109,24 @@ def check_config(values: dict[str, Any], where: str) -> None:
         raise UserError(f"{where} has position_encoding_2d false; only the published 2-D positions are supported")
     bits = values.get("quantization_bit") or 0
     if bits not in (0, 4, 8):
-        raise UserError(f"{where} has quantization_bit {bits}; allowed are 0 (float), 4 and 8")
+        raise UserError(f"{where} has quantization_bit {bits!r}; allowed are 0 (float), 4 and 8")
+    _check_whole_numbers(values, where)
     hidden, heads = values.get("hidden_size", 4096), values.get("num_attention_heads", 32)
     if heads < 1 or hidden % heads or (hidden // heads) % 4:
         raise UserError(
             f"{where}: hidden_size {hidden} over num_attention_heads {heads} must give a head size that is a "
             "multiple of 4 (two rotary halves of two halves each)"
         )
+
+
+def _check_whole_numbers(values: dict[str, Any], where: str) -> None:
+    """Refuse sizes and ids that are no whole numbers, or too small."""
+    sizes = (
+        "vocab_size", "hidden_size", "num_layers", "num_attention_heads", "inner_hidden_size", "max_sequence_length",
+        "pre_seq_len",
+    )
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "gmask_token_id")
+    for key, least in [*((key, 1) for key in sizes), *((key, 0) for key in ids)]:
+        value = values.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise UserError(f"{where} has {key} {value!r}; allowed is a whole number from {least} on")

@@ -39,10 +39,15 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     _check_bits(bits)
     limit = 2 ** (bits - 1) - 1
     values = weight.detach().float()
-    largest = values.abs().amax(dim=1, keepdim=True)
+    largest = values.abs().amax(dim=1, keepdim=True) if values.shape[1] else values.new_zeros(len(values), 1)
     if not torch.isfinite(largest).all():
         raise UserError("the weight holds NaN or infinity and cannot be quantised; the checkpoint is damaged")
     scale = (largest / limit).to(torch.float16)
+    if not torch.isfinite(scale).all():
+        raise UserError(
+            f"the weight holds {largest.max():.3g}; at {bits} bits the largest that a float16 scale can stand for is "
+            f"{limit * torch.finfo(torch.float16).max:.3g}: the checkpoint is damaged"
+        )
     step = scale.float()
     rounded = torch.where(step > 0, values / step.clamp_min(torch.finfo(torch.float32).tiny), 0.0).round()
     # A scale that float16 rounded down may push the largest value one past the limit.

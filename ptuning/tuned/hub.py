@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 EMBEDDED_MODEL = "tiny-chatglm"
 """Name of the model that ships with the package."""
 
-_SMALL_FILES = ["*.json", "ice_text.model"]
+_SMALL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "ice_text.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+_SAFETENSORS = ("model.safetensors", "model-*.safetensors")
+_BIN = ("pytorch_model.bin", "pytorch_model-*.bin")
 
 
 def embedded_folder() -> Path:
@@ -33,7 +48,7 @@ def resolve_folder(
 
     A local folder wins; then ``tiny-chatglm`` means the embedded model; anything else is a hub repository, fetched with
     huggingface_hub, which honours ``HF_ENDPOINT``, ``HF_HOME``, ``HF_HUB_OFFLINE`` and a token. Remote code is never
-    fetched.
+    fetched. Where the hub cannot be reached, what the cache holds is used.
 
     Args:
         name: folder or hub name.
@@ -44,6 +59,8 @@ def resolve_folder(
         UserError: no such folder, or the hub does not give it.
     """
     text = os.fspath(name)
+    if not text:
+        raise UserError(f"the model's name is empty: give a folder, a hub name such as THUDM/chatglm-6b or {EMBEDDED_MODEL}")
     folder = Path(text).expanduser()
     if folder.is_dir():
         return folder
@@ -58,7 +75,7 @@ def resolve_folder(
         )
     settings: dict[str, Any] = {
         "revision": revision,
-        "cache_dir": cache_dir,
+        "cache_dir": None if cache_dir is None else Path(cache_dir).expanduser(),
         "token": token,
         "local_files_only": local_files_only,
         "force_download": force_download,
@@ -67,22 +84,52 @@ def resolve_folder(
 
 
 def _download(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
-    from huggingface_hub import constants, list_repo_files, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+    """Fetch a repository's files, or find them in the cache."""
+    import httpx
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    patterns = list(_SMALL_FILES)
+    failures = (httpx.HTTPError, HfHubHTTPError, OSError, ValueError)  # httpx raises for a hub that cannot be reached
     try:
-        if weights:
-            patterns += ["*.safetensors", "pytorch_model*.bin"]
-            if not (settings["local_files_only"] or constants.HF_HUB_OFFLINE):
-                files = list_repo_files(repository, revision=settings["revision"], token=settings["token"])
-                if any(file.endswith(".safetensors") for file in files):
-                    patterns.remove("pytorch_model*.bin")
-        return Path(snapshot_download(repository, allow_patterns=patterns, **settings))
-    except (LocalEntryNotFoundError, EntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        if settings["local_files_only"] or constants.HF_HUB_OFFLINE:
+            return _from_cache(repository, weights, settings)
+        try:
+            return _from_hub(repository, weights, settings)
+        except (httpx.TransportError, OfflineModeIsEnabled) as error:
+            try:
+                folder = _from_cache(repository, weights, settings)
+            except failures:
+                raise error from None  # the cache has no copy: that the hub is out of reach is the news
+            logger.warning("the hub (%s) cannot be reached: using the cached copy of %s", constants.ENDPOINT, repository)
+            return folder
+    except failures as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"{repository} is no local folder (working directory {Path.cwd()}) and the hub "
             f"({constants.ENDPOINT}) did not give it: {reason}. Check the name and --model_revision, set HF_ENDPOINT to a "
             "mirror, or give a downloaded folder"
         ) from error
+
+
+def _from_hub(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
+    from huggingface_hub import list_repo_files, snapshot_download
+
+    wanted = list(_SMALL_FILES)
+    if weights:
+        files = list_repo_files(repository, revision=settings["revision"], token=settings["token"])
+        wanted += _SAFETENSORS if any(fnmatch(file, form) for file in files for form in _SAFETENSORS) else _BIN
+    return Path(snapshot_download(repository, allow_patterns=wanted, **settings))
+
+
+def _from_cache(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
+    """What the cache holds. huggingface_hub checks that the files asked for are complete, where it can tell."""
+    from huggingface_hub import snapshot_download
+
+    known = settings | {"local_files_only": True, "force_download": False}
+    folder = Path(snapshot_download(repository, allow_patterns=list(_SMALL_FILES), **known))
+    if weights:
+        form = next((form for form in (_SAFETENSORS, _BIN) if any(any(folder.glob(name)) for name in form)), None)
+        if form is None:
+            raise FileNotFoundError(f"the cache ({folder}) holds no weights of it; load it once with the network")
+        folder = Path(snapshot_download(repository, allow_patterns=[*_SMALL_FILES, *form], **known))
+    return folder

@@ -48,9 +48,16 @@ def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
     check_whole(file)
     tensors = dict(read_tensors(file))
-    if _TENSOR not in tensors or tensors[_TENSOR].dim() != 2:
+    rows = tensors.get(_TENSOR)
+    if rows is None or rows.dim() != 2:
         raise UserError(f"{file} holds {', '.join(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
-    return file, {"embedding.weight": tensors[_TENSOR].to(torch.float32).clone()}
+    submodules = config.get("num_transformer_submodules") or 1
+    if submodules != 1 or config.get("num_virtual_tokens", len(rows)) != len(rows):
+        raise UserError(
+            f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
+            f"{file.name} holds {len(rows)}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
+        )
+    return file, {"embedding.weight": rows.to(torch.float32).clone()}
 
 
 def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_model: str | None = None) -> Path:

@@ -16,10 +16,11 @@ def parse_dtype(*given: Any) -> torch.dtype | None:
         UserError: anything else.
     """
     value = next((one for one in given if one is not None), None)
-    if value is None or value == "auto" or isinstance(value, torch.dtype):
-        return value if isinstance(value, torch.dtype) else None
+    if value is None or value == "auto":
+        return None
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
-    name = names.get(str(value), str(value))
+    name = str(value).removeprefix("torch.")
+    name = names.get(name, name)
     if name not in ("float32", "float16", "bfloat16"):
         raise UserError(f"dtype {value!r} was given; allowed are float32, float16, bfloat16 and auto")
     return getattr(torch, name)
@@ -51,10 +52,14 @@ def pick_device(device: str | torch.device | int | None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UserError(f"device {device!r} was given; allowed are auto, cpu, cuda, cuda:N and mps") from error
+    if chosen.type == "meta":
+        raise UserError("device 'meta' was given: a model there has no weights; allowed are auto, cpu, cuda, cuda:N and mps")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device!r} was given, but torch {torch.__version__} sees no CUDA device; use --device auto")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device {device!r} was given, but torch sees {torch.cuda.device_count()} CUDA devices")
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {device!r} was given, but torch sees no MPS device; use --device auto")
     return chosen

@@ -16,15 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.blocks.prefix_encoder import PrefixConfig, PrefixEncoder
+from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
-from ptuning.tuned.weight_files import check_whole, read_json, read_tensors
-from ptuning.tuned.weights import PREFIX_KEY
+from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
+from ptuning.tuned.weight_files import check_whole, find_weights, read_json, read_tensors
 
 WEIGHTS_FILE, CONFIG_FILE, PUBLISHED_FILE = "prefix_encoder.safetensors", "prefix_config.json", "pytorch_model.bin"
-_FILES = (WEIGHTS_FILE, PUBLISHED_FILE, "model.safetensors")
+_WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,25 @@ class PrefixCheckpoint:
 
     Attributes:
         state_dict: tensors under the encoder's own names (``embedding.weight``, ``trans.0.weight``, …), float32.
-        pre_seq_len: P, read off the tensors.
-        projection: read off the tensors.
-        width: 2·L·D, the size of one prefix row over all layers.
+        shape: read off the tensors.
         path: the file they came from.
         settings: what ``prefix_config.json`` says besides (base model, fingerprint, prompt settings); may be empty.
     """
 
     state_dict: dict[str, Tensor]
-    pre_seq_len: int
-    projection: bool
-    width: int
+    shape: PrefixShape
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def pre_seq_len(self) -> int:
+        """P, the number of prefix slots."""
+        return self.shape.pre_seq_len
+
+    @property
+    def projection(self) -> bool:
+        """Whether the two-layer projection is there."""
+        return self.shape.projection
 
     def encoder(self, model_config: Any) -> PrefixEncoder:
         """The prefix encoder for a backbone.
@@ -56,48 +62,37 @@ class PrefixCheckpoint:
         Raises:
             UserError: the prefix belongs to a model of another size or family; both are named.
         """
-        wanted = 2 * model_config.num_layers * model_config.hidden_size
-        embedded = self.state_dict["embedding.weight"].shape[1]
-        if self.width != wanted or (self.projection and embedded != model_config.hidden_size):
-            raise UserError(
-                f"{self.path} holds a prefix of {self.width} numbers a slot{_family(self.width)}; this model has "
-                f"{model_config.num_layers} layers of hidden size {model_config.hidden_size} and needs {wanted}"
-                f"{_family(wanted)}: give the base model that the prefix was trained on"
-            )
-        stated = self.settings.get("num_attention_heads", model_config.num_attention_heads)
-        if stated != model_config.num_attention_heads:
-            raise UserError(
-                f"{self.path} was trained for {stated} attention heads, this model has {model_config.num_attention_heads}"
-            )
-        config = PrefixConfig(
-            self.pre_seq_len,
-            self.projection,
-            model_config.num_layers,
-            model_config.num_attention_heads,
-            model_config.hidden_size,
-        )
-        encoder = PrefixEncoder(config)
+        self.shape.check_model(model_config, self.path)
+        for key in ("num_attention_heads", "num_layers", "hidden_size"):
+            stated, its = self.settings.get(key), getattr(model_config, key)
+            if stated not in (None, its):
+                raise UserError(
+                    f"{self.path} was trained for a model with {key} {stated}, this one has {its}: give the base model that "
+                    "the prefix was trained on"
+                )
+        encoder = PrefixEncoder(prefix_config_of(model_config, self.pre_seq_len, self.projection))
         encoder.load_state_dict(self.state_dict)
         return encoder
 
 
-def _family(width: int) -> str:
-    """What a prefix width tells about the model family, in brackets."""
-    known = {2 * 28 * 4096: "ChatGLM-6B", 28 * 2 * 2 * 128: "ChatGLM2-6B or ChatGLM3-6B"}
-    return f" ({known[width]})" if width in known else ""
-
-
 def is_prefix_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether a folder looks like a prefix checkpoint rather than a whole model (cheap: names only, then one header)."""
+    """Whether a folder is a prefix checkpoint rather than a whole model (cheap: names, at most one header)."""
     folder = Path(path)
-    if (folder / WEIGHTS_FILE).is_file() or is_adapter(folder):
-        return True
     published = folder / PUBLISHED_FILE
-    if not published.is_file() or (folder / f"{PUBLISHED_FILE}.index.json").is_file():
+    if (folder / WEIGHTS_FILE).is_file() or is_adapter(folder):
+        # A whole model may have a prefix lying beside it; then the model is meant.
+        return not any((folder / name).is_file() for name in _WHOLE_MODEL) and not _is_backbone(published)
+    if any((folder / name).is_file() for name in _WHOLE_MODEL) or not published.is_file():
         return False
-    check_whole(published)
-    names = {name for name, _ in read_tensors(published)}
-    return bool(names) and all(name.startswith(PREFIX_KEY) for name in names)
+    return not _is_backbone(published)
+
+
+def _is_backbone(file: Path) -> bool:
+    """Whether a published weight file holds anything but a prefix."""
+    if not file.is_file():
+        return False
+    check_whole(file)
+    return any(not name.startswith(PREFIX_KEY) for name, _ in read_tensors(file))
 
 
 def read_prefix(
@@ -115,41 +110,59 @@ def read_prefix(
     folder = Path(path).expanduser()
     if not folder.exists():
         raise UserError(f"prefix checkpoint not found: {path} (working directory {Path.cwd()})")
-    file = folder if folder.is_file() else next((folder / name for name in _FILES if (folder / name).is_file()), None)
-    if folder.is_dir() and is_adapter(folder):
+    if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():
         file, state = read_adapter(folder)
-    elif file is None:
-        inside = sorted(entry.name for entry in folder.glob("checkpoint-*") if entry.is_dir())
-        hint = f"; did you mean {folder / inside[-1]}?" if inside else ""
-        raise UserError(f"{folder} holds no prefix ({WEIGHTS_FILE}, {PUBLISHED_FILE} or a PEFT adapter){hint}")
     else:
-        check_whole(file)
+        files = _prefix_files(folder)
+        file = files[0]
         state = {
             name.removeprefix(PREFIX_KEY): tensor.to(torch.float32).clone()
-            for name, tensor in read_tensors(file)
-            if name.startswith(PREFIX_KEY)
+            for part in files
+            for name, tensor in read_tensors(part, PREFIX_KEY)
         }
+    shape = read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
+    refuse_not_finite(state, file)
     settings_file = file.parent / CONFIG_FILE
-    settings = read_json(settings_file) if settings_file.is_file() else {}
-    checkpoint = _describe(state, file, settings)
+    settings = read_json(settings_file) if settings_file.is_file() and file.name == WEIGHTS_FILE else {}
+    checkpoint = PrefixCheckpoint(state, shape, file, settings)
+    _hold_against_settings(checkpoint, settings_file)
     _hold_against_flags(checkpoint, pre_seq_len, prefix_projection)
     return checkpoint
 
 
-def _describe(state: dict[str, Tensor], file: Path, settings: dict[str, Any]) -> PrefixCheckpoint:
-    """Read the shape of a prefix off its tensors."""
-    plain, projected = {"embedding.weight"}, {"embedding.weight"} | {
-        f"trans.{part}.{kind}" for part in (0, 2) for kind in ("weight", "bias")
-    }
-    if set(state) not in (plain, projected):
-        found = ", ".join(sorted(state)) or "none"
+def _prefix_files(folder: Path) -> tuple[Path, ...]:
+    """The weight files that may hold the prefix: the one in our form, or those of a published checkpoint.
+
+    Raises:
+        UserError: there are none, or they are damaged.
+    """
+    file = folder if folder.is_file() else folder / WEIGHTS_FILE
+    if file.is_file():
+        check_whole(file)
+        return (file,)
+    published = folder / PUBLISHED_FILE
+    if published.is_file():  # before a model.safetensors: this is where the published trainer puts a prefix
+        check_whole(published)
+        return (published,)
+    files = find_weights(folder)
+    if files is not None:
+        return files.paths
+    inside = [entry for entry in folder.glob("checkpoint-*") if entry.name.removeprefix("checkpoint-").isdigit()]
+    last = max(inside, key=lambda entry: int(entry.name.removeprefix("checkpoint-")), default=None)
+    hint = f"; did you mean {last}?" if last is not None else ""
+    raise UserError(f"{folder} holds no prefix ({WEIGHTS_FILE}, {PUBLISHED_FILE} or a PEFT adapter){hint}")
+
+
+def _hold_against_settings(checkpoint: PrefixCheckpoint, where: Path) -> None:
+    """Files of two runs in one folder, or a save that was cut between them, must not pass for a checkpoint."""
+    stated = checkpoint.settings
+    found = {"pre_seq_len": checkpoint.pre_seq_len, "prefix_projection": checkpoint.projection}
+    wrong = [f"{key} {stated[key]} there, {found[key]} here" for key in found if stated.get(key, found[key]) != found[key]]
+    if wrong:
         raise UserError(
-            f"{file} holds no usable prefix: tensors under {PREFIX_KEY} are {found}; needed is embedding.weight, with "
-            "projection also trans.0 and trans.2. A whole model without a prefix goes to --model_name_or_path"
+            f"{where} and {checkpoint.path.name} are of different runs ({'; '.join(wrong)}): copy both files from one "
+            "checkpoint"
         )
-    projection = set(state) == projected
-    width = (state["trans.2.weight"].shape[0] if projection else state["embedding.weight"].shape[1])
-    return PrefixCheckpoint(state, state["embedding.weight"].shape[0], projection, width, file, settings)
 
 
 def _hold_against_flags(checkpoint: PrefixCheckpoint, pre_seq_len: int | None, projection: bool | None) -> None:
@@ -158,10 +171,10 @@ def _hold_against_flags(checkpoint: PrefixCheckpoint, pre_seq_len: int | None, p
             f"{checkpoint.path} has pre_seq_len={checkpoint.pre_seq_len}, you passed {pre_seq_len}: leave --pre_seq_len "
             "out, it is read off the file"
         )
-    if projection and not checkpoint.projection:
+    if projection is not None and bool(projection) != checkpoint.projection:
         raise UserError(
-            f"{checkpoint.path} has no projection, you passed prefix_projection {projection}: leave the flag out, it is "
-            "read off the file"
+            f"{checkpoint.path} has {'a' if checkpoint.projection else 'no'} projection, you passed prefix_projection="
+            f"{projection}: leave the flag out, it is read off the file"
         )
 
 

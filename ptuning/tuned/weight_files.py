@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ def refuse_pointer(path: Path) -> None:
             )
 
 
+class TensorFacts(NamedTuple):
+    """What a header says about a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True)
 class WeightFiles:
     """The weight files of a folder, all present and whole.
@@ -63,27 +71,51 @@ class WeightFiles:
         for path in self.paths:
             yield from read_tensors(path)
 
+    def facts(self) -> dict[str, TensorFacts]:
+        """Shape and dtype of every tensor; of the mapped files only the headers are read."""
+        return {name: TensorFacts(tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors()}
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file (the latter never runs code: weights_only)."""
-    if path.suffix == ".safetensors":
-        from safetensors import safe_open
 
+def read_tensors(path: Path, starting_with: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file; the latter never runs code (weights_only).
+
+    Files are mapped: a tensor's bytes are read when it is used.
+
+    Args:
+        path: the file.
+        starting_with: only the names that start so.
+
+    Raises:
+        UserError: a damaged file, or one that is no state dict.
+    """
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickled
+    return read(path, starting_with)
+
+
+def _read_safetensors(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
-                yield name, file.get_tensor(name)
-        return
+                if name.startswith(starting_with):
+                    yield name, file.get_tensor(name)
+    except SafetensorError as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}; download it again") from error
+
+
+def _read_pickled(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises many types for a damaged or foreign file
-        reason = str(error).splitlines()[0][:200]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{path} cannot be read as PyTorch weights: {reason}; download it again") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a state dict of tensors is needed")
     while state:
         name = next(iter(state))
         value = state.pop(name)  # so that a tensor's pages can go once it is used
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and str(name).startswith(starting_with):
             yield name, value
 
 
@@ -105,17 +137,24 @@ def find_weights(folder: Path) -> WeightFiles | None:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     values = read_json(index)
-    names = sorted(set(values.get("weight_map", {}).values()))
+    weight_map = values.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} has no weight_map that names the shards; download it again")
+    names = sorted({str(name) for name in weight_map.values()})
+    elsewhere = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
+    if elsewhere:
+        raise UserError(f"{index} names a shard outside its folder: {elsewhere[0]}; download it again")
     paths = tuple(index.parent / name for name in names)
     missing = [path.name for path in paths if not path.is_file()]
-    if not paths or missing:
+    if missing:
         raise UserError(
-            f"{index} lists {len(paths)} shards; missing in {index.parent}: {', '.join(missing) or 'all'}; "
+            f"{index} lists {len(paths)} shards; missing in {index.parent}: {', '.join(missing)}; "
             "download them into the same folder"
         )
     for path in paths:
         check_whole(path)
-    stated = values.get("metadata", {}).get("total_size")
+    metadata = values.get("metadata")
+    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     found = sum(path.stat().st_size for path in paths)
     if isinstance(stated, int | float) and found < stated:
         raise UserError(
@@ -134,18 +173,25 @@ def check_whole(path: Path) -> None:
     refuse_pointer(path)
     size = path.stat().st_size
     if path.suffix == ".safetensors":
-        with path.open("rb") as file:
-            head = int.from_bytes(file.read(8), "little")
-            try:
-                entries = json.loads(file.read(head)) if 0 < head < size else None
-            except (UnicodeDecodeError, json.JSONDecodeError):
-                entries = None
-        ends = [v["data_offsets"][1] for k, v in (entries or {}).items() if k != "__metadata__"]
-        whole = entries is not None and size >= 8 + head + max(ends, default=0)
+        whole = size >= _stated_size(path)
     else:
         whole = zipfile.is_zipfile(path) or (size > 0 and _is_legacy_pickle(path))
     if not whole:
         raise UserError(f"{path} is incomplete or damaged ({size} bytes); download it again")
+
+
+def _stated_size(path: Path) -> float:
+    """How long a safetensors file must be by its own header; infinite where the header cannot be read."""
+    with path.open("rb") as file:
+        head = int.from_bytes(file.read(8), "little")
+        if not 0 < head < path.stat().st_size:
+            return math.inf
+        try:
+            entries = json.loads(file.read(head))
+            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return math.inf
+    return 8 + head + max(ends, default=0)
 
 
 def _is_legacy_pickle(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,11 @@ from ptuning.blocks.quantization import QuantizedEmbedding, QuantizedLinear, qua
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.placement import one_device, parse_dtype
-from ptuning.tuned.weight_files import WeightFiles, find_weights, read_json
+from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
+from ptuning.tuned.weight_checks import check_tensors
+from ptuning.tuned.weight_files import TensorFacts, WeightFiles, find_weights, read_json
 
 logger = logging.getLogger(__name__)
-
-PREFIX_KEY = "transformer.prefix_encoder."
-"""Where the published state dict keeps the prefix encoder."""
 
 
 def read_config(folder: Path, **overrides: Any) -> ChatGLMConfig:
@@ -35,15 +35,23 @@ def read_config(folder: Path, **overrides: Any) -> ChatGLMConfig:
 
 
 def load_weights(
-    model: Any, files: WeightFiles, *, dtype: torch.dtype | None, device: torch.device, where: Path
+    model: Any,
+    files: WeightFiles,
+    facts: Mapping[str, TensorFacts],
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    where: Path,
 ) -> dict[str, Tensor]:
     """Fill a model that was built on the meta device, tensor by tensor.
 
-    A float weight that meets a quantised linear is quantised on the way, so the float model never exists as a whole.
+    Names, shapes and storage are checked before the first tensor is read. A float weight that meets a quantised linear is
+    quantised on the way, so the float model never exists as a whole.
 
     Args:
         model: on the meta device.
         files: checked weight files.
+        facts: what ``files.facts()`` says.
         dtype: of the floating-point tensors; None keeps each file's own.
         device: where the tensors go.
         where: folder, for messages.
@@ -54,36 +62,26 @@ def load_weights(
     Raises:
         UserError: a missing tensor, another shape, or a storage that the configuration does not promise.
     """
-    modules = dict(model.named_modules())
-    slots = dict(model.named_parameters())
+    unused = check_tensors(model, facts, where)
+    if unused:
+        logger.warning("%s holds %d tensors that are not used: %s", where, len(unused), ", ".join(unused[:5]))
+    modules, slots = dict(model.named_modules()), dict(model.named_parameters())
     prefix: dict[str, Tensor] = {}
-    unexpected: list[str] = []
-    fingerprint = hashlib.sha256()
-    filled: set[str] = set()
+    norms: dict[str, bytes] = {}
     for name, tensor in files.tensors():
         if name.startswith(PREFIX_KEY):
             prefix[name.removeprefix(PREFIX_KEY)] = tensor.clone()
         elif name in slots:
             if "layernorm" in name:
-                half = tensor.to(torch.float16).contiguous()
-                fingerprint.update(name.encode() + half.view(torch.uint8).numpy().tobytes())
+                norms[name] = tensor.to(torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
             parent = modules[name.rpartition(".")[0]]
-            filled |= _fill(parent, name, tensor, slots[name], dtype, device, where)
-        elif not name.endswith("rotary_emb.inv_freq"):
-            unexpected.append(name)
-    missing = sorted(set(slots) - filled)
-    if missing:
-        raise UserError(
-            f"{where} lacks {len(missing)} of {len(slots)} tensors, for example {', '.join(missing[:3])}"
-            + (f" (and holds {len(unexpected)} unknown ones, such as {unexpected[0]})" if unexpected else "")
-            + "; a model with made-up weights would answer nonsense: give the whole ChatGLM-6B checkpoint"
-        )
-    if unexpected:
-        logger.warning("%s holds %d tensors that are not used: %s", where, len(unexpected), ", ".join(unexpected[:5]))
+            _fill(parent, name, tensor, slots[name].requires_grad, dtype, device, where)
     for module in modules.values():
         if isinstance(module, QuantizedEmbedding):
             marker = dtype or model.transformer.final_layernorm.weight.dtype
             module.register_buffer("_dtype_marker", torch.empty(0, dtype=marker, device=device), persistent=False)
+    # The norms tell models apart, are never quantised, and are the same in every layout of the files.
+    fingerprint = hashlib.sha256(b"".join(name.encode() + norms[name] for name in sorted(norms)))
     model.base_fingerprint = fingerprint.hexdigest()[:16]
     return prefix
 
@@ -92,90 +90,28 @@ def _fill(
     parent: nn.Module,
     name: str,
     tensor: Tensor,
-    slot: Tensor,
+    trainable: bool,
     dtype: torch.dtype | None,
     device: torch.device,
     where: Path,
-) -> set[str]:
-    """Put one tensor of a file where it belongs; returns the names that are filled now."""
+) -> None:
+    """Put one tensor of a file, checked before, where it belongs."""
     leaf = name.rpartition(".")[2]
-    quantised = isinstance(parent, QuantizedLinear | QuantizedEmbedding)
-    if isinstance(parent, QuantizedLinear | QuantizedEmbedding) and leaf == "weight" and tensor.is_floating_point():
-        expected = (slot.shape[0], slot.shape[1] * 8 // parent.bits)
-        _check_shape(name, tuple(tensor.shape), expected, where)
-        packed, scale = quantize_weight(tensor.to(device), parent.bits)
-        parent.weight = nn.Parameter(packed, requires_grad=False)
-        parent.weight_scale = nn.Parameter(scale, requires_grad=False)
-        return {name, f"{name}_scale"}
-    _check_shape(name, tuple(tensor.shape), tuple(slot.shape), where)
-    if quantised and leaf in ("weight", "weight_scale"):
-        wanted: torch.dtype | None = torch.int8 if leaf == "weight" else torch.float16
-    elif not tensor.is_floating_point():
-        raise UserError(
-            f"{where}: {name} is {tensor.dtype}, but config.json has no quantization_bit; this is a quantised checkpoint "
-            "with the wrong config.json"
-        )
-    else:
-        wanted = dtype
+    wanted = dtype
+    if isinstance(parent, QuantizedLinear | QuantizedEmbedding):
+        if leaf == "weight" and tensor.is_floating_point():
+            try:
+                packed, scale = quantize_weight(tensor.to(device), parent.bits)
+            except UserError as error:
+                raise UserError(f"{where}: {name}: {error}") from error
+            parent.weight = nn.Parameter(packed, requires_grad=False)
+            parent.weight_scale = nn.Parameter(scale, requires_grad=False)
+            return
+        wanted = {"weight": torch.int8, "weight_scale": torch.float16}.get(leaf, dtype)
     # A copy, so that nothing keeps the mapped file alive.
     value = torch.empty(tensor.shape, dtype=wanted or tensor.dtype, device=device)
     value.copy_(tensor)
-    setattr(parent, leaf, nn.Parameter(value, requires_grad=slot.requires_grad))
-    return {name}
-
-
-def _check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: Path) -> None:
-    if found != expected:
-        raise UserError(
-            f"{where}: {name} has shape {list(found)} on file, config.json asks for {list(expected)}: "
-            "weights and config.json are of different models"
-        )
-
-
-def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-    """What stands behind ``ChatGLMForConditionalGeneration.from_pretrained`` and :func:`ptuning.load_model`.
-
-    Args:
-        cls: the model class.
-        name: folder or hub name.
-        args: none are taken.
-        kwargs: ``config``, ``dtype`` (or ``torch_dtype``; None or "auto": the file's own), ``device`` or ``device_map``
-            (one device), ``quantization_bit``, ``revision``, ``cache_dir``, ``token``, ``local_files_only``,
-            ``force_download``, ``output_loading_info``; other names are attributes of the configuration.
-
-    Raises:
-        UserError: see :func:`find_weights`, :func:`load_weights` and :func:`choose_quantization`.
-    """
-    if args:
-        raise UserError("from_pretrained takes keywords only")
-    hub = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
-    for ignored in (*_OTHER_KEYWORDS, "use_auth_token"):
-        kwargs.pop(ignored, None)
-    report, config = kwargs.pop("output_loading_info", False), kwargs.pop("config", None)
-    dtype = parse_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
-    device = one_device(kwargs.pop("device", None), kwargs.pop("device_map", None))
-    bits = kwargs.pop("quantization_bit", None)
-    folder = resolve_folder(name, weights=True, **hub)
-    own = read_config(folder)
-    files = find_weights(folder)
-    if files is None:
-        raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
-    config = own if config is None else config
-    for key, value in kwargs.items():
-        setattr(config, key, value)
-    config.quantization_bit = choose_quantization(own.quantization_bit, bits, folder)
-    model, prefix = _build(cls, config, files, dtype, device, folder)
-    model.name_or_path = config.name_or_path = os.fspath(name)
-    if config.pre_seq_len is not None:
-        encoder = PrefixEncoder(prefix_config_of(config, config.pre_seq_len, config.prefix_projection))
-        if prefix:
-            encoder.load_state_dict(prefix)
-        else:
-            logger.info("new prefix of %d tokens, to be trained or loaded", config.pre_seq_len)
-        model.attach_prefix(encoder)
-    model.eval()
-    info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-    return (model, info) if report else model
+    setattr(parent, leaf, nn.Parameter(value, requires_grad=trainable))
 
 
 _HUB_KEYWORDS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
@@ -188,9 +124,12 @@ _OTHER_KEYWORDS = (
     "attn_implementation",
     "use_safetensors",
     "adapter_kwargs",
-    "subfolder",
     "resume_download",
+    "use_auth_token",
     "weights_only",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
     "_from_auto",
     "_commit_hash",
     "_from_pipeline",
@@ -199,20 +138,112 @@ _OTHER_KEYWORDS = (
 )
 
 
+def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    """What stands behind ``ChatGLMForConditionalGeneration.from_pretrained`` and :func:`ptuning.load_model`.
+
+    Args:
+        cls: the model class.
+        name: folder or hub name.
+        args: none are taken.
+        kwargs: ``config`` (or its folder), ``dtype`` (or ``torch_dtype``; None or "auto": the file's own), ``device`` or
+            ``device_map`` (one device), ``quantization_bit``, ``revision``, ``cache_dir``, ``token``,
+            ``local_files_only``, ``force_download``, ``output_loading_info``, and attributes of the configuration.
+
+    Raises:
+        UserError: see :func:`find_weights`, :func:`load_weights` and :func:`choose_quantization`.
+    """
+    if args:
+        raise UserError("from_pretrained takes keywords only")
+    hub = {key: kwargs.pop(key) for key in _HUB_KEYWORDS if key in kwargs}
+    for ignored in _OTHER_KEYWORDS:
+        kwargs.pop(ignored, None)
+    report = kwargs.pop("output_loading_info", False)
+    dtype = parse_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+    device = one_device(kwargs.pop("device", None), kwargs.pop("device_map", None))
+    bits = kwargs.pop("quantization_bit", None)
+    small = resolve_folder(name, weights=False, **hub)  # a model of another kind is refused before 13 GB are fetched
+    own = read_config(small)
+    config = _given_config(kwargs.pop("config", None), own, kwargs)
+    asked = config.quantization_bit if bits is None and config is not own else bits
+    config.quantization_bit = choose_quantization(own.quantization_bit, asked, small)
+    if dtype is None and config.dtype != own.dtype:
+        dtype = parse_dtype(config.dtype)
+    folder = resolve_folder(name, weights=True, **hub)
+    files = find_weights(folder)
+    if files is None:
+        raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
+    model = _build(cls, config, files, dtype, device, folder)
+    model.name_or_path = config.name_or_path = os.fspath(name)
+    model.eval()
+    info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+    return (model, info) if report else model
+
+
+def _given_config(given: Any, own: ChatGLMConfig, changes: dict[str, Any]) -> ChatGLMConfig:
+    """The configuration to build from: one that was handed over, or the folder's own, with single values changed."""
+    if isinstance(given, str | os.PathLike):
+        given = read_config(resolve_folder(given, weights=False))
+    config = own if given is None else given
+    for key, value in changes.items():
+        if config.attribute_map.get(key, key) in vars(config):
+            setattr(config, key, value)
+        elif value:  # a None or False says what is so anyway
+            raise UserError(
+                f"from_pretrained got {key}={value!r}, which it does not know: quantised loading is quantization_bit=4 or "
+                "8, other names must be those of config.json"
+            )
+    return config
+
+
 def _build(
     cls: Any, config: ChatGLMConfig, files: WeightFiles, dtype: torch.dtype | None, device: torch.device, folder: Path
-) -> tuple[Any, dict[str, Tensor]]:
-    """Make the model on the meta device and fill it; the prefix is attached later, by the caller."""
-    pre_seq_len, projection = config.pre_seq_len, config.prefix_projection
+) -> Any:
+    """Make the model on the meta device, fill it, and attach the prefix that the files hold or the configuration wants."""
+    facts = files.facts()
+    wanted, projection = config.pre_seq_len, config.prefix_projection
     config.pre_seq_len = None
     try:
         with torch.device("meta"):
             model = cls(config)
-        prefix = load_weights(model, files, dtype=dtype, device=device, where=folder)
+        stored = _stored_prefix(facts, config, wanted, projection, folder)
+        prefix = load_weights(model, files, facts, dtype=dtype, device=device, where=folder)
     finally:
-        config.pre_seq_len, config.prefix_projection = pre_seq_len, projection
+        config.pre_seq_len, config.prefix_projection = wanted, projection
     config.dtype = model.transformer.final_layernorm.weight.dtype
-    return model, prefix
+    if stored is not None:
+        refuse_not_finite(prefix, folder)
+        encoder = PrefixEncoder(prefix_config_of(config, stored.pre_seq_len, stored.projection))
+        encoder.load_state_dict(prefix)
+        model.attach_prefix(encoder)
+    elif wanted is not None:
+        logger.info("new prefix of %d tokens, to be trained or loaded", wanted)
+        model.attach_prefix(PrefixEncoder(prefix_config_of(config, wanted, projection)))
+    return model
+
+
+def _stored_prefix(
+    facts: Mapping[str, TensorFacts], config: ChatGLMConfig, wanted: int | None, projection: bool, folder: Path
+) -> PrefixShape | None:
+    """The shape of a prefix that stands in the model's own files; None where there is none.
+
+    Raises:
+        UserError: one that contradicts the configuration or a flag.
+    """
+    shapes = {name.removeprefix(PREFIX_KEY): fact.shape for name, fact in facts.items() if name.startswith(PREFIX_KEY)}
+    if not shapes or len(shapes) == len(facts):  # none, or nothing else: check_tensors has the words for that
+        return None
+    stored = read_shape(shapes, folder)
+    stored.check_model(config, folder)
+    if wanted not in (None, stored.pre_seq_len) or (projection and not stored.projection):
+        raise UserError(
+            f"{folder} holds a prefix with pre_seq_len {stored.pre_seq_len}{_with(stored.projection)}; pre_seq_len {wanted}"
+            f"{_with(projection)} is asked for by flag or config.json: leave them out, both are read off the file"
+        )
+    return stored
+
+
+def _with(projection: bool) -> str:
+    return " and projection" if projection else ""
 
 
 def choose_quantization(stored: int, asked: int | None, where: Path) -> int:
@@ -221,7 +252,7 @@ def choose_quantization(stored: int, asked: int | None, where: Path) -> int:
     Raises:
         UserError: a checkpoint quantised one way and asked for another.
     """
-    if asked not in (None, 0, 4, 8):
+    if asked not in (None, 0, 4, 8) or isinstance(asked, bool | float):
         raise UserError(f"quantization_bit {asked} was given; allowed are 4 and 8 (0 or none: as the checkpoint is)")
     if stored and asked and stored != asked:
         raise UserError(
