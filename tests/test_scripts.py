@@ -93,6 +93,7 @@ def test_a_script_is_sound_and_says_what_it_is_for(path):
         ("evaluate.sh", ["--num_beams", "2"], "evaluate output/tiny --num_beams 2"),
         ("evaluate.sh", ["out/checkpoint-5", "--num_beams", "2"], "evaluate out/checkpoint-5 --num_beams 2"),
         ("evaluate.sh", ["mine.yaml"], "evaluate mine.yaml"),
+        ("evaluate.sh", ["--ptuning_checkpoint", "x"], "evaluate --ptuning_checkpoint x"),
         ("chat.sh", [], "chat"),
         ("chat.sh", ["--ptuning_checkpoint", "x"], "chat --ptuning_checkpoint x"),
     ],
