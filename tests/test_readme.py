@@ -76,7 +76,8 @@ def test_the_command_works(command, place, golden):
 
 @pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S))
 def test_the_python_block_works(block, place, golden):
-    code = small_names(block, place, golden).replace('"你好")', '"你好", max_length=60)')
+    code = small_names(block, place, golden).replace("max_length=128", "max_new_tokens=4")
+    code = code.replace('tokenizer, "你好"', 'tokenizer, "你好", max_new_tokens=4')
     done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
