@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import GenerationError, UserError
 
-EXIT_OK, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 2, 130
+EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("ptuning.edges.train", "tune a prefix on your own rows"),
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command.
 
-    Exit codes: 0 done, 2 something to be mended by the user (one line on standard error), 130 interrupted.
+    Exit codes: 0 done, 1 the model gives no answer, 2 something to be mended by the user (one line on standard error), 130 interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ptuning").setLevel(logging.INFO)
@@ -67,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except GenerationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -6,7 +6,7 @@ import importlib.metadata
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,8 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
         progress: see :func:`run_tuning`.
     """
     model_settings, data, training = arguments
+    if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
+        model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
     tokenizer = prepare_tokenizer(model_settings)
     test = prepare_rows(data.test_file or "", data, data.max_predict_samples)
     model = prepare_model(model_settings)
