@@ -58,7 +58,8 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command.
 
-    Exit codes: 0 done, 1 the model gives no answer, 2 something to be mended by the user (one line on standard error), 130 interrupted.
+    Exit codes: 0 done, 1 the model gives no answer, 2 something to be mended by the user (one line on standard error),
+    130 interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ptuning").setLevel(logging.INFO)
