@@ -1,22 +1,46 @@
 """INT8 and INT4 linears in the published storage (SPEC: quantised weights).
 
 Legend: O output rows, I input columns. Symmetric, one float16 scale per output row; INT4 packs two columns in a byte, the
-even one in the high nibble. The packed weight is the only persistent state and the only thing kept for backward.
+even one in the high nibble. The packed weight is the only persistent state and the only thing kept for backward. What
+multiplies with it is chosen in :mod:`ptuning.blocks.kernels.choose`.
 """
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ptuning.blocks.kernels import choose, cpu
+from ptuning.blocks.kernels.packed import (
+    PackedWeight,
+    dequantize_weight,
+    pack_int4,
+    tile_int4,
+    unpack_int4,
+    untile_int4,
+)
 from ptuning.plain.errors import UserError
 
+__all__ = [
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "dequantize_weight",
+    "pack_int4",
+    "quantize_weight",
+    "quantized_embedding_class",
+    "quantized_linear_class",
+    "unpack_int4",
+]
+
 ALLOWED_BITS = (4, 8)
+
+_TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
 
 def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -55,32 +79,16 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return (pack_int4(quantised) if bits == 4 else quantised), scale.squeeze(1)
 
 
-def pack_int4(values: Tensor) -> Tensor:
-    """Pack int8 values in -8..7, [O, I], two columns to a byte: int8 [O, I/2], even column in the high nibble."""
-    if values.shape[1] % 2:
-        raise UserError(f"INT4 packs two columns in a byte; this weight has {values.shape[1]} columns, an odd number")
-    high, low = values[:, 0::2], values[:, 1::2]
-    return (high << 4) | (low & 0x0F)
-
-
-def unpack_int4(packed: Tensor) -> Tensor:
-    """Undo :func:`pack_int4`: int8 [O, I/2] to int8 [O, I]."""
-    high = packed >> 4  # arithmetic shifts keep the sign
-    low = (packed << 4) >> 4
-    return torch.stack((high, low), dim=-1).flatten(1)
-
-
-def dequantize_weight(packed: Tensor, scale: Tensor, bits: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The float weight that a packed one stands for, [O, I] in ``dtype`` (computed in float32, rounded once)."""
-    values = unpack_int4(packed) if bits == 4 else packed
-    return (values.float() * scale.float()[:, None]).to(dtype)
-
-
 class QuantizedLinear(nn.Module):
     """A frozen linear on packed INT8 or INT4 weights.
 
     Contract of every quantised linear: the output has the dtype of the input, the gradient goes to the input only, and
     nothing but the packed weight is kept for backward.
+
+    In memory there is one copy of the packed weight. A CPU that decodes in bfloat16 turns it, in place of the published
+    form, to the one that torch's INT4 operator reads; whoever looks at ``weight``, saves, copies, moves or converts the
+    module finds the published bytes (turned back, until the next decoded token). ``parameters()`` of a turned module lacks
+    ``weight``.
 
     Args:
         in_features: I.
@@ -104,6 +112,8 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.in_features, self.out_features, self.bits = in_features, out_features, bits
+        self._tiles: Tensor | None = None  # the weight in the form of torch's CPU operator, in place of ``weight``
+        self._resident: tuple[Tensor, tuple[int, int]] | None = None  # unpacked, and of which weight
         _register_packed(self, out_features, in_features, bits, device)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), False) if bias else None
 
@@ -120,9 +130,93 @@ class QuantizedLinear(nn.Module):
         """[..., I] to [..., O], same dtype (under autocast: the autocast dtype, as nn.Linear)."""
         if torch.is_autocast_enabled(inputs.device.type):
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
-        return _PackedProduct.apply(inputs, self.weight, self.weight_scale, self.bias, self.bits)
+        flat = inputs.reshape(-1, self.in_features)
+        packed, bias = self._packed(flat), self.bias
+        if torch.is_grad_enabled() and flat.requires_grad:
+            made = _PackedProduct.apply(flat, packed.data, packed.scale, packed.resident, bias, packed[2:6])
+        else:
+            made = choose.choose(packed, flat).product(flat, packed, bias)
+        return made.view(*inputs.shape[:-1], self.out_features)
+
+    def _packed(self, inputs: Tensor) -> PackedWeight:
+        """The weight as it is held now, turned first where that makes decoding faster."""
+        scale, tiles = self._parameters["weight_scale"], self._tiles
+        weight = self._parameters.get("weight")
+        if weight is None and tiles is None:  # another thread is turning it
+            weight = self.weight
+        sizes = (self.bits, self.out_features, self.in_features)
+        if weight is None:
+            packed = PackedWeight(tiles, scale, *sizes, tiles.shape[2])  # type: ignore[union-attr, arg-type]
+        else:
+            packed = PackedWeight(weight, scale, *sizes)  # type: ignore[arg-type]
+        if inputs.device.type != "cpu" or choose.settings().kernel not in ("auto", "cpu"):
+            return packed
+        if not torch.is_grad_enabled() and cpu.wants_tiles(packed, inputs):
+            packed = packed._replace(data=self._turn(), lanes=cpu.tile_lanes())
+        if choose.settings().memory == "fast":
+            packed = packed._replace(resident=self._resident_copy(packed, inputs))
+        return packed
+
+    def _turn(self) -> Tensor:
+        """Hold the weight in the form of torch's CPU operator."""
+        with _TURNING, torch.inference_mode(False):
+            weight = self._parameters.get("weight")
+            if weight is not None:
+                self._tiles = tile_int4(weight.detach(), cpu.tile_lanes())
+                del self._parameters["weight"]
+            return self._tiles  # type: ignore[return-value]
+
+    def _turn_back(self) -> None:
+        """Hold the weight as published, and no unpacked copy."""
+        with _TURNING, torch.inference_mode(False):
+            self._resident = None
+            tiles, self._tiles = self._tiles, None
+            if tiles is not None and self._parameters.get("weight") is None:
+                others = dict(self._parameters)
+                self._parameters.clear()
+                self._parameters["weight"] = nn.Parameter(untile_int4(tiles, self.out_features), requires_grad=False)
+                self._parameters.update(others)
+
+    def _resident_copy(self, packed: PackedWeight, inputs: Tensor) -> Tensor | None:
+        """The unpacked weight, where the budget has room for it."""
+        of = (packed.data.data_ptr(), packed.data._version)
+        held = self._resident
+        if held is not None and held[1] == of and held[0].dtype == inputs.dtype:
+            return held[0]
+        if inputs.shape[0] <= cpu.FEW_ROWS_RESIDENT[self.bits] or inputs.dtype == torch.float16:
+            return None
+        amount = self.out_features * self.in_features * inputs.element_size()
+        self._resident = None
+        if not choose.RESIDENT.take(amount):
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            made = cpu.integers(packed, inputs.dtype)
+        weakref.finalize(made, choose.RESIDENT.give_back, amount)
+        self._resident = (made, of)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight" and self.__dict__.get("_tiles") is not None:
+            self._turn_back()
+        return super().__getattr__(name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._turn_back()
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"_tiles": None, "_resident": None} | state)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        self._turn_back()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._turn_back()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._turn_back()
         return _apply_keeping_scale(self, super()._apply, fn, recurse)
 
     def extra_repr(self) -> str:
@@ -185,18 +279,28 @@ class _PackedProduct(torch.autograd.Function):
     """``inputs @ dequantised.T + bias``; the float weight lives only inside forward and inside backward."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
-        ctx.save_for_backward(weight, scale)
-        ctx.bits = bits
-        dense = dequantize_weight(weight, scale, bits, inputs.dtype)
-        return F.linear(inputs, dense, None if bias is None else bias.to(inputs.dtype))
+    def forward(
+        ctx: Any,
+        inputs: Tensor,
+        data: Tensor,
+        scale: Tensor,
+        resident: Tensor | None,
+        bias: Tensor | None,
+        sizes: tuple[int, int, int, int],
+    ) -> Tensor:
+        ctx.save_for_backward(data, scale, resident)  # they exist anyway: nothing is added for backward
+        ctx.sizes = sizes
+        packed = PackedWeight(data, scale, *sizes, resident)
+        return choose.choose(packed, inputs).product(inputs, packed, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:  # type: ignore[override]
         if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        weight, scale = ctx.saved_tensors
-        return grad_output @ dequantize_weight(weight, scale, ctx.bits, grad_output.dtype), None, None, None, None
+            return None, None, None, None, None, None
+        data, scale, resident = ctx.saved_tensors
+        sizes: tuple[int, int, int, int] = ctx.sizes
+        packed = PackedWeight(data, scale, *sizes, resident)
+        return choose.choose(packed, grad_output).input_gradient(grad_output, packed), None, None, None, None, None
 
 
 def quantized_linear_class(bits: int) -> Callable[..., nn.Module]:
