@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from types import ModuleType
+from typing import Any
 
 _AUTO = "transformers.models.auto."
 _CONFIG, _TOKENIZER, _MODEL = "ptuning.blocks.config", "ptuning.blocks.tokenizer", "ptuning.tuned.model"
@@ -43,10 +44,41 @@ def _register(auto: ModuleType) -> None:
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
     elif auto.__name__.endswith("tokenization_auto"):
         auto.AutoTokenizer.register(config, sys.modules[_TOKENIZER].ChatGLMTokenizer, exist_ok=True)
+        _prefer_our_tokenizer(auto.AutoTokenizer, config)
     else:
         model = sys.modules[_MODEL].ChatGLMForConditionalGeneration
         for factory in (auto.AutoModelForCausalLM, auto.AutoModel, auto.AutoModelForSeq2SeqLM):
             factory.register(config, model, exist_ok=True)
+
+
+def _prefer_our_tokenizer(factory: Any, config: Any) -> None:
+    """Keep ``AutoTokenizer`` away from a ChatGLM-6B folder's remote code, also with ``trust_remote_code=True``.
+
+    ``AutoConfig`` and ``AutoModel`` take a registered class before remote code; ``AutoTokenizer`` does it the other way
+    round, and the published tokenizer does not run on transformers 5.
+    """
+    original = factory.from_pretrained.__func__
+    if hasattr(original, "knows_chatglm"):
+        return
+
+    @wraps(original)
+    def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *inputs: Any, **kwargs: Any) -> Any:
+        if kwargs.get("trust_remote_code") and _is_chatglm_6b(config, pretrained_model_name_or_path, kwargs):
+            kwargs["trust_remote_code"] = False
+        return original(cls, pretrained_model_name_or_path, *inputs, **kwargs)
+
+    from_pretrained.knows_chatglm = True  # type: ignore[attr-defined]
+    factory.from_pretrained = classmethod(from_pretrained)
+
+
+def _is_chatglm_6b(config: Any, name: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether a model is one of ours and no later generation, which has tokenizers of its own."""
+    hub = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+    try:
+        values, _ = config.get_config_dict(name, **{key: kwargs[key] for key in hub if key in kwargs})
+    except (OSError, ValueError):
+        return False  # the original finds words for it
+    return values.get("model_type") == config.model_type and not config.later_generation_keys(values)
 
 
 class _AutoFinder(MetaPathFinder):
@@ -54,7 +86,6 @@ class _AutoFinder(MetaPathFinder):
 
     def __init__(self, executed: set[str]) -> None:
         self.executed = executed
-        self.looking = False
 
     def after(self, name: str) -> None:
         """A module concerned has been executed: register what is complete now."""
@@ -71,19 +102,18 @@ class _AutoFinder(MetaPathFinder):
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if self.looking or not (name in _NEEDS or name in _OURS):
+        if not (name in _NEEDS or name in _OURS):
             return None
-        self.looking = True
-        try:
-            spec = find_spec(name)
-        finally:
-            self.looking = False
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _ThenRegister(spec.loader, self)
         return spec
 
 
 class _ThenRegister(Loader):
+    """Executes a module as its own loader does, gives it that loader back, and registers."""
+
     def __init__(self, loader: Loader, finder: _AutoFinder) -> None:
         self.loader, self.finder = loader, finder
 
@@ -91,5 +121,8 @@ class _ThenRegister(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
         self.loader.exec_module(module)
         self.finder.after(module.__name__)

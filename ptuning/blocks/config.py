@@ -80,6 +80,11 @@ class ChatGLMConfig(PreTrainedConfig):
         }
         super().__init__(**kwargs)
 
+    @staticmethod
+    def later_generation_keys(values: dict[str, Any]) -> list[str]:
+        """Those keys of a parsed ``config.json`` that only ChatGLM2 and later have."""
+        return [key for key in _LATER_GENERATION_KEYS if key in values]
+
     @property
     def head_dim(self) -> int:
         """H, the size of one attention head."""
@@ -96,7 +101,7 @@ def check_config(values: dict[str, Any], where: str) -> None:
     Raises:
         UserError: another architecture, a later ChatGLM generation, or sizes that do not fit together.
     """
-    later = [key for key in _LATER_GENERATION_KEYS if key in values]
+    later = ChatGLMConfig.later_generation_keys(values)
     if later:
         raise UserError(
             f"{where} describes a ChatGLM2, ChatGLM3 or GLM-4 checkpoint (it has {', '.join(later)}); "

@@ -89,11 +89,11 @@ class PrefixEncoder(nn.Module):
         pairs = layout.permute(1, 2, 0, 3)[:, None]  # [2L, 1, N, P, H]; 2i and 2i+1 are key and value of layer i
         return tuple((pairs[2 * i], pairs[2 * i + 1]) for i in range(config.num_layers))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As usual; afterwards the prefix counts as loaded."""
-        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        self.fresh = False
-        return result
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """As usual, by whatever loader; where every tensor is there, the prefix counts as loaded."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if all(f"{prefix}{name}" in state_dict for name, _ in self.named_parameters()):
+            self.fresh = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow moves between devices, but stay in float32."""

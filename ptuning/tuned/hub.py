@@ -85,17 +85,19 @@ def resolve_folder(
 
 def _download(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
     """Fetch a repository's files, or find them in the cache."""
-    import httpx
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError
 
-    failures = (httpx.HTTPError, HfHubHTTPError, OSError, ValueError)  # httpx raises for a hub that cannot be reached
+    # Its bases are the root of whatever HTTP client this version of huggingface_hub uses, and OSError.
+    failures: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, ValueError)  # type: ignore[assignment]
     try:
         if settings["local_files_only"] or constants.HF_HUB_OFFLINE:
             return _from_cache(repository, weights, settings)
         try:
             return _from_hub(repository, weights, settings)
-        except (httpx.TransportError, OfflineModeIsEnabled) as error:
+        except failures as error:
+            if isinstance(error, HfHubHTTPError | ValueError):
+                raise  # the hub has answered
             try:
                 folder = _from_cache(repository, weights, settings)
             except failures:
@@ -112,11 +114,12 @@ def _download(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
 
 
 def _from_hub(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
+    from huggingface_hub import model_info, snapshot_download
 
     wanted = list(_SMALL_FILES)
     if weights:
-        files = list_repo_files(repository, revision=settings["revision"], token=settings["token"])
+        listed = model_info(repository, revision=settings["revision"], token=settings["token"]).siblings or ()
+        files = [file.rfilename for file in listed]
         wanted += _SAFETENSORS if any(fnmatch(file, form) for file in files for form in _SAFETENSORS) else _BIN
     return Path(snapshot_download(repository, allow_patterns=wanted, **settings))
 

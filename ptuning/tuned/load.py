@@ -12,16 +12,17 @@ import torch
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
-from ptuning.tuned.hub import resolve_folder
+from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
-from ptuning.tuned.weight_files import refuse_pointer
+from ptuning.tuned.weight_files import read_json, refuse_pointer
 from ptuning.tuned.weights import read_config
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "ice_text.model"
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer:
@@ -39,9 +40,13 @@ def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer
     if not file.is_file():
         raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
     refuse_pointer(file)
+    config = read_config(folder) if (folder / "config.json").is_file() else None
+    for name in _TOKENIZER_SETTINGS:
+        if (folder / name).is_file():
+            read_json(folder / name)
     tokenizer = ChatGLMTokenizer.from_pretrained(str(folder))
-    if (folder / "config.json").is_file():
-        check_vocabulary(tokenizer, read_config(folder), folder)
+    if config is not None:
+        check_vocabulary(tokenizer, config, folder)
     return tokenizer
 
 
@@ -53,6 +58,7 @@ def check_vocabulary(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig, where: 
     """
     pairs = (
         ("<sop>", tokenizer.bos_token_id, config.bos_token_id),
+        ("<eop>", tokenizer.eos_token_id, config.eos_token_id),
         ("[gMASK]", tokenizer.gmask_token_id, config.gmask_token_id),
     )
     wrong = [f"{name} is {mine} in the tokenizer and {its} in config.json" for name, mine, its in pairs if mine != its]
@@ -110,21 +116,21 @@ def load_model(
     prefix = None
     if ptuning_checkpoint is not None:
         prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
-    folder = resolve_folder(path, weights=True, **hub)
-    config = read_config(folder)
-    if (folder / TOKENIZER_FILE).is_file():
-        load_tokenizer(folder)
+    small = resolve_folder(path, weights=False, **hub)  # checked before 13 GB are fetched
+    config = read_config(small)
+    if (small / TOKENIZER_FILE).is_file():
+        load_tokenizer(small)
     if prefix is not None:
         prefix.encoder(config)  # refuses a prefix of another model before any weight is read
     elif pre_seq_len is not None:
-        if pre_seq_len < 1:
+        if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
             raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
         config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
     place, wanted = pick_device(device), parse_dtype(dtype)
     if wanted is None and place.type == "cpu":
         wanted = cpu_dtype(config)
     model = ChatGLMForConditionalGeneration.from_pretrained(
-        folder, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted
+        path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )
     model.name_or_path = model.config.name_or_path = os.fspath(path)
     if prefix is not None:
@@ -145,6 +151,11 @@ def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     prefix = read_prefix(folder)
     base = prefix.settings.get("base_model")
     if ptuning_checkpoint is None and base:
+        if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not Path(base).is_dir():
+            raise UserError(
+                f"{path} holds a prefix for the model {base}, which is not there (working directory {Path.cwd()}): give its "
+                "base model as --model_name_or_path and this folder as --ptuning_checkpoint"
+            )
         return base, folder
     raise UserError(
         f"{path} holds a prefix ({prefix.pre_seq_len} tokens), not a whole model: give the base model as "

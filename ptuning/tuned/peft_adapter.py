@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,12 @@ from ptuning.tuned.weight_files import check_whole, read_json, read_tensors
 CONFIG_FILE = "adapter_config.json"
 _WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _TENSOR = "prompt_embeddings"
+_SETTINGS = {
+    "base_model_name_or_path": "base_model",
+    "num_attention_heads": "num_attention_heads",
+    "num_layers": "num_layers",
+    "token_dim": "hidden_size",
+}
 
 
 def is_adapter(folder: Path) -> bool:
@@ -28,11 +35,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor]]:
+def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
     """Read a PEFT prefix-tuning adapter.
 
     Returns:
-        the weight file, and the tensors under the prefix encoder's own names.
+        the weight file; the tensors under the prefix encoder's own names; what the adapter says about its base model, under
+        the names of ``prefix_config.json``.
 
     Raises:
         UserError: another kind of adapter, or files that are missing or damaged.
@@ -57,7 +65,8 @@ def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor]]:
             f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
             f"{file.name} holds {len(rows)}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
         )
-    return file, {"embedding.weight": rows.to(torch.float32).clone()}
+    settings = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
+    return file, {"embedding.weight": rows.to(torch.float32).clone()}, settings
 
 
 def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_model: str | None = None) -> Path:
@@ -91,8 +100,7 @@ def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_mo
         "encoder_hidden_size": shape.hidden_size,
         "prefix_projection": False,
     }
-    with replace_when_whole(target / _WEIGHT_FILES[0]) as temporary:
-        save_file({_TENSOR: rows.detach().to("cpu", torch.float32).contiguous()}, temporary, metadata={"format": "pt"})
-    with replace_when_whole(target / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    with replace_when_whole(target / CONFIG_FILE) as described, replace_when_whole(target / _WEIGHT_FILES[0]) as written:
+        save_file({_TENSOR: rows.detach().to("cpu", torch.float32).contiguous()}, written, metadata={"format": "pt"})
+        described.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return target / _WEIGHT_FILES[0]

@@ -51,7 +51,7 @@ def pick_device(device: str | torch.device | int | None) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
+        chosen = torch.device(f"cuda:{device}" if isinstance(device, int) else device)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"device {device!r} was given; allowed are auto, cpu, cuda, cuda:N and mps") from error
     if chosen.type == "meta":

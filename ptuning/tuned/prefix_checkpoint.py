@@ -111,7 +111,7 @@ def read_prefix(
     if not folder.exists():
         raise UserError(f"prefix checkpoint not found: {path} (working directory {Path.cwd()})")
     if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():
-        file, state = read_adapter(folder)
+        file, state, settings = read_adapter(folder)
     else:
         files = _prefix_files(folder)
         file = files[0]
@@ -120,12 +120,12 @@ def read_prefix(
             for part in files
             for name, tensor in read_tensors(part, PREFIX_KEY)
         }
+        described = file.with_name(CONFIG_FILE)
+        settings = read_json(described) if described.is_file() and file.name == WEIGHTS_FILE else {}
     shape = read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     refuse_not_finite(state, file)
-    settings_file = file.parent / CONFIG_FILE
-    settings = read_json(settings_file) if settings_file.is_file() and file.name == WEIGHTS_FILE else {}
     checkpoint = PrefixCheckpoint(state, shape, file, settings)
-    _hold_against_settings(checkpoint, settings_file)
+    _hold_against_settings(checkpoint, file.with_name(CONFIG_FILE))
     _hold_against_flags(checkpoint, pre_seq_len, prefix_projection)
     return checkpoint
 
@@ -205,10 +205,10 @@ def save_prefix(
         "hidden_size": config.hidden_size,
         **(settings or {}),
     }
-    with replace_when_whole(target / WEIGHTS_FILE) as temporary:
-        save_file(published_state(encoder), temporary, metadata={"format": "pt"})
-    with replace_when_whole(target / CONFIG_FILE) as temporary:
-        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    # Both are written before either is renamed.
+    with replace_when_whole(target / CONFIG_FILE) as described, replace_when_whole(target / WEIGHTS_FILE) as written:
+        save_file(published_state(encoder), written, metadata={"format": "pt"})
+        described.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return target / WEIGHTS_FILE
 
 

@@ -29,7 +29,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is missing; a ChatGLM-6B folder holds config.json, ice_text.model and the weights")
     refuse_pointer(path)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not valid JSON: {error}; download it again") from error
     if not isinstance(values, dict):
