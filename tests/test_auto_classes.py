@@ -32,7 +32,7 @@ def test_importing_ptuning_imports_nothing_heavy():
 
 
 USE = """
-import json
+import inspect, json
 found = {}
 for trust in (None, True):
     extra = {} if trust is None else {"trust_remote_code": trust}
@@ -42,6 +42,12 @@ for trust in (None, True):
         if factory is AutoTokenizer:
             assert made.bos_token_id == 89 and made("你好")["input_ids"][-2:] == [86, 89]
 assert not [name for name in sys.modules if "transformers_modules" in name]
+# Tools that look for a module's source must find it: the modules have their own loaders.
+names = ("transformers.models.auto.modeling_auto", "ptuning.tuned.model", "ptuning.blocks.config")
+modules = [sys.modules[name] for name in names]
+assert [type(module.__spec__.loader).__name__ for module in modules] == ["SourceFileLoader"] * 3
+assert all(module.__loader__ is module.__spec__.loader for module in modules)
+assert "class AutoModelForCausalLM" in inspect.getsource(modules[0])
 print(json.dumps(found))
 """
 AUTO = "AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer"
@@ -72,20 +78,8 @@ def test_every_order_of_imports_registers_and_remote_code_is_never_imported(fold
     assert run(f"{imports}\n{USE}", folder) == EXPECTED
 
 
-def test_from_inside_the_folder(folder):
-    """The remote files would be importable there by their plain names."""
-    code = """
-import json, ptuning
-from transformers import AutoModel, AutoTokenizer
-AutoModel.from_pretrained("./", trust_remote_code=True), AutoTokenizer.from_pretrained(".", trust_remote_code=True)
-ptuning.load_model(".", device="cpu"), ptuning.load_tokenizer("../" + sys.argv[1])
-print(json.dumps("configuration_chatglm" in sys.modules))
-"""
-    assert run(code, folder.name, cwd=folder) is False
-
-
-def test_other_models_are_left_alone(tmp_path):
-    """A ChatGLM2 folder keeps its own tokenizer code."""
+def test_from_inside_the_folder_and_beside_other_models(folder, tmp_path):
+    """Remote files would be importable there by their plain names. A ChatGLM2 folder keeps its own tokenizer code."""
     later = add_remote_code(make_checkpoint(tmp_path / "glm2", config={"multi_query_attention": True}))
     (later / "tokenization_chatglm.py").write_text(
         "class ChatGLMTokenizer:\n"
@@ -95,21 +89,10 @@ def test_other_models_are_left_alone(tmp_path):
     )
     code = """
 import json, ptuning
-from transformers import AutoTokenizer
-print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)).__module__))
+from transformers import AutoModel, AutoTokenizer
+AutoModel.from_pretrained("./", trust_remote_code=True), AutoTokenizer.from_pretrained(".", trust_remote_code=True)
+ptuning.load_model(".", device="cpu"), ptuning.load_tokenizer("../" + sys.argv[1])
+assert "configuration_chatglm" not in sys.modules and not [name for name in sys.modules if "transformers_modules" in name]
+print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=True)).__module__))
 """
-    assert run(code, later).startswith("transformers_modules.")
-
-
-def test_the_modules_keep_their_own_loaders():
-    """Tools that look for a module's source must find it."""
-    code = """
-import inspect, json, ptuning, ptuning.tuned.model
-from transformers.models.auto import modeling_auto
-modules = (modeling_auto, ptuning.tuned.model, sys.modules["ptuning.blocks.config"])
-loaders = [type(m.__spec__.loader).__name__ for m in modules]
-assert "class AutoModelForCausalLM" in inspect.getsource(modeling_auto)
-assert all(m.__loader__ is m.__spec__.loader for m in modules)
-print(json.dumps(loaders))
-"""
-    assert run(code) == ["SourceFileLoader"] * 3
+    assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
