@@ -14,7 +14,7 @@ from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.placement import parse_dtype, pick_device
+from ptuning.tuned.placement import has_fast_bfloat16, parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.tuned.weight_files import read_json, refuse_pointer
 from ptuning.tuned.weights import read_config
@@ -97,8 +97,9 @@ def load_model(
         ptuning_checkpoint: prefix checkpoint: ours, the published ``pytorch_model.bin``, or a PEFT adapter folder.
         quantization_bit: 4 or 8 quantises float weights while they are read; None or 0 keeps what the checkpoint holds.
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; None or ``auto`` takes the best there is.
-        dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own, but float32 in place of
-            float16 on a CPU, where float16 products are an order slower.
+        dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own. On a CPU, where float16
+            products are an order slower, float16 becomes float32, or bfloat16 for a quantised model on a CPU that
+            multiplies it in hardware.
         pre_seq_len: without a checkpoint, a new prefix of so many tokens, to be trained; with one, held against the file.
         prefix_projection: likewise.
         revision: branch, tag or commit on the hub; ``cache_dir``, ``token`` and ``local_files_only`` as transformers'.
@@ -128,7 +129,7 @@ def load_model(
         config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
     place, wanted = pick_device(device), parse_dtype(dtype)
     if wanted is None and place.type == "cpu":
-        wanted = cpu_dtype(config)
+        wanted = cpu_dtype(config, config.quantization_bit or quantization_bit)
     model = ChatGLMForConditionalGeneration.from_pretrained(
         path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )
@@ -138,9 +139,15 @@ def load_model(
     return model
 
 
-def cpu_dtype(config: ChatGLMConfig) -> torch.dtype | None:
-    """The dtype that a CPU should use when nobody chose one: the checkpoint's own, float32 in place of float16."""
-    return torch.float32 if config.dtype in (torch.float16, "float16", None) else None
+def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
+    """The dtype that a CPU should use when nobody chose one; None is the checkpoint's own.
+
+    In place of float16 a float model gets float32. A quantised one, rounded to 4 or 8 bits anyway, gets bfloat16 where
+    the CPU multiplies that in hardware: torch's INT4 operator is fast with it only.
+    """
+    if config.dtype not in (torch.float16, "float16", None):
+        return None
+    return torch.bfloat16 if quantization_bit and has_fast_bfloat16() else torch.float32
 
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptuning.plain.errors import UserError
+from ptuning.tuned.mapped_pages import MappedFile
 
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
 _POINTER_START = b"version https://git-lfs"
@@ -97,9 +98,12 @@ def _read_safetensors(path: Path, starting_with: str) -> Iterator[tuple[str, Ten
 
     try:
         with safe_open(path, framework="pt") as file:
+            mapped = MappedFile(path)
             for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
                 if name.startswith(starting_with):
-                    yield name, file.get_tensor(name)
+                    tensor = file.get_tensor(name)
+                    yield name, tensor
+                    mapped.forget(tensor)
     except SafetensorError as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; download it again") from error
 
@@ -112,11 +116,13 @@ def _read_pickled(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]
         raise UserError(f"{path} cannot be read as PyTorch weights: {reason}; download it again") from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}; a state dict of tensors is needed")
+    mapped = MappedFile(path)
     while state:
         name = next(iter(state))
-        value = state.pop(name)  # so that a tensor's pages can go once it is used
+        value = state.pop(name)
         if isinstance(value, Tensor) and str(name).startswith(starting_with):
             yield name, value
+            mapped.forget(value)
 
 
 def find_weights(folder: Path) -> WeightFiles | None:

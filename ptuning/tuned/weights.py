@@ -68,6 +68,7 @@ def load_weights(
     modules, slots = dict(model.named_modules()), dict(model.named_parameters())
     prefix: dict[str, Tensor] = {}
     norms: dict[str, bytes] = {}
+    ends: dict[str, Tensor] = {}
     for name, tensor in files.tensors():
         if name.startswith(PREFIX_KEY):
             prefix[name.removeprefix(PREFIX_KEY)] = tensor.clone()
@@ -75,6 +76,12 @@ def load_weights(
             if "layernorm" in name:
                 norms[name] = tensor.to(torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
             parent = modules[name.rpartition(".")[0]]
+            if name in _ONE_STORAGE and model.config.quantization_bit:
+                twin, ends[name] = ends.get(_ONE_STORAGE[name]), tensor
+                if twin is not None and _is_same_storage(twin, tensor):
+                    shared = modules[_ONE_STORAGE[name].rpartition(".")[0]].weight.detach()
+                    parent.weight = nn.Parameter(shared, requires_grad=slots[name].requires_grad)
+                    continue
             _fill(parent, name, tensor, slots[name].requires_grad, dtype, device, where)
     for module in modules.values():
         if isinstance(module, QuantizedEmbedding):
@@ -84,6 +91,17 @@ def load_weights(
     fingerprint = hashlib.sha256(b"".join(name.encode() + norms[name] for name in sorted(norms)))
     model.base_fingerprint = fingerprint.hexdigest()[:16]
     return prefix
+
+
+# The published INT4 file holds one storage under both names. A quantised model is never tuned as a whole, so there both may
+# stay one in memory, 1.07 GB less; the weights of a float model become separate, as they are when it is trained.
+_EMBEDDING, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
+_ONE_STORAGE = {_EMBEDDING: _HEAD, _HEAD: _EMBEDDING}
+
+
+def _is_same_storage(one: Tensor, other: Tensor) -> bool:
+    same = one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype
+    return same and one.is_floating_point() and one.stride() == other.stride()
 
 
 def _fill(

@@ -108,7 +108,7 @@ def choose(weight: PackedWeight, inputs: Tensor) -> Kernel:
         inputs: activations or a gradient, [M, ...].
     """
     for name in _order(settings().kernel, inputs.device.type):
-        kernel = _started(name)
+        kernel = start(name)
         if isinstance(kernel, Kernel):
             reason = kernel.refuse(weight, inputs)
             if reason is None:
@@ -130,7 +130,7 @@ CPU = Kernel("cpu", cpu.product, cpu.input_gradient, cpu.refuse)
 
 
 @cache
-def _started(name: str) -> Kernel | None:
+def start(name: str) -> Kernel | None:
     """A kernel that is ready to be used; None, said once, where its package cannot be imported or started."""
     if name in ("plain", "cpu"):
         return PLAIN if name == "plain" else CPU
