@@ -173,19 +173,19 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
 
 def test_what_a_killed_run_left_is_no_checkpoint_and_no_hindrance(tmp_path):
     job = plan_quantization(MODEL, tmp_path / "t", bits=4, shard_bytes=30_000)
-    (job.workplace / "result").mkdir(parents=True)
-    (job.workplace / "result" / "weights-00001.part").write_text("half")
-    assert find_weights(job.workplace / "result") is None
+    job.workplace.mkdir(parents=True)
+    (job.workplace / "weights-00001.part").write_text("half")
+    assert find_weights(job.workplace) is None
     quantize_checkpoint(job)
     assert {path.name for path in tmp_path.iterdir()} == {"t"}
     assert ptuning.load_model(tmp_path / "t", device="cpu").config.quantization_bit == 4
 
 
 def test_too_little_space_is_said_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=300_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=8_300_000))
     with pytest.raises(UserError, match=r"needs about 0\.0 GB.*free there"):
         plan_quantization(MODEL, tmp_path / "a" / "b", bits=4)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=500_000))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=8_700_000))
     plan_quantization(MODEL, tmp_path / "a" / "b", bits=4)
     assert not (tmp_path / "a").exists()
 

@@ -44,6 +44,20 @@ def test_flags_settings_file_and_other_spellings(tmp_path, capsys):
     assert ptuning.load_model(tmp_path / "b", device="cpu").config.quantization_bit == 4
 
 
+def test_calibration_by_flags(tmp_path, capsys):
+    rows = ROOT / "data" / "adgen-tiny" / "dev.json"
+    settings = ["--calibration_file", rows, "--prompt_column", "content", "--response_column", "summary"]
+    limits = ["--calibration_rows", "6", "--max_target_length", "32", "--no_act_order"]
+    assert run(MODEL, tmp_path / "q", "--bits", "4", "--method", "gptq", *settings, *limits) == 0
+    shown = capsys.readouterr()
+    assert "INT4, calibrated" in shown.out
+    assert "calibrating" in shown.err
+    report = json.loads((tmp_path / "q" / "calibration.json").read_text())
+    assert (report["calibration_rows"], report["act_order"]) == (6, False)
+    assert ptuning.load_model(tmp_path / "q", device="cpu").config.quantization_bit == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["q"]
+
+
 @pytest.mark.parametrize(
     ("argv", "says"),
     [
@@ -56,6 +70,8 @@ def test_flags_settings_file_and_other_spellings(tmp_path, capsys):
         (["no/such/model", "t", "--bits", "4"], "no/such/model"),
         ([MODEL, MODEL, "--bits", "4"], "is the source itself"),
         ([MODEL, "t", "--bits", "4", "--max_shard_size", "much"], "size 'much'"),
+        ([MODEL, "t", "--bits", "4", "--method", "gptq"], "--calibration_file is missing"),
+        ([MODEL, "t", "--bits", "4", "--method", "gptq", "--calibration_file", "no.txt"], "no.txt"),
     ],
 )
 def test_mistakes_are_one_line(argv, says, capsys, tmp_path, monkeypatch):

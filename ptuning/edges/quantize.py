@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptuning.plain.arguments import BUILT_IN_MODEL
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
 from ptuning.plain.settings_file import SETTINGS_SUFFIXES
@@ -36,6 +37,13 @@ class QuantizeArguments:
     format: Literal["safetensors", "bin"] = field(
         default="safetensors", metadata={"help": "Of the weight files; bin is PyTorch's, for the published scripts."}
     )
+    method: Literal["rtn", "gptq"] = field(
+        default="rtn",
+        metadata={
+            "help": "rtn: every weight to the nearest step. gptq: calibrated on rows of text, of the same size and format, "
+            "closer to the float model; takes longer, and goes on where it was stopped."
+        },
+    )
     max_shard_size: str = field(
         default="1GB", metadata={"help": "Largest weight file; memory holds one such file while it is filled."}
     )
@@ -52,6 +60,29 @@ class QuantizeArguments:
     local_files_only: bool = field(default=False, metadata={"help": "Never ask the hub."})
 
 
+@dataclass
+class CalibrationArguments:
+    """What the weights are calibrated on, with ``--method gptq``."""
+
+    calibration_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rows with columns (.json, .jsonl, .csv, .parquet) or a .txt with one text a line; a few hundred texts "
+            "like those that the model will see. Default for tiny-chatglm: the rows that ship.",
+            "path": True,
+        },
+    )
+    prompt_column: str | None = field(default=None, metadata={"help": "Column of the question (ADGEN: content)."})
+    response_column: str | None = field(default=None, metadata={"help": "Column of the reply (ADGEN: summary)."})
+    history_column: str | None = field(default=None, metadata={"help": "Column of the earlier rounds."})
+    calibration_rows: int = field(default=128, metadata={"help": "How many rows, taken evenly over the file."})
+    max_source_length: int = field(default=256, metadata={"help": "Longest prompt in tokens; longer ones are cut."})
+    max_target_length: int = field(default=256, metadata={"help": "Longest reply in tokens; longer ones are cut."})
+    calibration_batch_size: int = field(default=8, metadata={"help": "Rows at a time; memory grows with it."})
+    damping: float = field(default=0.01, metadata={"help": "Higher trusts the calibration rows less."})
+    act_order: bool = field(default=True, metadata={"help": "Round the columns of the largest inputs first."})
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the verb and return its exit code.
 
@@ -59,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: settings, source or target that do not fit.
     """
     parser = SettingsParser(
-        {"the model": QuantizeArguments},
+        {"the model": QuantizeArguments, "calibration (--method gptq)": CalibrationArguments},
         prog="ptuning quantize",
         description="Write a float ChatGLM-6B model as INT4 or INT8, in the published layout. Example: "
         "ptuning quantize THUDM/chatglm-6b chatglm-6b-int4 --bits 4",
@@ -76,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"{what} is missing: ptuning quantize SRC DST --bits 4 (ptuning quantize --help explains them)")
     if settings.bits is None:
         raise UserError("--bits is missing; allowed are 4 and 8")
-    write(settings)
+    write(settings, given.build(CalibrationArguments))
     return 0
 
 
@@ -90,11 +121,18 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     return config, places, words
 
 
-def write(settings: QuantizeArguments) -> None:
+def write(settings: QuantizeArguments, calibration: CalibrationArguments) -> None:
     """Plan, write, and say what there is now."""
     from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkpoint
     from ptuning.tuned.shard_writer import parse_size
 
+    calibrated = settings.method == "gptq"
+    hub = {
+        "revision": settings.model_revision,
+        "cache_dir": settings.cache_dir,
+        "token": settings.token,
+        "local_files_only": settings.local_files_only,
+    }
     job = plan_quantization(
         str(settings.model_name_or_path),
         str(settings.output_dir),
@@ -103,18 +141,42 @@ def write(settings: QuantizeArguments) -> None:
         form=settings.format,
         shard_bytes=parse_size(settings.max_shard_size),
         overwrite=settings.overwrite,
+        calibrated=calibrated,
         device=settings.device,
-        revision=settings.model_revision,
-        cache_dir=settings.cache_dir,
-        token=settings.token,
-        local_files_only=settings.local_files_only,
+        **hub,
     )
-    done = quantize_checkpoint(job, progress_bar)
+    done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, progress_bar)
     files = f"{len(done.files)} files" if len(done.files) > 1 else done.files[0].name
     print(
-        f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}, "
-        f"{done.total_bytes / 1e6:,.1f} MB in {files} (the source: {done.source_bytes / 1e6:,.1f} MB)"
+        f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}"
+        f"{', calibrated' if calibrated else ''}, {done.total_bytes / 1e6:,.1f} MB in {files} "
+        f"(the source: {done.source_bytes / 1e6:,.1f} MB)"
     )
+
+
+def _calibrate(job: Any, settings: QuantizeArguments, calibration: CalibrationArguments) -> Any:
+    """Read the rows and round the weights for them."""
+    from ptuning.tuned.calibrate_checkpoint import CalibrationSettings, calibrate_checkpoint
+    from ptuning.tuned.calibration_rows import RowSettings, calibration_ids
+    from ptuning.tuned.load import load_tokenizer
+
+    if calibration.calibration_file is None and settings.model_name_or_path != BUILT_IN_MODEL:
+        raise UserError(
+            "--calibration_file is missing: --method gptq rounds the weights for texts like those that the model will see; "
+            "name rows with columns (.json, .csv, .parquet) or a .txt with one text a line"
+        )
+    rows = RowSettings(
+        file=calibration.calibration_file,
+        prompt_column=calibration.prompt_column,
+        response_column=calibration.response_column,
+        history_column=calibration.history_column,
+        count=calibration.calibration_rows,
+        max_source_length=calibration.max_source_length,
+        max_target_length=calibration.max_target_length,
+    )
+    ids = calibration_ids(load_tokenizer(job.source), rows)
+    how = CalibrationSettings(calibration.damping, calibration.act_order, calibration.calibration_batch_size)
+    return calibrate_checkpoint(job, ids, how, progress_bar)
 
 
 def progress_bar(title: str, total: int, unit: str) -> Callable[[int], None]:

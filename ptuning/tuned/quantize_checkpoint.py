@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,7 @@ def plan_quantization(
     form: WeightForm = "safetensors",
     shard_bytes: int = 10**9,
     overwrite: bool = False,
+    calibrated: bool = False,
     device: str | torch.device | None = "cpu",
     **hub: Any,
 ) -> QuantizationJob:
@@ -110,6 +111,7 @@ def plan_quantization(
         form: ``safetensors`` or ``bin``.
         shard_bytes: largest size of one weight file.
         overwrite: replace a model folder of the target's name.
+        calibrated: whether the layers wait on disk until the last one is done, which takes that much more room there.
         device: where weights are rounded; None takes the best there is.
         hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``.
 
@@ -136,18 +138,18 @@ def plan_quantization(
     if files is None:
         raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
     facts = files.facts()
-    check_tensors(_meta_model(config, 0, False), facts, folder)
-    packed = _meta_model(config, bits, embeddings)
+    check_tensors(empty_model(config, 0, False), facts, folder)
+    packed = empty_model(config, bits, embeddings)
     names = {name for name, _ in packed.named_parameters()}
     quantised = frozenset(name for name in names if f"{name}_scale" in names)
     size = sum(_size_after(name, fact, bits, name in quantised) for name, fact in facts.items())
-    _check_space(place, size, shard_bytes)
+    _check_space(place, size * (2 if calibrated else 1))
     return QuantizationJob(
         folder, place, bits, embeddings, form, shard_bytes, pick_device(device), config, files, facts, quantised, size
     )
 
 
-def _meta_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMForConditionalGeneration:
+def empty_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMForConditionalGeneration:
     """The backbone that a configuration describes, at other bits, without its weights."""
     values = config.to_dict() | {"quantization_bit": bits, "quantization_embeddings": embeddings, "pre_seq_len": None}
     with torch.device("meta"):
@@ -176,11 +178,11 @@ def _check_target(target: Path, source: Path, overwrite: bool) -> None:
         raise UserError(f"{target} is no model folder (it has no config.json), so --overwrite will not replace it")
 
 
-def _check_space(target: Path, size: int, shard_bytes: int) -> None:
+def _check_space(target: Path, size: int) -> None:
     parent = target.parent
     while not parent.exists():
         parent = parent.parent
-    needed, free = size + min(size, shard_bytes), shutil.disk_usage(parent).free
+    needed, free = size + _SMALL_FILE // 8, shutil.disk_usage(parent).free
     if needed > free:
         raise UserError(
             f"writing {target} needs about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free there: make room, or name a "
@@ -189,39 +191,37 @@ def _check_space(target: Path, size: int, shard_bytes: int) -> None:
 
 
 def quantize_checkpoint(
-    job: QuantizationJob, progress: Progress | None = None, tensors: Iterable[tuple[str, Tensor]] | None = None
+    job: QuantizationJob,
+    progress: Progress | None = None,
+    *,
+    tensors: Iterable[tuple[str, Tensor]] | None = None,
+    extra_files: Mapping[str, str] | None = None,
 ) -> QuantizedFolder:
     """Write the target of a job.
 
     Args:
         job: from :func:`plan_quantization`.
         progress: makes a progress display.
-        tensors: (name, tensor) of the result, made elsewhere (by calibration) in ``job.workplace``, which is then kept
-            where this fails; None rounds every weight to the nearest step, in a new workplace that a failure removes.
+        tensors: (name, tensor) of the result, made elsewhere; None rounds every weight to the nearest step.
+        extra_files: texts by file name, to be put beside the weights.
 
     Raises:
         UserError: a weight with NaN or infinity, a damaged file.
     """
     work = job.workplace
-    rounding = tensors is None
-    if rounding:
-        shutil.rmtree(work, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)  # what a run left that was killed
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        result = work / "result"
-        shutil.rmtree(result, ignore_errors=True)  # of a run that was stopped while it wrote
-        result.mkdir()
-        writer = ShardWriter(result, job.form, job.shard_bytes)
+        work.mkdir(parents=True)
+        writer = ShardWriter(work, job.form, job.shard_bytes)
         for name, tensor in rounded_tensors(job, progress) if tensors is None else tensors:
             writer.add(name, tensor)
         files = writer.finish()
-        _copy_small_files(job, result)
-        _put_in_place(result, job.target)
-    except BaseException:
-        if rounding:
-            shutil.rmtree(work, ignore_errors=True)
-        raise
-    shutil.rmtree(work)
+        _copy_small_files(job, work)
+        for name, text in (extra_files or {}).items():
+            (work / name).write_text(text, encoding="utf-8")
+        _put_in_place(work, job.target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     source_bytes = sum(path.stat().st_size for path in job.files.paths)
     return QuantizedFolder(job.target, tuple(job.target / path.name for path in files), writer.total_bytes, source_bytes)
 
