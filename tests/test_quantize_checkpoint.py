@@ -12,6 +12,7 @@ from checkpoints import GOLDEN, golden_config, golden_state, make_checkpoint, wr
 from safetensors.torch import load_file
 
 import ptuning
+from ptuning.blocks.quantization import quantize_weight
 from ptuning.plain.errors import UserError
 from ptuning.tuned.prefix_tensors import PREFIX_KEY
 from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkpoint
@@ -63,6 +64,14 @@ def test_the_folder_gives_the_published_logits(tmp_path, golden_tensors, bits):
         logits = model(golden_tensors["fwd.input_ids"], attention_mask=real.long()).logits
     expected = golden_tensors[f"quant.int{bits}.logits"]
     torch.testing.assert_close(logits[real], expected[real], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_large_weights_are_rounded_in_pieces(monkeypatch, bits):
+    weight = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
+    whole = quantize_weight(weight, bits)
+    monkeypatch.setattr("ptuning.blocks.quantization._ROUND_AT_ONCE", 100)
+    assert all(torch.equal(one, other) for one, other in zip(quantize_weight(weight, bits), whole, strict=True))
 
 
 @pytest.mark.parametrize("form", ["safetensors", "bin"])

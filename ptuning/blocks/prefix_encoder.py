@@ -86,7 +86,9 @@ class PrefixEncoder(nn.Module):
         states = F.dropout(rows, config.dropout, self.training).to(dtype)
         head_dim = config.hidden_size // config.num_attention_heads
         layout = states.view(config.pre_seq_len, 2 * config.num_layers, config.num_attention_heads, head_dim)
-        pairs = layout.permute(1, 2, 0, 3)[:, None]  # [2L, 1, N, P, H]; 2i and 2i+1 are key and value of layer i
+        # 2L times [1, N, P, H]; 2i and 2i+1 are key and value of layer i. Unbound in one step: backward of a single index
+        # would make a tensor of the whole prefix for each of them.
+        pairs = layout.permute(1, 2, 0, 3)[:, None].unbind(0)
         return tuple((pairs[2 * i], pairs[2 * i + 1]) for i in range(config.num_layers))
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:

@@ -40,6 +40,8 @@ __all__ = [
 
 ALLOWED_BITS = (4, 8)
 
+_ROUND_AT_ONCE = 1 << 23  # weights that are float32 at a time while they are rounded: rows do not know each other
+
 _TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
 
@@ -61,8 +63,19 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         UserError: another number of bits, an odd number of columns for INT4, or values that are not finite.
     """
     _check_bits(bits)
+    rows, columns = weight.shape
+    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(rows, dtype=torch.float16, device=weight.device)
+    step = max(1, _ROUND_AT_ONCE // max(columns, 1))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        packed[part], scale[part] = _quantize_rows(weight[part].detach().float(), bits)
+    return packed, scale
+
+
+def _quantize_rows(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """:func:`quantize_weight` for some rows, float32."""
     limit = 2 ** (bits - 1) - 1
-    values = weight.detach().float()
     largest = values.abs().amax(dim=1, keepdim=True) if values.shape[1] else values.new_zeros(len(values), 1)
     if not torch.isfinite(largest).all():
         raise UserError("the weight holds NaN or infinity and cannot be quantised; the checkpoint is damaged")
