@@ -24,6 +24,11 @@ _NEEDS = {
     f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
     f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
 }
+_FACTORIES = {
+    f"{_AUTO}configuration_auto": ("AutoConfig",),
+    f"{_AUTO}tokenization_auto": ("AutoTokenizer",),
+    f"{_AUTO}modeling_auto": ("AutoModelForCausalLM", "AutoModel", "AutoModelForSeq2SeqLM"),
+}
 _OURS = frozenset(name for needs in _NEEDS.values() for name in needs)
 
 
@@ -40,22 +45,22 @@ def register_when_imported() -> None:
 def _register(auto: ModuleType) -> None:
     """Tell one Auto module about our classes; all modules involved have been executed."""
     config = sys.modules[_CONFIG].ChatGLMConfig
-    if auto.__name__.endswith("configuration_auto"):
-        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
-    elif auto.__name__.endswith("tokenization_auto"):
-        auto.AutoTokenizer.register(config, sys.modules[_TOKENIZER].ChatGLMTokenizer, exist_ok=True)
-        _prefer_our_tokenizer(auto.AutoTokenizer, config)
-    else:
-        model = sys.modules[_MODEL].ChatGLMForConditionalGeneration
-        for factory in (auto.AutoModelForCausalLM, auto.AutoModel, auto.AutoModelForSeq2SeqLM):
-            factory.register(config, model, exist_ok=True)
+    factories = [getattr(auto, name) for name in _FACTORIES[auto.__name__]]
+    for factory in factories:
+        if auto.__name__.endswith("configuration_auto"):
+            factory.register(config.model_type, config, exist_ok=True)
+        elif auto.__name__.endswith("tokenization_auto"):
+            factory.register(config, sys.modules[_TOKENIZER].ChatGLMTokenizer, exist_ok=True)
+        else:
+            factory.register(config, sys.modules[_MODEL].ChatGLMForConditionalGeneration, exist_ok=True)
+        _keep_from_remote_code(factory, config)
 
 
-def _prefer_our_tokenizer(factory: Any, config: Any) -> None:
-    """Keep ``AutoTokenizer`` away from a ChatGLM-6B folder's remote code, also with ``trust_remote_code=True``.
+def _keep_from_remote_code(factory: Any, config: Any) -> None:
+    """Keep an Auto class away from a ChatGLM-6B folder's remote code, also with ``trust_remote_code=True``.
 
-    ``AutoConfig`` and ``AutoModel`` take a registered class before remote code; ``AutoTokenizer`` does it the other way
-    round, and the published tokenizer does not run on transformers 5.
+    Which of the two comes first, a registered class or remote code, depends on the factory and on the version of
+    transformers; the published code does not run on transformers 5.
     """
     original = factory.from_pretrained.__func__
     if hasattr(original, "knows_chatglm"):

@@ -159,7 +159,7 @@ def test_the_published_form_is_written_on_request(command, tmp_path):
 def test_length_grouping_checkpointing_and_bfloat16_run(command, tmp_path):
     for number, extra in enumerate(
         (
-            {"train_sampling_strategy": "group_by_length"},
+            {"group_by_length": True},
             {"gradient_checkpointing": True},
             {"dtype": "bfloat16"},
             {"bf16": True},

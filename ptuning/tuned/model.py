@@ -201,7 +201,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         states = output.last_hidden_state
         result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
         if labels is not None:
-            result.loss = target_loss(states, labels, self.lm_head, num_items_in_batch)
+            result["loss"] = target_loss(states, labels, self.lm_head, num_items_in_batch)
             result.defer_logits(lambda: self.lm_head(states[:, -logits_to_keep:]))
         else:
             result["logits"] = self.lm_head(states[:, -logits_to_keep:])

@@ -119,7 +119,7 @@ def _fill(
     if isinstance(parent, QuantizedLinear | QuantizedEmbedding):
         if leaf == "weight" and tensor.is_floating_point():
             try:
-                packed, scale = quantize_weight(tensor.to(device), parent.bits)
+                packed, scale = _quantize_by_rows(tensor, parent.bits, device)
             except UserError as error:
                 raise UserError(f"{where}: {name}: {error}") from error
             parent.weight = nn.Parameter(packed, requires_grad=False)
@@ -131,6 +131,20 @@ def _fill(
     value.copy_(tensor)
     setattr(parent, leaf, nn.Parameter(value, requires_grad=trainable))
 
+
+def _quantize_by_rows(weight: Tensor, bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """As :func:`quantize_weight`, some rows at a time: the float32 values on the way are several times the weight."""
+    rows, columns = weight.shape
+    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device)
+    scale = torch.empty(rows, dtype=torch.float16, device=device)
+    step = max(1, _QUANTISED_AT_ONCE // max(1, columns))
+    for start in range(0, rows, step):
+        some = slice(start, start + step)
+        packed[some], scale[some] = quantize_weight(weight[some].to(device), bits)
+    return packed, scale
+
+
+_QUANTISED_AT_ONCE = 1 << 20  # values: 4 MB in float32, five times over
 
 _HUB_KEYWORDS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 
