@@ -43,8 +43,8 @@ class MappedFile:
 
 
 def _places(path: Path) -> list[tuple[int, int]]:
-    """Address ranges, neighbours joined, at which the file is mapped privately and read-only or unwritten."""
-    wanted, found = os.path.realpath(path), []
+    """Address ranges, neighbours joined, at which the file is mapped."""
+    wanted, found = os.path.realpath(path), list[tuple[int, int]]()
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:

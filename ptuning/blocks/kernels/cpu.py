@@ -99,7 +99,7 @@ def integers(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         return made.copy_(weight.data)
     data = untile_int4(weight.data, weight.rows) if weight.lanes else weight.data
     pairs = made.view(weight.rows, weight.columns // 2, 2)
-    step = max(1, _AT_ONCE // weight.columns)
+    step = max(1, _AT_ONCE // max(1, weight.columns))
     for start in range(0, weight.rows, step):
         piece = data[start : start + step]
         pairs[start : start + step, :, 0] = piece >> 4
@@ -145,9 +145,11 @@ def _ones(rows: int) -> Tensor:
 
 def _scaled(made: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """``made * scale + bias`` in float32, back in the dtype of ``made``."""
-    wide = made * scale.float() if made.dtype == torch.bfloat16 else made.mul_(scale)
-    if bias is not None:
-        wide += bias
+    if made.dtype == torch.float32:
+        made *= scale
+        return made if bias is None else made.add_(bias)
+    # bfloat16 and float16 together compute in float32.
+    wide = made * scale.to(torch.float32) if bias is None else torch.addcmul(bias, made, scale)
     return wide.to(made.dtype)
 
 
@@ -157,7 +159,7 @@ def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None
     if four:
         inputs = torch.cat((inputs[:, 0::2], inputs[:, 1::2]), dim=1)
     result = torch.empty(inputs.shape[0], weight.rows, dtype=dtype)
-    step = max(1, min(weight.rows, _AT_ONCE // weight.columns))
+    step = max(1, min(weight.rows, _AT_ONCE // max(1, weight.columns)))
     wide = torch.empty(step, weight.columns, dtype=dtype)
     for start in range(0, weight.rows, step):
         rows = slice(start, min(start + step, weight.rows))
@@ -176,7 +178,7 @@ def _published_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     gradient = (gradient * _step_scale(weight)).to(dtype)
     result = torch.empty(gradient.shape[0], weight.columns, dtype=dtype)
     held = weight.data.shape[1]
-    step = max(1, min(held, _AT_ONCE_ACROSS // weight.rows * weight.bits // 8))
+    step = max(1, min(held, _AT_ONCE_ACROSS // max(1, weight.rows) * weight.bits // 8))
     for start in range(0, held, step):
         piece = weight.data[:, start : start + step]
         if four:
@@ -192,12 +194,12 @@ def _tiled_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) ->
     count, columns, lanes = weight.data.shape
     rows = inputs.shape[0]
     result = torch.empty(rows, count, 2, lanes, dtype=inputs.dtype)
-    step = max(1, _AT_ONCE // (2 * columns * lanes))
+    step = max(1, _AT_ONCE // max(1, 2 * columns * lanes))
     for start in range(0, count, step):
         wide, tiles = _widen(weight.data[start : start + step], inputs.dtype)
         made = inputs @ wide
         result[:, start : start + step] = made.view(rows, 2, tiles, lanes).transpose(1, 2)
-    return _scaled(result.view(rows, -1)[:, : weight.rows], _step_scale(weight), bias)
+    return _scaled(result.flatten(1)[:, : weight.rows], _step_scale(weight), bias)
 
 
 def _tiled_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
@@ -205,9 +207,9 @@ def _tiled_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     dtype, rows = gradient.dtype, gradient.shape[0]
     scaled = (gradient * _step_scale(weight)).to(dtype)
     padded = F.pad(scaled, (0, count * 2 * lanes - weight.rows))
-    ordered = padded.view(rows, count, 2, lanes).transpose(1, 2).reshape(rows, -1)
+    ordered = padded.view(rows, count, 2, lanes).transpose(1, 2).flatten(1)
     result = torch.empty(rows, columns, dtype=dtype)
-    step = max(1, _AT_ONCE // (2 * count * lanes))
+    step = max(1, _AT_ONCE // max(1, 2 * count * lanes))
     for start in range(0, columns, step):
         wide, _ = _widen(weight.data[:, start : start + step], dtype)
         result[:, start : start + step] = ordered @ wide.t()

@@ -1,0 +1,120 @@
+"""A random 6.2B INT4 model on the CPU: peak memory of loading, prompt and decode rates, beside the ceiling and chatglm-cpp.
+
+The checkpoint is written to a temporary folder (about 4 GB, deleted afterwards) and loaded in a process of its own, whose
+peak resident memory is read at the end. ``--chatglm_cpp PYTHON`` names a Python that has the package chatglm-cpp; a model of
+the same shape in its q4_0 format is then measured in turn with ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import chatglm_cpp
+from benchmarks.machine import json_line, read_gigabytes_per_second, table
+from benchmarks.random_checkpoint import SIZES, write_random_checkpoint
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and print; with ``--inside FOLDER`` (its own subprocess) load and measure one model."""
+    parser = argparse.ArgumentParser(prog="benchmark.sh decode_6b", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", choices=sorted(SIZES), default="6b")
+    parser.add_argument("--embeddings", choices=("float", "int4", "both"), default="both", help="embedding and head")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt")
+    parser.add_argument("--new", type=int, default=32, help="tokens to decode")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--memory", default="lean", help="lean or fast[:GB], see ptuning.blocks.kernels.choose")
+    parser.add_argument("--dtype", default=None, help="of the activations (default: what load_model chooses)")
+    parser.add_argument("--chatglm_cpp", metavar="PYTHON", help="a Python that has the package chatglm-cpp")
+    parser.add_argument("--folder", help="where the temporary checkpoint goes (default: the system's place)")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.inside:
+        print(json.dumps(_measure_inside(options)))
+        return 0
+    ceiling = read_gigabytes_per_second(torch.device("cpu"))
+    results: list[dict[str, Any]] = []
+    for embeddings in ("float", "int4") if options.embeddings == "both" else (options.embeddings,):
+        with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+            folder = Path(temporary) / "model"
+            size = write_random_checkpoint(folder, options.size, quantised_embeddings=embeddings == "int4")
+            found = _in_subprocess(options, folder)
+        read_per_token = found.pop("bytes read per token")
+        results.append(
+            {
+                "model": f"ptuning, {options.memory}, {embeddings} embeddings", "file GB": size / 1e9, **found,
+                "peak / file": found["peak GB"] * 1e9 / size, "ceiling tokens/s": ceiling * 1e9 / read_per_token,
+            }
+        )
+    if options.chatglm_cpp:
+        results.append(chatglm_cpp.measure(options.chatglm_cpp, SIZES[options.size], options.prompt, options.new))
+    heads = list(dict.fromkeys(key for result in results for key in result))
+    print(f"Random model of size {options.size}; memory read at {ceiling:.1f} GB/s.\n")
+    print(table(heads, [[_cell(result.get(head)) for head in heads] for result in results]))
+    print(json_line("decode_6b", {**vars(options), "ceiling GB/s": round(ceiling, 2)}, results))
+    return 0
+
+
+def _in_subprocess(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    command = [
+        sys.executable, "-m", "benchmarks", "decode_6b", "--inside", str(folder), "--prompt", str(options.prompt),
+        "--new", str(options.new), "--batches", *map(str, options.batches),
+    ]
+    if options.dtype:
+        command += ["--dtype", options.dtype]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent.parent, env={**os.environ, "PTUNING_MEMORY": options.memory},
+        stdout=subprocess.PIPE, text=True, check=True,
+    )
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
+    import ptuning
+
+    start = time.perf_counter()
+    model: Any = ptuning.load_model(options.inside, device="cpu", dtype=options.dtype)
+    results: dict[str, Any] = {"load s": time.perf_counter() - start, "peak GB after loading": _peak()}
+    # Read once a token: everything but the embedding, which gives one row.
+    read = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters()}
+    read.pop(model.transformer.word_embeddings.weight.data_ptr(), None)
+    read[model.lm_head.weight.data_ptr()] = model.lm_head.weight.nbytes
+    results["bytes read per token"] = sum(read.values())
+    config = model.config
+    for batch in options.batches:
+        generator = torch.Generator().manual_seed(1)
+        prompt = torch.randint(10, 100000, (batch, options.prompt), generator=generator)
+        prompt[:, -2], prompt[:, -1] = config.gmask_token_id, config.bos_token_id
+        _generate(model, prompt[:, -8:], 2)  # weights take the form for decoding
+        first = min(_generate(model, prompt, 1) for _ in range(2))
+        whole = min(_generate(model, prompt, 1 + options.new) for _ in range(2))
+        results[f"prompt tokens/s, batch {batch}"] = batch * options.prompt / first
+        results[f"decode tokens/s, batch {batch}"] = batch * options.new / (whole - first)
+    return results | {"peak GB": _peak()}
+
+
+def _generate(model: Any, prompt: torch.Tensor, new: int) -> float:
+    start = time.perf_counter()
+    made = model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False)
+    if made.shape[1] != prompt.shape[1] + new:
+        raise RuntimeError(f"{made.shape[1] - prompt.shape[1]} tokens came out where {new} were asked for")
+    return time.perf_counter() - start
+
+
+def _peak() -> float:
+    """Peak resident memory of this process, GB (mapped pages of files included)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)

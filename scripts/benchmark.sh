@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Runs one benchmark: prints a table and one JSON line (machine, commit, settings, results).
+#   bash scripts/benchmark.sh NAME [options]      NAME: quantization, decode_6b; --help behind it lists its options
+set -euo pipefail
+. "$(dirname "$0")/setup.sh"
+
+cd "$ptuning_root"
+exec "$ptuning_python" -m benchmarks "$@"
