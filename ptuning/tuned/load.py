@@ -124,9 +124,7 @@ def load_model(
     if prefix is not None:
         prefix.encoder(config)  # refuses a prefix of another model before any weight is read
     elif pre_seq_len is not None:
-        if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
-            raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
-        config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+        _ask_for_new_prefix(config, pre_seq_len, prefix_projection)
     place, wanted = pick_device(device), parse_dtype(dtype)
     if wanted is None and place.type == "cpu":
         wanted = cpu_dtype(config, config.quantization_bit or quantization_bit)
@@ -137,6 +135,12 @@ def load_model(
     if prefix is not None:
         _attach(model, prefix)
     return model
+
+
+def _ask_for_new_prefix(config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None) -> None:
+    if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
+        raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
+    config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
 
 
 def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
