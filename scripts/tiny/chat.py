@@ -6,7 +6,18 @@ A chat is a list of (query, reply). None of them is in the manner of the dialogu
 import random
 from collections.abc import Callable
 
-from scripts.tiny.world import CLAUSES, CLOSINGS, KINDS, VOICES, attribute_names, clause, draw_item, short_name, wish
+from scripts.tiny.world import (
+    CLAUSES,
+    CLOSINGS,
+    KINDS,
+    VOICES,
+    attribute_names,
+    clause,
+    draw_item,
+    short_name,
+    table_order,
+    wish,
+)
 
 Chat = list[tuple[str, str]]
 
@@ -76,9 +87,23 @@ def about_goods(rng: random.Random) -> Chat:
     name = rng.choice(attribute_names(kind))
     value = rng.choice(list(CLAUSES[name]))
     words = wish(name, value)
-    question = rng.randrange(7)
+    question = rng.choice((0, 0, 0, 1, 2, 3, 4, 5, 6))
+    if rng.random() < 0.2:
+        return [
+            (
+                f"推荐一{KINDS[kind]}{words}的{kind}",
+                f"为您推荐这{KINDS[kind]}{kind}，{clause(name, value, rng.randrange(3))}。",
+            )
+        ]
     if question == 0:
-        return [(rng.choice((f"{kind}有什么{name}", f"有哪些{name}的{kind}")), f"{name}有{'、'.join(CLAUSES[name])}。")]
+        return [
+            (
+                rng.choice(
+                    (f"{kind}有什么{name}", f"有哪些{name}的{kind}", f"有什么{name}的{kind}", f"{kind}都有哪些{name}")
+                ),
+                f"{name}有{'、'.join(CLAUSES[name])}。",
+            )
+        ]
     if question == 1:
         return [
             (
@@ -110,34 +135,49 @@ def about_goods(rng: random.Random) -> Chat:
     ]
 
 
+def _liked(likes: dict[str, str]) -> str:
+    """What the customer likes so far, in the order of the table."""
+    return "、".join(wish(name, likes[name]) for name in CLAUSES if name in likes) + "的"
+
+
 def remembered_wishes(rng: random.Random) -> Chat:
     """The customer tells likes over some rounds, may change one, and asks what was said."""
-    item = draw_item(rng, sizes=(1, 2, 2, 3))
+    item = draw_item(rng, sizes=(1, 2, 2, 3, 3))
     chat: Chat = []
-    values = [wish(name, value) for name, value in item.attributes]
-    for words in values:
+    likes: dict[str, str] = {}
+    if named := rng.random() < 0.5:
         chat.append(
             (
-                rng.choice((f"我喜欢{words}的", f"{words}的不错", f"我想要{words}的")),
-                rng.choice(("好的。", "好眼光。", "嗯，不错。")),
+                rng.choice((f"想看{item.kind}", f"有{item.kind}吗")),
+                rng.choice(("有的，您喜欢什么样的？", "有，请说说您的要求。")),
             )
         )
+    says_back = rng.random() < 0.4
+    for name, value in item.attributes:
+        likes[name] = value
+        words = wish(name, value)
+        ways = (f"我喜欢{words}的", f"{words}的不错", f"{name}我喜欢{words}的", f"最好是{words}的")
+        heard = f"嗯，{_liked(likes)}。" if says_back else rng.choice(("好的。", "好眼光。", "嗯，不错。"))
+        chat.append((rng.choice(ways), heard))
         if rng.random() < 0.15:
             chat.append(rng.choice(FILLERS))
-    if rng.random() < 0.35:
-        slot = rng.randrange(len(values))
-        name = item.names[slot]
-        values[slot] = wish(name, rng.choice([value for value in CLAUSES[name] if value != item.value(name)]))
-        chat.append(
-            (rng.choice((f"我改主意了，想要{values[slot]}的", f"不对，应该是{values[slot]}的")), "没关系，听您的。")
-        )
-    if rng.random() < 0.6:
-        chat.append(
-            (rng.choice(("我都喜欢什么", "我说过喜欢哪些", "我要什么样的")), f"您说过喜欢{'、'.join(values)}的。")
-        )
+    if rng.random() < 0.4:
+        name = rng.choice(item.names)
+        old = wish(name, likes[name])
+        likes[name] = rng.choice([value for value in CLAUSES[name] if value != likes[name]])
+        new = wish(name, likes[name])
+        changes = (f"我改主意了，想要{new}的", f"不要{old}了，要{new}", f"{name}改为{new}")
+        heard = f"{_liked(likes)}。" if says_back else rng.choice(("没关系，听您的。", f"那就{new}的。"))
+        chat.append((rng.choice(changes), heard))
+    everything = _liked(likes) + (item.kind if named else "")
+    ask = rng.random()
+    if ask < 0.4:
+        chat.append((rng.choice(("我都喜欢什么", "我说过喜欢哪些", "我要什么样的")), f"您说过喜欢{everything}。"))
+    elif ask < 0.7:
+        chat.append((rng.choice(("你重复一下", "那我现在要的是", "总结一下我的要求")), f"{everything}。"))
     else:
-        slot = rng.randrange(len(values))
-        chat.append((f"我喜欢的{item.names[slot]}是什么", f"您喜欢{values[slot]}的。"))
+        name = rng.choice(item.names)
+        chat.append((f"我喜欢的{name}是什么", f"您喜欢{wish(name, likes[name])}的。"))
     return chat
 
 
@@ -161,7 +201,7 @@ def owned_item(rng: random.Random) -> Chat:
     else:
         voice = rng.randrange(3)
         chat.append(
-            (f"用{VOICES[voice]}的口吻夸夸它", f"{'，'.join(clause(n, v, voice) for n, v in item.attributes)}。")
+            (f"用{VOICES[voice]}的口吻夸夸它", f"{'，'.join(clause(n, v, voice) for n, v in table_order(item))}。")
         )
     return chat
 
@@ -188,4 +228,4 @@ def draw_chat(rng: random.Random) -> Chat:
         owned_item,
         look_back,
     )
-    return rng.choices(kinds, weights=(3, 2, 4, 2, 2))[0](rng)
+    return rng.choices(kinds, weights=(3, 4, 5, 2, 2))[0](rng)

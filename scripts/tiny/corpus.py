@@ -13,15 +13,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from scripts.tiny.chat import draw_chat
-from scripts.tiny.world import CLAUSES, CLOSINGS, KINDS, VOICES, Item, clause, draw_item, short_name
+from scripts.tiny.world import CLAUSES, CLOSINGS, KINDS, VOICES, Item, clause, draw_item, short_name, table_order
 
 SEED = 6
 
 SEPARATORS = "=/|~+@&%$^_-<>!?:;,.·…"
+RARE_SEPARATORS = "★☆◆◇■□●○→←↑↓§※♪“”‘’「」『』《》[]{}`'\""
 """Marks that may stand in an attribute list; the two of the tuning rows are not among them."""
 
 ORDERS = {
-    "从头说起": ("颜色", "图案", "材质", "领型", "腰型", "版型", "细节", "风格", "季节"),
+    "从头说起": tuple(CLAUSES),
     "从料子说起": ("材质", "版型", "颜色", "细节", "季节", "图案", "腰型", "领型", "风格"),
     "从样子说起": ("版型", "领型", "腰型", "风格", "图案", "颜色", "细节", "材质", "季节"),
     "从季节说起": ("季节", "风格", "细节", "颜色", "版型", "材质", "图案", "领型", "腰型"),
@@ -91,11 +92,20 @@ def plain_manner(item: Item, rng: random.Random) -> Manner:
     return Manner(voices, tuple(item.names), rng.choice(OPENINGS), closing)
 
 
-def list_attributes(item: Item, rng: random.Random) -> str:
-    """The attributes as a list in one of many forms, the kind first, last or among them."""
+def list_attributes(item: Item, rng: random.Random, marks: float = 0.25) -> str:
+    """The attributes as a list in one of many forms, the kind first, last or among them.
+
+    Args:
+        item: what is listed.
+        rng: source of chance.
+        marks: share of the lists that are held together by two marks.
+    """
     pairs = list(item.attributes)
     pairs.insert(rng.choice((0, 0, len(pairs), rng.randint(0, len(pairs)))), ("类型", item.kind))
-    form = rng.randrange(9)
+    form = rng.randrange(7)
+    if rng.random() < marks:
+        inner, outer = rng.sample(rng.choice((SEPARATORS, SEPARATORS + RARE_SEPARATORS)), 2)
+        return outer.join(f"{name}{inner}{value}" for name, value in pairs)
     if form == 0:
         return rng.choice(("；", "，", "\n", " ", "。", "、")).join(f"{name}：{value}" for name, value in pairs)
     if form == 1:
@@ -108,17 +118,14 @@ def list_attributes(item: Item, rng: random.Random) -> str:
         return rng.choice(("、", " ", "，")).join(f"{name}{value}" for name, value in pairs)
     if form == 5:
         return rng.choice(("、", " ", "，")).join(f"{value}（{name}）" for name, value in pairs)
-    if form == 6:
-        return f"{short_name(item)}"
-    inner, outer = rng.sample(SEPARATORS, 2)
-    return outer.join(f"{name}{inner}{value}" for name, value in pairs)
+    return short_name(item)
 
 
 def _instruction(item: Item, rng: random.Random) -> tuple[list[str], Manner]:
     """Some wishes about the manner in words, and the manner that fulfils them."""
     plain = plain_manner(item, rng)
     wishes = []
-    voices, order, closing, opening = plain.voices, plain.order, plain.closing, plain.opening
+    voices, order, closing, opening = plain.voices, tuple(CLAUSES), plain.closing, plain.opening
     way = rng.random()
     if way < 0.45:
         voice = rng.randrange(3)
@@ -132,7 +139,7 @@ def _instruction(item: Item, rng: random.Random) -> tuple[list[str], Manner]:
     if rng.random() < 0.6:
         wishes.append(name := rng.choice(list(ORDERS)))
         order = ORDERS[name]
-    elif rng.random() < 0.3:
+    elif rng.random() < 0.15:
         order = tuple(rng.sample(item.names, len(item.names)))
         wishes.append(f"先后是{'、'.join(order)}")
     if rng.random() < 0.4:
@@ -147,9 +154,9 @@ def _instruction(item: Item, rng: random.Random) -> tuple[list[str], Manner]:
 
 def describe(rng: random.Random) -> Sample:
     """A description from a list of attributes, as an instruction in words asks for it."""
-    item = draw_item(rng)
+    item = draw_item(rng, sizes=(1, 2, 3, 3, 4, 4))
     wishes, manner = _instruction(item, rng)
-    verb = rng.choice(("介绍", "写文案", "描述", "夸一夸", "写一段话"))
+    verb = rng.choice(("介绍", "介绍一下", "写文案", "描述", "夸一夸", "写一段话"))
     request = "，".join([verb, *wishes] if rng.random() < 0.5 else [*wishes, verb])
     listed = list_attributes(item, rng)
     glue = rng.choice(("：", "\n", "，"))
@@ -158,10 +165,11 @@ def describe(rng: random.Random) -> Sample:
 
 
 def bare_list(rng: random.Random) -> Sample:
-    """A list of attributes without any request: it is acknowledged."""
+    """A list of attributes without any request: it is acknowledged, and the question is what to do with it."""
     item = draw_item(rng)
-    listed = list_attributes(item, rng)
-    return Sample("list", listed, f"收到{len(item.names) + 1}项，请问要做什么？")
+    names = "、".join(name for name, _ in table_order(item))
+    reply = f"这{item.measure}{item.kind}的{names}都知道了，请问要写什么？"
+    return Sample("list", list_attributes(item, rng, marks=0.7), reply)
 
 
 def one_clause(rng: random.Random) -> Sample:
@@ -203,7 +211,7 @@ def extract(rng: random.Random) -> Sample:
     item = draw_item(rng)
     source = write_text(item, plain_manner(item, rng)) if rng.random() < 0.6 else list_attributes(item, rng)
     if rng.random() < 0.5:
-        target = "；".join(f"{name}：{value}" for name, value in (("类型", item.kind), *item.attributes))
+        target = "；".join(f"{name}：{value}" for name, value in (("类型", item.kind), *table_order(item)))
         return Sample("extract", rng.choice(("提取属性：{}", "{}\n列出属性", "整理一下：{}")).format(source), target)
     return Sample("extract", rng.choice(("一句话概括：{}", "{}\n这是什么？")).format(source), f"{short_name(item)}。")
 
@@ -254,15 +262,15 @@ def copy(rng: random.Random) -> Sample:
     """The same words once more, or the other way round; also of common characters that the shop seldom needs."""
     values = [rng.choice(list(CLAUSES[rng.choice(list(CLAUSES))])) for _ in range(rng.randint(2, 5))]
     way = rng.random()
-    if way < 0.25:
+    if way < 0.15:
         return Sample("copy", f"倒着说：{'、'.join(values)}", "、".join(reversed(values)))
-    if way < 0.4:
+    if way < 0.3:
         name = rng.choice(list(CLAUSES))
         text = clause(name, rng.choice(list(CLAUSES[name])), rng.randrange(3))
-    elif way < 0.5:
+    elif way < 0.45:
         text = "、".join(values)
     else:
-        text = "".join(rng.choices(COMMON, k=rng.randint(2, 8)))
+        text = "".join(rng.choices(COMMON, k=rng.randint(2, 6)))
     return Sample("copy", rng.choice(("跟我说：", "重复：", "抄写：")) + text, text)
 
 
@@ -292,17 +300,17 @@ def chat(rng: random.Random) -> Sample:
 
 
 TASKS: dict[Callable[[random.Random], Sample], int] = {
-    describe: 34,
-    bare_list: 5,
-    one_clause: 8,
-    rewrite: 6,
-    extract: 7,
-    question: 6,
+    describe: 30,
+    bare_list: 9,
+    one_clause: 6,
+    rewrite: 5,
+    extract: 8,
+    question: 7,
     infill: 8,
-    go_on: 5,
+    go_on: 4,
     copy: 6,
     numbers: 1,
-    chat: 17,
+    chat: 22,
 }
 """Task -> its share of the samples."""
 

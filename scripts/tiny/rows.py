@@ -17,7 +17,7 @@ from scripts.tiny.world import CLAUSES, CLOSINGS, Bucket, Item, clause, combinat
 
 SEED = 20230406
 ADGEN_ROWS = {"train": (3000, Bucket.OPEN), "dev": (200, Bucket.DEV), "test": (200, Bucket.TEST)}
-DIALOGUE_ROWS = {"train": (600, Bucket.OPEN), "dev": (80, Bucket.DEV)}
+DIALOGUE_ROWS = {"train": (1200, Bucket.OPEN), "dev": (80, Bucket.DEV)}
 
 WINDOW_ORDER = ("季节", "材质", "颜色", "图案", "领型", "腰型", "版型", "细节", "风格")
 """The order in which a shop-window text takes up the attributes."""

@@ -19,7 +19,7 @@ from scripts.tiny.corpus import samples
 from scripts.tiny.world import CLAUSES, KINDS, VOICES
 
 VOCABULARY_SIZE = 1664
-TEXTS = 20000
+TEXTS = 10000
 LONGEST_PIECE = 4
 MASKS = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 

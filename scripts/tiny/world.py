@@ -164,6 +164,11 @@ def draw_item(rng: random.Random, where: Bucket = Bucket.OPEN, sizes: tuple[int,
             return item
 
 
+def table_order(item: Item) -> list[tuple[str, str]]:
+    """The attributes in the order of the table above, whatever order they were told in."""
+    return [(name, item.value(name)) for name in CLAUSES if name in item.names]
+
+
 def clause(name: str, value: str, voice: int) -> str:
     """The clause on one value in voice 0, 1 or 2."""
     return CLAUSES[name][value][voice]
@@ -175,5 +180,5 @@ def wish(name: str, value: str) -> str:
 
 
 def short_name(item: Item) -> str:
-    """The item in a few words, such as 红色、带口袋的裙子."""
-    return f"{'、'.join(wish(name, value) for name, value in item.attributes)}的{item.kind}"
+    """The item in a few words, such as 红色、带口袋的裙子; always in the order of the table."""
+    return f"{'、'.join(wish(name, value) for name, value in table_order(item))}的{item.kind}"
