@@ -71,9 +71,10 @@ class SelfAttention(nn.Module):
         """
         batch, tokens, hidden = hidden_states.shape
         # Interleaved per head: [.., N, 3H], not three blocks of D.
-        fused = self.query_key_value(hidden_states).view(batch, tokens, self.num_attention_heads, -1).transpose(1, 2)
-        query, key, value = fused.chunk(3, dim=-1)
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        fused = self.query_key_value(hidden_states).view(batch, tokens, self.num_attention_heads, 3, -1)
+        fused = fused.permute(3, 0, 2, 1, 4)  # [3, B, N, T, H]
+        query, key = apply_rotary(fused[:2], *rotary)
+        value = fused[2]
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         if prefix_key is not None and prefix_value is not None:

@@ -38,7 +38,7 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn queries or keys by their positions; computed in float32, returned in the dtype of ``states``.
 
     Args:
-        states: [B, N, T, H].
+        states: [..., B, N, T, H].
         cos: [B, 1, T, H] from :func:`rotary_table`; likewise ``sin``.
     """
     first, second, block_first, block_second = states.float().chunk(4, dim=-1)

@@ -309,6 +309,21 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
             module.weight.data.fill_(1.0)
             module.bias.data.zero_()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations; the first float tensor may be a scale, which is float16 always."""
+        return self.transformer.final_layernorm.weight.dtype
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
+        """Save as transformers does. A head that is one storage with the embedding (the published INT4 file) is written
+        under its own name, as it does not follow the embedding."""
+        head, embedding = self.lm_head.weight, self.transformer.word_embeddings.weight
+        if head.data_ptr() == embedding.data_ptr() and head.device.type != "meta":
+            state = dict(kwargs.get("state_dict") or self.state_dict())
+            state["lm_head.weight"] = head.detach().clone()
+            kwargs["state_dict"] = state
+        return super().save_pretrained(save_directory, *args, **kwargs)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
         """Load as :func:`ptuning.load_model` does; takes the keywords of transformers' ``from_pretrained``."""
