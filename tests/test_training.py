@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from ptuning import load_model
+from ptuning.loops.training import PrefixTrainer
 from ptuning.loops.training_arguments import parse_arguments
+from ptuning.tuned.collator import TrainingCollator
 from ptuning.uses.preparation import prepare_examples, prepare_rows, prepare_tokenizer
 from ptuning.uses.tuning import run_tuning
 
@@ -137,6 +139,17 @@ def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, pro
     assert straight == killed_log
 
 
+def test_answers_after_training_still_use_the_cache(command, tmp_path, golden):
+    """transformers' Trainer switches it off; every token would then recompute the whole sequence."""
+    arguments = parse_arguments(command(tmp_path / "run"), task="train")
+    tokenizer = prepare_tokenizer(arguments.model)
+    rows = prepare_rows(arguments.data.train_file, arguments.data, None)
+    examples = prepare_examples(tokenizer, rows, arguments.data, "rows")
+    model = load_model(golden / "model", device="cpu", pre_seq_len=5)
+    PrefixTrainer(model, arguments.training, examples, TrainingCollator(tokenizer))
+    assert model.config.use_cache is True
+
+
 def test_a_tuned_folder_answers_without_any_flag(straight, golden):
     folder, _ = straight
     model = load_model(folder / "checkpoint-12", device="cpu")
@@ -192,8 +205,6 @@ def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_f
     tokenizer = prepare_tokenizer(arguments.model)
     examples = prepare_examples(tokenizer, prepare_rows(rows_file, arguments.data, None), arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path / "run" / "checkpoint-2")
-    from ptuning.tuned.collator import TrainingCollator
-
     with torch.no_grad():
         expected = model(**TrainingCollator(tokenizer)(examples)).loss.item()
     assert results["eval_loss"] == pytest.approx(expected, abs=1e-5)

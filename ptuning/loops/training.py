@@ -64,6 +64,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             raise UserError("the model has no prefix to train: give --pre_seq_len (published: 128)")
         self.prefix_settings = dict(prefix_settings or {})
         _prepare(args)
+        use_cache = model.config.use_cache
         super().__init__(
             model=model,
             args=args,
@@ -71,6 +72,9 @@ class PrefixTrainer(Seq2SeqTrainer):
             eval_dataset=ExampleDataset(eval_examples) if eval_examples else None,
             data_collator=collator,
         )
+        # transformers' Trainer switches the cache off for good, and answers generated after training would recompute the
+        # whole sequence at every token. Training takes no cache anyway.
+        model.config.use_cache = use_cache
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the prefix, whole or not at all."""
