@@ -46,9 +46,19 @@ def test_tuning_and_answering_need_no_compiler_and_no_cuda_package(golden, golde
         assert done.returncode == 0, done.stderr[-2000:]
 
     settings = {
-        "model_name_or_path": golden / "model", "train_file": "train.json", "prompt_column": "content",
-        "response_column": "summary", "output_dir": "run", "pre_seq_len": 4, "quantization_bit": bits,
-        "max_source_length": 24, "max_target_length": 32, "per_device_train_batch_size": 2, "max_steps": 3, "learning_rate": "2e-2", "device": "cpu",
+        "model_name_or_path": golden / "model",
+        "train_file": "train.json",
+        "prompt_column": "content",
+        "response_column": "summary",
+        "output_dir": "run",
+        "pre_seq_len": 4,
+        "quantization_bit": bits,
+        "max_source_length": 24,
+        "max_target_length": 32,
+        "per_device_train_batch_size": 2,
+        "max_steps": 3,
+        "learning_rate": "2e-2",
+        "device": "cpu",
     }
     flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     run("-m", "ptuning", "train", "--do_train", "True", *flags)

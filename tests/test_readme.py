@@ -11,12 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMALL = "--max_steps 2 --save_steps 2 --max_train_samples 16 --max_predict_samples 2 --max_target_length 16"
-ROWS = "--train_file data/adgen-tiny/train.json --validation_file data/adgen-tiny/dev.json --test_file data/adgen-tiny/test.json"
+ROWS = " ".join(
+    f"--{name}_file data/adgen-tiny/{file}.json"
+    for name, file in (("train", "train"), ("validation", "dev"), ("test", "test"))
+)
 
 # How each command is run here: what is appended, and what is typed. A command that no rule knows fails its test.
 RULES = {
     r"bash scripts/train\.sh": (f"{SMALL} --output_dir TMP/tiny", None),
-    r"bash scripts/train\.sh configs/adgen\S+ .*": (f"{SMALL} {ROWS} --output_dir TMP/adgen --device cpu --do_predict", None),
+    r"bash scripts/train\.sh configs/adgen\S+ .*": (
+        f"{SMALL} {ROWS} --output_dir TMP/adgen --device cpu --do_predict",
+        None,
+    ),
     r"bash scripts/evaluate\.sh output/\S+": ("--max_predict_samples 2 --device cpu", None),
     r"bash scripts/train_chat\.sh configs/\S+ .*": (f"{SMALL} --output_dir TMP/chat --device cpu", None),
     r"bash scripts/evaluate\.sh --model.*": ("--max_predict_samples 2 --max_target_length 16 --output_dir TMP/eval", None),
