@@ -1,10 +1,17 @@
 """What several test files share: the published results, read once."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+
+def pytest_configure(config):
+    """Tests press Ctrl-C in programs they start, and a program started where the signal is ignored would ignore it too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
