@@ -318,7 +318,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         """Save as transformers does. A head that is one storage with the embedding (the published INT4 file) is written
         under its own name, as it does not follow the embedding."""
         head, embedding = self.lm_head.weight, self.transformer.word_embeddings.weight
-        if head.data_ptr() == embedding.data_ptr() and head.device.type != "meta":
+        if head.data_ptr() == embedding.data_ptr() and head.device.type != "meta":  # type: ignore[operator]
             state = dict(kwargs.get("state_dict") or self.state_dict())
             state["lm_head.weight"] = head.detach().clone()
             kwargs["state_dict"] = state
