@@ -18,11 +18,12 @@ from typing import Any
 
 _AUTO = "transformers.models.auto."
 _CONFIG, _TOKENIZER, _MODEL = "ptuning.blocks.config", "ptuning.blocks.tokenizer", "ptuning.tuned.model"
+_BACKBONE = "ptuning.backbone.model"  # imports an Auto module on its way; the model cannot be imported before it is done
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),
     f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
-    f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
+    f"{_AUTO}modeling_auto": (_CONFIG, _BACKBONE, _MODEL),
 }
 _FACTORIES = {
     f"{_AUTO}configuration_auto": ("AutoConfig",),
@@ -98,6 +99,8 @@ class _AutoFinder(MetaPathFinder):
         for auto, needs in _NEEDS.items():
             if auto not in self.executed or (name != auto and name not in needs):
                 continue
+            if any(need in sys.modules and need not in self.executed for need in needs):
+                continue  # one of ours is on its way: its own end brings us back here
             for need in needs:
                 if need not in sys.modules:
                     import_module(need)

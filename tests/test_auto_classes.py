@@ -97,3 +97,14 @@ assert "configuration_chatglm" not in sys.modules and not [name for name in sys.
 print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_code=True)).__module__))
 """
     assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
+
+
+@pytest.mark.parametrize("module", ["ptuning.backbone.model", "ptuning.tuned.model", "ptuning.blocks.tokenizer"])
+def test_any_module_may_be_imported_first(module):
+    """The backbone imports an Auto module on its way, which must not ask for the model that needs the backbone."""
+    code = (
+        f"import {module}\nfrom transformers import AutoModelForCausalLM as auto\n"
+        "from ptuning import ChatGLMConfig as config\nassert config in auto._model_mapping.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
