@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("ptuning.edges.evaluate", "predict test rows with the base model or a prefix, and score the replies"),
     "chat": ("ptuning.edges.chat", "talk to the base model or a prefix in the terminal"),
     "quantize": ("ptuning.edges.quantize", "write a model folder in INT4 or INT8"),
+    "info": ("ptuning.edges.info", "predict how much memory a model needs, without loading it"),
 }
 """Verb → (module with ``main(argv) -> exit code``, what it does). A verb is listed once its module exists."""
 

@@ -1,0 +1,315 @@
+"""How much memory a model needs, from its sizes alone: weights, prefix, optimiser, activations, cache.
+
+Legend: B batch, T tokens of a row, P prefix slots, L layers, N heads, D hidden, I inner size, V vocabulary, s bytes of an
+activation (2 or 4), n = 2LDP numbers in the keys and values of a prefix, m trained numbers (n without projection).
+
+**Weights.** A block has 4D^2 + 2DI weights in its linears, stored in 4, 2, 1 or 1/2 bytes, for the quantised ones 2 bytes
+of scale per output row, and 3D + D + I + D numbers of bias and 4D of layer norms, in s bytes. Embedding and head have VD
+each. The published INT4 file keeps one storage for both.
+
+**Prefix.** Trained in float32: 4m for the numbers, 4m for gradients, 8m for AdamW's two moments. Its keys and values take
+sn; dropout keeps a mask of n bytes.
+
+**Activations that wait for backward**, per layer (frozen weights, so a linear keeps nothing):
+inputs of the two layer norms, rotated queries and the output of attention, 4sBTD; the input of GELU, sBTI; keys and values
+with the prefix in front, 2sB(P+T)D; the mask as attention wants it, sBT(P+T). With gradient checkpointing only a layer's
+input stays, sBTD; while one layer is computed anew, its activations and the prefix itself (sn) are there.
+
+**Loss.** Logits exist for target tokens only, at most R a row. Softmax and its backward are float32: 12BRV at the worst.
+
+**When the peak comes.** Either when backward begins (activations, loss, and the gradients of the earlier micro-steps), or
+when it ends and all gradients of the prefix come together: the gradients per layer and the same stacked, 2sn, or the
+stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs nothing more.
+
+**Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer
+while the prompt is read; logits of one position in several float32 copies, 28BV.
+
+**The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured (without
+that, with MALLOC_MMAP_THRESHOLD_=131072 in the environment, the other parts add up to what is measured).
+
+Not counted: Python and its libraries (about 0.5 GB on a CPU, 0.5 GB of driver context on a GPU).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptuning.plain.errors import UserError
+
+GIB = 2**30
+_KERNEL_CPU = {"product": 16 * 2**20, "gradient": 24 * 2**20}
+"""What the CPU kernel unpacks at a time, with its products (ptuning.blocks.kernels.cpu)."""
+
+_ROUND_AT_ONCE = 8 * 2**20
+"""Weights that are rounded at a time while a float checkpoint is read (ptuning.blocks.quantization)."""
+
+_KEPT_SHARE, _ALWAYS_RETURNED = 0.7, 32 * 2**20
+"""Of pieces that are freed, glibc keeps so much, and nothing of larger pieces."""
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """The sizes of a backbone.
+
+    Attributes:
+        vocab_size: V.
+        hidden_size: D.
+        num_layers: L.
+        num_attention_heads: N.
+        inner_hidden_size: I.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_attention_heads: int
+    inner_hidden_size: int
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> ModelSizes:
+        """From the values of a ``config.json``; what is missing is the 6B model's."""
+        hidden = int(values.get("hidden_size") or 4096)
+        return cls(
+            vocab_size=int(values.get("vocab_size") or 130528),
+            hidden_size=hidden,
+            num_layers=int(values.get("num_layers") or 28),
+            num_attention_heads=int(values.get("num_attention_heads") or 32),
+            inner_hidden_size=int(values.get("inner_hidden_size") or 4 * hidden),
+        )
+
+    @property
+    def linear_weights(self) -> int:
+        """Weights in the four linears of one block."""
+        return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.inner_hidden_size
+
+    @property
+    def linear_rows(self) -> int:
+        """Output rows of the four linears of one block."""
+        return 5 * self.hidden_size + self.inner_hidden_size
+
+    @property
+    def embedding_weights(self) -> int:
+        """Numbers in the embedding, and as many in the head."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def largest_linear(self) -> int:
+        """Weights of the largest linear of a block."""
+        return self.hidden_size * max(self.inner_hidden_size, 3 * self.hidden_size)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How a model lies in memory.
+
+    Attributes:
+        bits: 0 (float), 4 or 8.
+        embeddings: whether embedding and head are quantised too.
+        float_bytes: s, of a float weight and of an activation, 2 or 4.
+        shared_head: whether the head is the embedding's storage.
+        device: ``cpu`` or an accelerator.
+    """
+
+    bits: int = 0
+    embeddings: bool = False
+    float_bytes: int = 4
+    shared_head: bool = False
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class PrefixSizes:
+    """A prefix: its length in tokens, and whether it is trained through a projection."""
+
+    length: int = 0
+    projection: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes by part, in the order in which a table shows them; the parts are those of the worst moment.
+
+    Attributes:
+        parts: name to bytes.
+        moment: which moment that is.
+    """
+
+    parts: dict[str, int]
+    moment: str
+    total: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Add the parts up."""
+        object.__setattr__(self, "total", sum(self.parts.values()))
+
+
+def stored_bytes(weights: int, rows: int, bits: int, float_bytes: int) -> int:
+    """Bytes of a matrix: packed with a float16 scale per row, or float."""
+    return weights * bits // 8 + 2 * rows if bits else weights * float_bytes
+
+
+def weight_bytes(sizes: ModelSizes, storage: Storage) -> int:
+    """Bytes of all weights of a backbone with its head."""
+    s, hidden = storage.float_bytes, sizes.hidden_size
+    block = stored_bytes(sizes.linear_weights, sizes.linear_rows, storage.bits, s)
+    block += (sizes.linear_rows + 4 * hidden) * s
+    bits = storage.bits if storage.embeddings else 0
+    table = stored_bytes(sizes.embedding_weights, sizes.vocab_size, bits, s)
+    return sizes.num_layers * block + (1 if storage.shared_head else 2) * table + 2 * hidden * s
+
+
+def head_is_shared(sizes: ModelSizes, storage: Storage, file_bytes: int | None) -> bool:
+    """Whether weight files of this size can only be those of a model whose head is its embedding.
+
+    Args:
+        sizes: of the model.
+        storage: as it lies in the files (float16 or the dtype of ``config.json``).
+        file_bytes: size of all weight files; None where they are not here.
+    """
+    if not file_bytes:
+        return False
+    bits = storage.bits if storage.embeddings else 0
+    table = stored_bytes(sizes.embedding_weights, sizes.vocab_size, bits, storage.float_bytes)
+    return file_bytes < weight_bytes(sizes, storage) - table // 2
+
+
+def prefix_numbers(sizes: ModelSizes, prefix: PrefixSizes) -> tuple[int, int]:
+    """n and m: numbers in the keys and values of a prefix, and trained numbers."""
+    width, hidden = 2 * sizes.num_layers * sizes.hidden_size, sizes.hidden_size
+    states = prefix.length * width
+    if not prefix.projection:
+        return states, states
+    return states, prefix.length * hidden + hidden * hidden + hidden + width * hidden + width
+
+
+def loading_bytes(sizes: ModelSizes, storage: Storage, source_bits: int, source_float_bytes: int = 2) -> int:
+    """Bytes that loading needs beside the weights that are loaded already: the tensor that is being read."""
+    table = stored_bytes(
+        sizes.embedding_weights, sizes.vocab_size, source_bits if storage.embeddings else 0, source_float_bytes
+    )
+    linear = stored_bytes(sizes.largest_linear, sizes.hidden_size, source_bits, source_float_bytes)
+    rounding = 0
+    if storage.bits and not source_bits:
+        largest = sizes.embedding_weights if storage.embeddings else sizes.largest_linear
+        rounding = 20 * min(_ROUND_AT_ONCE, largest)  # five float32 copies of a piece
+    return max(table + (rounding if storage.embeddings else 0), linear + rounding)
+
+
+def answering_memory(
+    sizes: ModelSizes, storage: Storage, prefix: PrefixSizes, *, batch: int, length: int, prompt: int | None = None
+) -> MemoryEstimate:
+    """Memory of ``generate``.
+
+    Args:
+        sizes: of the backbone.
+        storage: of the backbone.
+        prefix: of the prefix, if any.
+        batch: B, rows answered at a time.
+        length: T, tokens of prompt and answer together.
+        prompt: tokens of the prompt; None: all of them.
+    """
+    _positive(batch_size=batch, max_length=length)
+    s, hidden = storage.float_bytes, sizes.hidden_size
+    states, trained = prefix_numbers(sizes, prefix)
+    read = batch * (length if prompt is None else min(prompt, length))
+    # One block reading the prompt: attention (float32 copies while turning), or the MLP around GELU; and its residual.
+    attention = read * hidden * (4 * s + 12) + 2 * s * batch * (prefix.length + length) * hidden
+    mlp = 2 * s * read * sizes.inner_hidden_size
+    moment = max(attention, mlp) + 3 * s * read * hidden
+    passing = {
+        "activations": moment,
+        "logits": 28 * batch * sizes.vocab_size,
+        "unpacking": unpacking_bytes(sizes, storage, "product"),
+    }
+    fixed = {
+        "weights": weight_bytes(sizes, storage),
+        "prefix": 4 * trained + s * states,
+        "cache": 2 * s * sizes.num_layers * batch * length * hidden,
+    }
+    kept = kept_by_allocator(storage, passing, s * read * sizes.inner_hidden_size, 4 * batch * sizes.vocab_size)
+    return MemoryEstimate(fixed | passing | {"allocator": kept}, "answering")
+
+
+def tuning_memory(
+    sizes: ModelSizes,
+    storage: Storage,
+    prefix: PrefixSizes,
+    *,
+    batch: int,
+    source: int,
+    target: int,
+    accumulation: int = 1,
+    checkpointing: bool = False,
+) -> MemoryEstimate:
+    """Memory of tuning a prefix with AdamW, at its worst moment.
+
+    Args:
+        sizes: of the backbone.
+        storage: of the backbone.
+        prefix: to be trained.
+        batch: B, rows of one micro-step.
+        source: tokens of a prompt (max_source_length).
+        target: R, tokens of a reply (max_target_length).
+        accumulation: micro-steps of an optimiser step.
+        checkpointing: gradient checkpointing.
+    """
+    _positive(per_device_train_batch_size=batch, max_source_length=source, max_target_length=target)
+    if prefix.length < 1:
+        raise UserError("--pre_seq_len is missing (published: 128): without a prefix there is nothing to train")
+    s, hidden, layers = storage.float_bytes, sizes.hidden_size, sizes.num_layers
+    states, trained = prefix_numbers(sizes, prefix)
+    rows, seen = batch * (source + target), batch * (prefix.length + source + target)
+    kept = s * (rows * (4 * hidden + sizes.inner_hidden_size) + 2 * seen * hidden + rows * seen // batch)
+    outputs = 4 * states if prefix.projection else 0  # of the projection, in float32
+    activations = layers * s * rows * hidden + kept + s * states if checkpointing else layers * kept
+    passing = 3 * s * rows * sizes.inner_hidden_size  # around GELU, forwards or backwards
+    loss = 12 * batch * target * sizes.vocab_size
+    at_start = {"activations": activations + states + outputs + s * states, "logits and loss": loss}
+    at_end = {"activations": states + outputs + passing + max(2 * s, 8) * states, "logits and loss": 0}
+    fixed = {
+        "weights": weight_bytes(sizes, storage),
+        "prefix": 4 * trained,
+        "gradients": 4 * trained if accumulation > 1 else 0,
+        "optimiser": 8 * trained,
+        "unpacking": unpacking_bytes(sizes, storage, "gradient"),
+    }
+    worst, moment = max(
+        ((at_start, "when backward begins"), (at_end, "when the prefix gets its gradient")),
+        key=lambda pair: sum(pair[0].values()),
+    )
+    passes = worst | {"unpacking": fixed["unpacking"]}
+    kept_back = kept_by_allocator(
+        storage, passes, s * rows * sizes.inner_hidden_size, 4 * batch * target * sizes.vocab_size
+    )
+    return MemoryEstimate(fixed | worst | {"allocator": kept_back}, moment)
+
+
+def kept_by_allocator(storage: Storage, passing: Mapping[str, int], largest_activation: int, largest_logits: int) -> int:
+    """What a CPU's allocator keeps of parts that come and go.
+
+    Args:
+        storage: of the backbone; its device counts.
+        passing: name to bytes.
+        largest_activation: bytes of the largest single tensor among the activations.
+        largest_logits: likewise among the logits.
+    """
+    if storage.device != "cpu":
+        return 0
+    pieces = {"activations": largest_activation, "unpacking": largest_activation}
+    returned = {name for name in passing if pieces.get(name, largest_logits) > _ALWAYS_RETURNED}
+    return int(_KEPT_SHARE * sum(size for name, size in passing.items() if name not in returned))
+
+
+def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str) -> int:
+    """What the kernels of quantised linears hold while they multiply: a few pieces on a CPU, one linear elsewhere."""
+    if not storage.bits:
+        return 0
+    return _KERNEL_CPU[what] if storage.device == "cpu" else sizes.largest_linear * storage.float_bytes
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"--{name} {value}: must be 1 or more")
