@@ -34,7 +34,7 @@ from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkp
 from ptuning.tuned.rows import read_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MID = {
+MID: dict[str, Any] = {
     "vocab_size": 4096, "hidden_size": 512, "num_layers": 6, "num_attention_heads": 8, "inner_hidden_size": 2048,
     "bos_token_id": 89, "eos_token_id": 90, "mask_token_id": 85, "gmask_token_id": 86, "pad_token_id": 3,
 }
@@ -81,7 +81,7 @@ def compare(
     calibrated = plan_quantization(folder, place / "calibrated", bits=4, embeddings=embeddings, calibrated=True)
     calibrate_checkpoint(calibrated, [ids for ids, _ in calibration])
     exact = load_model(folder, device="cpu", dtype="float32")
-    results = []
+    results: list[dict[str, Any]] = []
     for weights, where in (("float", folder), ("nearest", nearest.target), ("calibrated", calibrated.target)):
         model = load_model(where, device="cpu", dtype="float32")
         results.append({"model": name, "weights": weights, **measure(model, exact, held_out)})

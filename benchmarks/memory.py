@@ -34,11 +34,11 @@ from ptuning.tuned.load import load_model
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 
 TOLERANCE = 0.15
-IDS = {"bos_token_id": 89, "eos_token_id": 90, "mask_token_id": 85, "gmask_token_id": 86, "pad_token_id": 3}
-SCALED = {
+IDS: dict[str, Any] = {"bos_token_id": 89, "eos_token_id": 90, "mask_token_id": 85, "gmask_token_id": 86, "pad_token_id": 3}
+SCALED: dict[str, Any] = {
     "vocab_size": 16000, "hidden_size": 512, "num_layers": 8, "num_attention_heads": 8, "inner_hidden_size": 2048,
 }
-WARM_UP = {
+WARM_UP: dict[str, Any] = {
     "vocab_size": 256, "hidden_size": 32, "num_layers": 2, "num_attention_heads": 2, "inner_hidden_size": 128,
 }
 ON_CPU: tuple[dict[str, Any], ...] = (
@@ -163,7 +163,7 @@ def random_model(
     """A model of random weights, made where it is to be: floats of a quantised weight never exist."""
     config.quantization_bit, config.quantization_embeddings = case["bits"], bool(case.get("embeddings"))
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(config)
+        model: Any = ChatGLMForConditionalGeneration(config)
     model = model.to(dtype).to_empty(device=device)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
