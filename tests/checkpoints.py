@@ -96,3 +96,11 @@ def add_remote_code(folder):
     )
     edit_json(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_chatglm.ChatGLMTokenizer", None]})
     return folder
+
+
+def whole_checkpoint(folder, step):
+    """A checkpoint-N folder of a run, as far as looking for one goes."""
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text("{}")
+    return path

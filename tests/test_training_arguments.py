@@ -5,14 +5,9 @@ import os
 import shlex
 
 import pytest
+from checkpoints import whole_checkpoint
 
-from ptuning.loops.training_arguments import (
-    TuningArguments,
-    checkpoints,
-    parse_arguments,
-    save_arguments,
-    starting_point,
-)
+from ptuning.loops.training_arguments import TuningArguments, parse_arguments, save_arguments
 from ptuning.plain.arguments import ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
@@ -220,48 +215,3 @@ def test_an_unused_validation_file_is_mentioned(caplog):
     caplog.clear()
     parse(f"{LEAST} --validation_file v.json --do_eval")
     assert caplog.text == ""
-
-
-def whole_checkpoint(folder, step):
-    path = folder / f"checkpoint-{step}"
-    path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text("{}")
-    return path
-
-
-def training_in(folder, **settings):
-    return TuningArguments(output_dir=str(folder), use_cpu=True, **settings)
-
-
-def test_training_starts_anew_in_a_new_or_empty_folder(tmp_path):
-    assert starting_point(training_in(tmp_path)) is None
-    assert starting_point(training_in(tmp_path / "new")) is None
-
-
-def test_a_folder_in_use_needs_a_word(tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="not empty: add --overwrite_output_dir"):
-        starting_point(training_in(tmp_path))
-    whole_checkpoint(tmp_path, 10)
-    with pytest.raises(UserError, match=r"up to checkpoint-10: go on .* --resume_from_checkpoint auto"):
-        starting_point(training_in(tmp_path))
-    assert starting_point(training_in(tmp_path, overwrite_output_dir=True)) is None
-    with pytest.raises(UserError, match="this is a file"):
-        starting_point(training_in(tmp_path / "notes.txt"))
-
-
-def test_resuming_takes_the_last_whole_checkpoint(tmp_path):
-    assert starting_point(training_in(tmp_path, resume_from_checkpoint="auto")) is None
-    with pytest.raises(UserError, match="no whole checkpoint-N"):
-        starting_point(training_in(tmp_path, resume_from_checkpoint="True"))
-    paths = [whole_checkpoint(tmp_path, step) for step in (5, 100, 20)]
-    (tmp_path / "checkpoint-200").mkdir()
-    (tmp_path / "checkpoint-best").mkdir()
-    assert checkpoints(tmp_path) == [paths[0], paths[2], paths[1]]
-    for wish in ("auto", "True"):
-        for overwrite in (True, False):
-            training = training_in(tmp_path, resume_from_checkpoint=wish, overwrite_output_dir=overwrite)
-            assert starting_point(training) == str(paths[1])
-    assert starting_point(training_in(tmp_path, resume_from_checkpoint=str(paths[0]))) == str(paths[0])
-    with pytest.raises(UserError, match=r"no trainer_state\.json in it"):
-        starting_point(training_in(tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-200")))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
-from ptuning.plain.errors import GenerationError, UserError
+from ptuning.plain.errors import GenerationError, StoppedError, TrainingError, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -59,8 +59,8 @@ def run(argv: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command.
 
-    Exit codes: 0 done, 1 the model gives no answer, 2 something to be mended by the user (one line on standard error),
-    130 interrupted.
+    Exit codes: 0 done; 1 the model gives no answer or cannot be trained further; 2 something to be mended by the user
+    (one line on standard error); 130 interrupted, 143 ended by SIGTERM.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ptuning").setLevel(logging.INFO)
@@ -69,9 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except GenerationError as error:
+    except (GenerationError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
+    except StoppedError as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Seq2SeqTrainer
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 
+from ptuning.loops.checkpoints import (
+    barrier,
+    changes_since,
+    checkpoints,
+    clear_staging,
+    read_run,
+    remove_old,
+    reveal,
+    staging_folder,
+    write_run,
+)
+from ptuning.loops.interruption import StopOnSignal
+from ptuning.loops.progress import TrainingProgress
 from ptuning.loops.training_arguments import TuningArguments
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
@@ -21,9 +36,15 @@ from ptuning.tuned.preprocess import Example
 
 logger = logging.getLogger(__name__)
 
+Scorer = Callable[[], Mapping[str, float]]
+"""Answers a sample of the validation rows with the model as it is, and gives scores by name."""
+
 
 class ExampleDataset(Dataset):  # type: ignore[type-arg]
-    """Training examples in memory, as the mappings that transformers' samplers and the collator read."""
+    """Training examples in memory, as the mappings that transformers' samplers and the collator read.
+
+    ``rows`` is the place of the example, so that a message can name the rows of a batch.
+    """
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples
@@ -31,13 +52,16 @@ class ExampleDataset(Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         example = self.examples[index]
-        return {"input_ids": example.input_ids, "labels": example.labels}
+        return {"input_ids": example.input_ids, "labels": example.labels, "rows": index}
 
 
 class PrefixTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer whose checkpoints hold the prefix (and the state of the run), never the backbone.
+
+    A checkpoint appears whole or not at all; a run that goes on from one equals a run without a stop, log lines included; a
+    loss or gradient that is not a number ends the run before the optimiser can spread it.
 
     Args:
         model: with a prefix attached.
@@ -46,6 +70,9 @@ class PrefixTrainer(Seq2SeqTrainer):
         collator: makes padded batches.
         eval_examples: for the validation loss.
         prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
+        description: settings and rows of the run; what differs when a run goes on is named.
+        sources: ``file:line`` of each training example, for messages.
+        scorer: gives BLEU-4 and ROUGE for every evaluation while training.
     """
 
     model: ChatGLMForConditionalGeneration
@@ -59,10 +86,19 @@ class PrefixTrainer(Seq2SeqTrainer):
         collator: TrainingCollator,
         eval_examples: Sequence[Example] | None = None,
         prefix_settings: Mapping[str, Any] | None = None,
+        description: Mapping[str, Any] | None = None,
+        sources: Sequence[str] | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         if model.prefix_encoder is None:
             raise UserError("the model has no prefix to train: give --pre_seq_len (published: 128)")
         self.prefix_settings = dict(prefix_settings or {})
+        self.description = dict(description or {})
+        self.sources = sources
+        self.scorer = scorer
+        self.stop = StopOnSignal()
+        self.progress = TrainingProgress(False if args.disable_tqdm else None)
+        self._pending: list[tuple[Tensor, Tensor]] = []
         _prepare(args)
         use_cache = model.config.use_cache
         super().__init__(
@@ -70,11 +106,154 @@ class PrefixTrainer(Seq2SeqTrainer):
             args=args,
             train_dataset=ExampleDataset(examples),
             eval_dataset=ExampleDataset(eval_examples) if eval_examples else None,
-            data_collator=collator,
+            data_collator=_Collation(collator),
+            callbacks=self._callbacks(args),
         )
+        for shown_twice in (ProgressCallback, PrinterCallback):
+            self.remove_callback(shown_twice)
         # transformers' Trainer switches the cache off for good, and answers generated after training would recompute the
         # whole sequence at every token. Training takes no cache anyway.
         model.config.use_cache = use_cache
+
+    def _callbacks(self, args: TuningArguments) -> list[TrainerCallback]:
+        chosen: list[TrainerCallback] = [self.stop, _LossSums(self), self.progress]
+        if args.early_stopping_patience is not None:
+            chosen.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
+        return chosen
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Train; signals end the run behind the step they come in (``self.stop.received`` tells).
+
+        Raises:
+            TrainingError: a loss or a gradient that is not a number.
+        """
+        if isinstance(resume_from_checkpoint, str):
+            for change in changes_since(resume_from_checkpoint, self.description):
+                logger.warning("going on from %s with a change: %s", Path(resume_from_checkpoint).name, change)
+        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
+        clear_staging(str(self.args.output_dir))
+        try:
+            with self.stop.listening():
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.progress.close()
+
+    # ---- what is not a number never reaches the optimiser ----
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """transformers' own, minus the numbers of the rows, which the model does not know."""
+        rows = inputs.pop("rows", None)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training and rows is not None:
+            loss = result[0] if isinstance(result, tuple) else result
+            self._pending.append((rows, loss.detach()))
+        return result
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        """One micro-step; behind the last one of a step, losses and gradients are looked at (one synchronisation a step)."""
+        self.progress.tokens += self._tokens(inputs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.accelerator.gradient_state.sync_gradients:
+            self._refuse_not_finite()
+            self._pending.clear()
+        return loss
+
+    def _tokens(self, inputs: Mapping[str, Any]) -> int:
+        return int(inputs["input_ids"].numel())
+
+    def _refuse_not_finite(self) -> None:
+        encoder = _encoder(self.model)
+        gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+        sums = torch.stack([loss.float() for _, loss in self._pending] + [gradient.float().sum() for gradient in gradients])
+        if bool(torch.isfinite(sums).all()):
+            return
+        rows = [int(n) for numbers, loss in self._pending if not torch.isfinite(loss) for n in numbers.tolist()]
+        # With a loss scaler an infinite gradient is how the scale is found: the scaler leaves that step out itself.
+        if not rows and self.accelerator.scaler is not None:
+            return
+        raise TrainingError(self._not_finite_message("loss" if rows else "gradient", rows))
+
+    def _not_finite_message(self, what: str, rows: Sequence[int]) -> str:
+        rows = rows or [int(n) for numbers, _ in self._pending for n in numbers.tolist()]
+        named = [self.sources[row] if self.sources else f"row {row}" for row in rows[:8]]
+        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
+        if self.args.fp16 or self.model.dtype == torch.float16:
+            hint = "float16 overflows easily: use --dtype bfloat16 (--bf16) or float32"
+        else:
+            hint = f"Lower --learning_rate ({self.args.learning_rate:g}; usual for a prefix: 1e-4 to 5e-2)"
+        saved = checkpoints(str(self.args.output_dir))
+        kept = f"{saved[-1]} is whole and kept" if saved else "nothing was saved yet"
+        return (
+            f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: "
+            f"{', '.join(named)}{more}. The optimiser did not take this step; {kept}. {hint}"
+        )
+
+    # ---- evaluation while training ----
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """The validation loss, and scores of answers where there is a scorer."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        metrics = output.metrics or {}
+        loss = metrics.get(f"{prefix}_loss")
+        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+            step = self.state.global_step
+            raise TrainingError(f"the validation loss at step {step} is not a number: lower --learning_rate")
+        if self.scorer is not None:
+            with torch.random.fork_rng():  # what is drawn here must not shift what training draws
+                scores = self.scorer()
+            metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
+        return output
+
+    # ---- checkpoints ----
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = str(super()._get_output_dir(trial=trial))
+        return str(staging_folder(folder)) if self._staging else folder
+
+    _staging = False
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """transformers' own, into a hidden folder that is renamed when it is whole."""
+        folder = str(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        best = self.state.best_global_step
+        if best and (Path(folder) / f"checkpoint-{best}").is_dir():
+            self.state.best_model_checkpoint = os.path.join(folder, f"checkpoint-{best}")
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        barrier()
+        if self.args.should_save:
+            staged = staging_folder(folder) / name
+            if best == self.state.global_step:
+                self.state.best_model_checkpoint = os.path.join(folder, name)
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+            write_run(staged, self.description, self._loss_sums())
+            reveal(staged, folder)
+            remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
+        elif best == self.state.global_step:
+            self.state.best_model_checkpoint = os.path.join(folder, name)
+        barrier()
+
+    def _loss_sums(self) -> dict[str, float]:
+        if not hasattr(self, "_tr_loss"):  # transformers before 5.1 keeps the sum where nobody can reach it
+            return {}
+        return {
+            "since_last_log": float(self._tr_loss),
+            "last_logged_step": self._globalstep_last_logged,
+            "logged": self._total_loss_scalar,
+        }
+
+    def _restore_loss_sums(self) -> None:
+        """Go on with the running mean of the loss where the checkpoint stopped, so that log lines come out the same."""
+        sums = read_run(self._resumed_from).get("loss") if self._resumed_from else None
+        if sums:
+            self._tr_loss.fill_(sums["since_last_log"])
+            self._globalstep_last_logged = int(sums["last_logged_step"])
+            self._total_loss_scalar, self._initial_global_step = float(sums["logged"]), 0  # train_loss: of all steps
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the prefix, whole or not at all."""
@@ -108,6 +287,27 @@ class PrefixTrainer(Seq2SeqTrainer):
         encoder.load_state_dict(saved.state_dict)
 
 
+class _Collation:
+    """The collator's batch, with the numbers of its rows."""
+
+    def __init__(self, collator: TrainingCollator) -> None:
+        self.collator = collator
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """Make a batch of examples; see :class:`ExampleDataset`."""
+        return {**self.collator(features), "rows": torch.tensor([feature["rows"] for feature in features])}
+
+
+class _LossSums(TrainerCallback):
+    """Restores the sums of the loss once transformers has set them to zero."""
+
+    def __init__(self, trainer: PrefixTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._restore_loss_sums()
+
+
 def _encoder(model: Any) -> Any:
     return model.prefix_encoder
 
@@ -117,6 +317,8 @@ def _prepare(args: TuningArguments) -> None:
     args.remove_unused_columns = False
     args.label_names = ["labels"]
     args.prediction_loss_only = True  # answers are generated and scored by ptuning.uses.evaluation
+    args.logging_nan_inf_filter = False  # it would show the mean of earlier losses, or 0.0, in place of NaN
+    args.restore_callback_states_from_checkpoint = True  # early stopping counts on
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
         args.gradient_checkpointing_kwargs = {"use_reentrant": False}

@@ -1,14 +1,12 @@
 """The settings of a training or evaluation run: transformers' own, with what the published scripts still need.
 
-:func:`parse_arguments` reads a command line (or a settings file with overrides) into the three groups of settings;
-:func:`starting_point` decides where training starts: at step 0, or at a checkpoint in the output folder.
+:func:`parse_arguments` reads a command line (or a settings file with overrides) into the three groups of settings.
 """
 
 import dataclasses
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ from typing import Any, Literal
 
 from transformers import Seq2SeqTrainingArguments
 
+from ptuning.loops.checkpoints import checkpoints
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
@@ -34,8 +33,8 @@ class TuningArguments(Seq2SeqTrainingArguments):
     overwrite_output_dir: bool = field(
         default=False,
         metadata={
-            "help": "Train from the start into an output folder that already holds a run (nothing is deleted first; "
-            "files and checkpoints of the same name are replaced)."
+            "help": "Train from the start into an output folder that already holds a run (its checkpoints are renamed to "
+            "old-checkpoint-N, other files of the same name are replaced)."
         },
     )
     prefix_format: Literal["ptuning", "published", "both"] = field(
@@ -44,6 +43,32 @@ class TuningArguments(Seq2SeqTrainingArguments):
             "help": "Form of the prefix in a checkpoint: ptuning (prefix_encoder.safetensors and prefix_config.json), "
             "published (pytorch_model.bin, for the published scripts), or both."
         },
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Start from the weights of this prefix (a checkpoint folder), at step 0: no optimiser, no schedule. "
+            "To go on with a run that was stopped: --resume_from_checkpoint auto.",
+            "path": True,
+        },
+    )
+    learning_rate: float = field(
+        default=2e-2,
+        metadata={"help": "Learning rate of the prefix (published: 2e-2; 1e-2 for dialogue; 1e-4 forgets least)."},
+    )
+    eval_generate_samples: int = field(
+        default=32,
+        metadata={
+            "help": "Validation rows, spread over the file, that are answered and scored (BLEU-4, ROUGE) at every "
+            "evaluation during training; needs --predict_with_generate and --eval_strategy."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "Stop after this many evaluations without a better --metric_for_best_model (default: eval_loss)."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "By how much it must get better to count."}
     )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report the run besides the output folder: tensorboard, wandb, ..."}
@@ -207,64 +232,3 @@ def _check(arguments: Arguments) -> None:
             "validation_file is given, but nothing looks at it: add --do_eval (after training) or "
             "--eval_strategy steps --eval_steps N (while training)"
         )
-
-
-_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
-
-
-def checkpoints(output_dir: str | Path) -> list[Path]:
-    """Return the whole checkpoints in an output folder, by their step. Half-written ones (no trainer_state.json, which
-    is written last) are left out."""
-    folder = Path(output_dir)
-    found = [
-        (int(match.group(1)), item)
-        for item in (folder.iterdir() if folder.is_dir() else ())
-        if (match := _CHECKPOINT_NAME.fullmatch(item.name)) and (item / "trainer_state.json").is_file()
-    ]
-    return [item for _, item in sorted(found)]
-
-
-def starting_point(training: TuningArguments) -> str | None:
-    """Return the checkpoint to resume from, or None to train from step 0.
-
-    ``--resume_from_checkpoint`` takes a folder, ``auto`` (the last whole checkpoint; from the start where there is
-    none) or ``true`` (the last one; there must be one).
-
-    Raises:
-        UserError: the output folder holds something and neither overwriting nor resuming was asked for, or the
-            checkpoint to resume from is not there.
-    """
-    wish = training.resume_from_checkpoint
-    folder = Path(str(training.output_dir))
-    if wish and wish.lower() not in ("false", "no"):
-        return _resume(wish, folder)
-    if training.overwrite_output_dir or not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: this is a file; name a folder")
-    found = checkpoints(folder)
-    if found:
-        raise UserError(
-            f"--output_dir {folder} already holds a run, up to {found[-1].name}: go on from there with "
-            "--resume_from_checkpoint auto, start anew with --overwrite_output_dir, or name another folder"
-        )
-    if any(folder.iterdir()):
-        raise UserError(
-            f"--output_dir {folder} exists and is not empty: add --overwrite_output_dir, or name another folder"
-        )
-    return None
-
-
-def _resume(wish: str, folder: Path) -> str | None:
-    if wish.lower() in ("auto", "true"):
-        found = checkpoints(folder)
-        if not found and wish.lower() == "true":
-            raise UserError(f"--resume_from_checkpoint {wish}: no whole checkpoint-N folder in {folder}")
-        return str(found[-1]) if found else None
-    if not (Path(wish) / "trainer_state.json").is_file():
-        there = ", ".join(str(path) for path in checkpoints(folder)) or f"none in {folder}"
-        raise UserError(
-            f"--resume_from_checkpoint {wish}: not a checkpoint of a run (no trainer_state.json in it); there are: "
-            f"{there}"
-        )
-    return wish

@@ -1,4 +1,4 @@
-"""The one error class for mistakes that a user can mend."""
+"""The error classes: a mistake that a user can mend, and what ends an answer or a run."""
 
 
 class UserError(ValueError):
@@ -15,3 +15,23 @@ class GenerationError(RuntimeError):
 
     The published code turned such scores into one fixed token, so a broken model answered in blanks.
     """
+
+
+class TrainingError(RuntimeError):
+    """Training that cannot go on: a loss or a gradient that is not a number, or memory that does not suffice.
+
+    What was saved stays as it is; the message says where it lies and what to change.
+    """
+
+
+class StoppedError(RuntimeError):
+    """A run that a signal ended, after its state was saved.
+
+    Args:
+        message: where the run stopped and how it goes on.
+        exit_code: of the process, 128 + number of the signal.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

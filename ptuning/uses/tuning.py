@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import logging
 import os
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
+from ptuning.loops.checkpoints import barrier, checkpoints, set_aside, starting_point
 from ptuning.loops.training import PrefixTrainer
-from ptuning.loops.training_arguments import Arguments, checkpoints, save_arguments, starting_point
-from ptuning.plain.arguments import DataArguments
-from ptuning.plain.errors import UserError
+from ptuning.loops.training_arguments import Arguments, TuningArguments, save_arguments
+from ptuning.plain.arguments import DataArguments, ModelArguments
+from ptuning.plain.errors import StoppedError, TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.preprocess import IGNORE_INDEX
+from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import Evaluation, evaluate_rows, save_metrics
+from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message
 from ptuning.uses.preparation import (
     base_model_name,
     prepare_examples,
@@ -30,6 +34,19 @@ from ptuning.uses.preparation import (
 )
 
 logger = logging.getLogger(__name__)
+
+USUAL_LEARNING_RATES = (1e-4, 5e-2)
+"""Of a prefix: the published runs take 1e-2 and 2e-2, and 1e-4 is what users report to forget least."""
+
+_DECIDING_MODEL = ("model_name_or_path", "pre_seq_len", "prefix_projection", "quantization_bit", "dtype")
+_DECIDING_DATA = (
+    "max_source_length", "max_target_length", "source_prefix", "ignore_pad_token_for_loss", "pad_to_max_length",
+)
+_DECIDING_RUN = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "max_steps",
+    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
+    "train_sampling_strategy", "bf16", "fp16",
+)
 
 Progress = Callable[[str, int], Callable[[int], None]]
 """Given a title and a total, makes a callback that takes the number of rows just done."""
@@ -65,14 +82,16 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
 
     Raises:
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is loaded.
+        TrainingError: a loss or gradient that is not a number, or memory that does not suffice; what was saved stays.
+        StoppedError: a signal ended training; its state is saved.
     """
     model_settings, data, training = arguments
     start = starting_point(training)
-    if model_settings.pre_seq_len is None and model_settings.ptuning_checkpoint is None:
-        raise UserError(
-            "--pre_seq_len is missing (published: 128): ptuning trains a prefix; full fine-tuning of the backbone is not "
-            "part of it"
-        )
+    barrier()  # no process makes the folder while another still looks whether it is there
+    model_settings = _with_start(model_settings, training)
+    _warn_of_learning_rate(training.learning_rate)
+    if training.process_index > 0:
+        logging.getLogger("ptuning").setLevel(logging.WARNING)
     tokenizer = prepare_tokenizer(model_settings)
     rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
@@ -82,23 +101,123 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
     model = prepare_model(model_settings, new_prefix=True)
     trainer = PrefixTrainer(
-        model, training, examples, _collator(tokenizer, data), eval_examples, prefix_settings(arguments, model)
+        model,
+        training,
+        examples,
+        _collator(tokenizer, data),
+        eval_examples,
+        prefix_settings(arguments, model),
+        run_description(arguments, examples),
+        [row.source for row in rows],
+        _scorer(model, tokenizer, validation, arguments),
     )
     folder = Path(str(training.output_dir))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_arguments(folder, arguments)
-    result = trainer.train(resume_from_checkpoint=start)
-    train_metrics = result.metrics | {"train_samples": len(examples)}
-    trainer.log_metrics("train", train_metrics)
-    trainer.save_metrics("train", train_metrics)
-    trainer.save_state()
+    if trainer.is_world_process_zero():
+        folder.mkdir(parents=True, exist_ok=True)
+        if start is None:
+            set_aside(folder)
+        save_arguments(folder, arguments)
+    train_metrics = _train(trainer, start, arguments, len(examples))
     if training.do_eval and eval_examples:
-        metrics = trainer.evaluate(metric_key_prefix="eval")
-        save_metrics(folder, "eval", metrics | {"eval_samples": len(eval_examples)})
+        metrics = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(eval_examples)}
+        if trainer.is_world_process_zero():
+            save_metrics(folder, "eval", metrics)
     model.eval()
-    tuned, base = _evaluate(model, tokenizer, test, arguments, folder, progress) if test else (None, None)
+    wanted = test if trainer.is_world_process_zero() else []
+    tuned, base = _evaluate(model, tokenizer, wanted, arguments, folder, progress) if wanted else (None, None)
+    best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
-    return RunResult(folder, saved[-1] if saved else None, test, tuned, base, train_metrics)
+    return RunResult(folder, Path(best) if best else saved[-1] if saved else None, wanted, tuned, base, train_metrics)
+
+
+def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArguments:
+    """The prefix that training starts from: a new one, or the weights of another."""
+    if training.init_from is not None:
+        if model.ptuning_checkpoint is not None:
+            raise UserError(
+                f"--init_from {training.init_from} and --ptuning_checkpoint {model.ptuning_checkpoint}: both name the "
+                "weights that training starts from; give one"
+            )
+        if training.resume_from_checkpoint and str(training.resume_from_checkpoint).lower() not in ("false", "no", "auto"):
+            raise UserError("--init_from starts a new run, --resume_from_checkpoint goes on with one: give one of them")
+        model = replace(model, ptuning_checkpoint=training.init_from)
+    if model.pre_seq_len is None and model.ptuning_checkpoint is None:
+        raise UserError(
+            "--pre_seq_len is missing (published: 128): ptuning trains a prefix; full fine-tuning of the backbone is not "
+            "part of it"
+        )
+    return model
+
+
+def _warn_of_learning_rate(rate: float) -> None:
+    low, high = USUAL_LEARNING_RATES
+    if not low <= rate <= high:
+        logger.warning(
+            "--learning_rate %g: outside the usual range of a prefix, %g to %g (published: 2e-2, for dialogue 1e-2); rates "
+            "for full fine-tuning or LoRA do not carry over", rate, low, high,
+        )
+
+
+def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, count: int) -> dict[str, float]:
+    """Run the loop and write what it reports."""
+    try:
+        result = trainer.train(resume_from_checkpoint=start)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(out_of_memory_message(trainer.model, arguments, error)) from error
+    if trainer.stop.received is not None:
+        name, number = trainer.stop.received.name, int(trainer.stop.received)
+        raise StoppedError(
+            f"stopped by {name} behind step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved in "
+            f"{arguments.training.output_dir}; go on with the same command and --resume_from_checkpoint auto",
+            128 + number,
+        )
+    metrics: dict[str, float] = result.metrics | {"train_samples": count}
+    trainer.log_metrics("train", metrics)
+    trainer.save_metrics("train", metrics)
+    trainer.save_state()
+    return metrics
+
+
+def _scorer(
+    model: ChatGLMForConditionalGeneration, tokenizer: Any, rows: list[Row], arguments: Arguments
+) -> Callable[[], dict[str, float]] | None:
+    """Scores of a sample of the validation rows, for every evaluation during training."""
+    training, data = arguments.training, arguments.data
+    if not (training.predict_with_generate and rows):
+        return None
+    count = min(training.eval_generate_samples, len(rows))
+    sample = [rows[number * len(rows) // count] for number in range(count)]
+
+    def score_sample() -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        try:
+            done = evaluate_rows(
+                model, tokenizer, sample, data, batch_size=training.per_device_eval_batch_size, seed=training.seed
+            )
+        finally:
+            model.train(was_training)
+        return {name: done.metrics[name] for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4")}
+
+    return score_sample
+
+
+def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[str, Any]:
+    """What decides how a run comes out: settings by their names, and a hash of its examples."""
+    numbers = hashlib.sha256()
+    for example in examples:
+        numbers.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+    settings: dict[str, Any] = {
+        name: getattr(group, name, None)
+        for group, names in (
+            (arguments.model, _DECIDING_MODEL), (arguments.data, _DECIDING_DATA), (arguments.training, _DECIDING_RUN),
+        )
+        for name in names
+    }
+    plain = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in settings.items()}
+    return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
 def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
