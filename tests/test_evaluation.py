@@ -65,8 +65,9 @@ def test_the_limit_counts_new_tokens_only(model, tokenizer):
 
 def test_the_published_limit_is_the_same_in_every_batch(tokenizer, model, rows):
     """max_source_length + max_target_length + 1 counts a row's own prompt, not its padding."""
-    data = DataArguments(max_source_length=32, max_target_length=8, generation="published")
-    prompts = [prompt_ids(tokenizer, row.prompt, row.history, max_source_length=32) for row in rows]
+    data = DataArguments(max_source_length=32, max_target_length=8, generation="published", truncation="published")
+    limit = {"max_source_length": 32, "truncation": "published"}
+    prompts = [prompt_ids(tokenizer, row.prompt, row.history, **limit) for row in rows]
     result = evaluate_rows(model, tokenizer, rows, data, batch_size=4)
     for prompt, prediction in zip(prompts, result.predictions, strict=True):
         assert len(tokenizer.encode_text(prediction)) <= 32 + 8 + 1 - len(prompt) + 8

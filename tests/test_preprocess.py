@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.plain.prompts import build_prompt
-from ptuning.tuned.preprocess import prompt_ids, reply_ids, training_example
+from ptuning.tuned.preprocess import fit_prompt, prompt_ids, reply_ids, training_example
 from ptuning.tuned.rows import Row
 
 GOLDEN = Path(__file__).parent / "golden" / "chatglm-tiny"
@@ -27,7 +27,8 @@ def golden_row(case: dict) -> Row:
 @pytest.mark.parametrize("case", CASES["train_rows"], ids=range(len(CASES["train_rows"])))
 def test_golden_rows(case):
     limits = {name: case[name] for name in ("max_source_length", "max_target_length")}
-    example = training_example(TOKENIZER, golden_row(case), **limits, legacy=True)
+    published = {"legacy": True, "truncation": "published", "close_cut_replies": True}
+    example = training_example(TOKENIZER, golden_row(case), **limits, **published)
     missing = sum(limits.values()) - len(example.input_ids)  # the published rows are padded on the right
     assert example.input_ids + [3] * missing == case["input_ids"]
     assert example.labels + [-100] * missing == case["labels"]
@@ -65,33 +66,109 @@ TEXTS = st.lists(
 ).map("".join)
 
 
+HISTORIES = st.none() | st.lists(st.tuples(TEXTS, TEXTS), max_size=3)
+CUE = TOKENIZER.encode_text("\n\n答：")[2:]  # without the dummy blank and the first newline
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     TEXTS,
     TEXTS,
-    st.none() | st.lists(st.tuples(TEXTS, TEXTS), max_size=3),
+    HISTORIES,
+    TEXTS.filter(str.strip) | st.just(""),
     st.integers(1, 40),
     st.integers(2, 40),
     st.booleans(),
+    st.sampled_from(["smart", "published"]),
+    st.booleans(),
 )
-def test_every_row_has_one_mask_one_start_and_one_end(prompt, reply, history, source, target, legacy):
-    row = Row(prompt, reply, history, "x:1")
-    example = training_example(TOKENIZER, row, max_source_length=source, max_target_length=target, legacy=legacy)
+def test_every_row_has_one_mask_one_start_and_one_end(
+    prompt, reply, history, system, source, target, legacy, truncation, closed
+):
+    row = Row(prompt, reply, history, "x:1", system)
+    options = {"legacy": legacy, "truncation": truncation, "close_cut_replies": closed}
+    example = training_example(TOKENIZER, row, max_source_length=source, max_target_length=target, **options)
     ids, labels = example.input_ids, example.labels
-    assert [ids.count(token) for token in (85, GMASK, SOP, EOP, 3)] == [0, 1, 1, 1, 0]
+    whole = closed or example.full_target <= target
+    assert [ids.count(token) for token in (85, GMASK, SOP, EOP, 3)] == [0, 1, 1, int(whole), 0]
     start = ids.index(SOP)
     assert ids[start - 1] == GMASK
-    assert ids[-1] == EOP
+    assert (ids[-1] == EOP) is whole
     assert labels == [-100] * start + ids[start:]
     assert start <= source
     assert len(ids) <= source + target
 
 
+@settings(max_examples=300, deadline=None)
+@given(TEXTS.filter(str.strip), HISTORIES, TEXTS, st.integers(2, 60), st.booleans(), st.sampled_from(["", "前缀："]))
+def test_the_end_of_the_question_and_the_cue_are_never_cut(query, history, system, limit, legacy, prefix):
+    """Whatever the limit: what is left ends as the whole prompt ends, and the question is whole where there is room."""
+    options = {"legacy": legacy, "system": system, "source_prefix": prefix}
+    fitted = fit_prompt(TOKENIZER, query, history, max_source_length=limit, **options)
+    whole = fit_prompt(TOKENIZER, query, history, **options)
+    text, all_text = fitted.ids[:-2], whole.ids[:-2]
+    room = limit - 1
+    assert fitted.full_length == len(all_text)
+    assert len(text) <= room
+    if len(all_text) <= room:
+        assert (fitted.ids, fitted.dropped_rounds, fitted.cut) == (whole.ids, 0, 0)
+        return
+    cue = CUE if history or (legacy and history is not None) else []
+    ending = TOKENIZER.encode_text(f"\n{query}" + ("\n答：" if cue else ""))[2:]
+    kept = min(len(ending), len(text), len(cue) + (room - len(cue) + 1) // 2) if len(ending) > room else len(ending)
+    assert text[len(text) - kept :] == ending[len(ending) - kept :]
+    if room > len(cue):
+        assert text[len(text) - len(cue) :] == cue
+        assert kept > len(cue)
+    assert fitted.dropped_rounds == len(history or []) if fitted.cut else fitted.dropped_rounds > 0
+
+
+def test_the_oldest_rounds_go_first():
+    history = [(f"第{i}问", f"第{i}答") for i in range(6)]
+    whole = prompt_ids(TOKENIZER, "最后的问题", history)
+    for dropped in range(6):
+        wanted = prompt_ids(TOKENIZER, "最后的问题", history[dropped:])
+        fitted = fit_prompt(TOKENIZER, "最后的问题", history, max_source_length=len(wanted) - 2 + 1)
+        assert (fitted.ids, fitted.dropped_rounds, fitted.cut) == (wanted, dropped, 0)
+        assert fitted.full_length == len(whole) - 2
+    alone = fit_prompt(TOKENIZER, "最后的问题", history, max_source_length=len(wanted) - 3)
+    assert alone.ids == prompt_ids(TOKENIZER, "最后的问题", [], legacy=True)  # the cue stays
+    assert alone.dropped_rounds == 6
+
+
+def test_a_long_question_loses_its_middle():
+    query = "".join(chr(0x4E00 + i) for i in range(60))
+    ids = TOKENIZER.encode_text(query)
+    fitted = fit_prompt(TOKENIZER, query, max_source_length=21)
+    assert fitted.ids == [*ids[:10], *ids[-10:], GMASK, SOP]
+    assert fitted.cut == len(ids) - 20
+    published = fit_prompt(TOKENIZER, query, max_source_length=21, truncation="published")
+    assert published.ids == [*ids[:20], GMASK, SOP]
+
+
+def test_system_text_stands_before_the_first_round_that_is_kept():
+    history = [("一问", "一答"), ("二问", "二答")]
+    whole = fit_prompt(TOKENIZER, "三问", history, system="你是导购")
+    assert TOKENIZER.decode(whole.ids).startswith("[Round 0]\n问:你是导购\n一问\n答:")
+    shorter = fit_prompt(TOKENIZER, "三问", history, system="你是导购", max_source_length=whole.full_length)
+    assert TOKENIZER.decode(shorter.ids).startswith("[Round 0]\n问:你是导购\n二问\n答:")
+    assert TOKENIZER.decode(prompt_ids(TOKENIZER, "问", None, system="你是导购")).startswith("你是导购\n问[gMASK]")
+    # Too long itself, it is cut before the question is.
+    cut = fit_prompt(TOKENIZER, "三问", None, system="你是导购" * 20, max_source_length=12)
+    assert TOKENIZER.decode(cut.ids).endswith("三问[gMASK]<sop>")
+
+
 def test_limits_count_special_tokens():
     row = Row("长" * 50, "短" * 50, None, "x:1")
     whole = TOKENIZER.encode_text(row.prompt), TOKENIZER.encode_text(row.response)
-    example = training_example(TOKENIZER, row, max_source_length=10, max_target_length=12)
-    assert example.input_ids == [*whole[0][:9], GMASK, SOP, *whole[1][:10], EOP]
+    limits = {"max_source_length": 10, "max_target_length": 12}
+    example = training_example(TOKENIZER, row, **limits)
+    assert example.input_ids == [*whole[0][:4], *whole[0][-5:], GMASK, SOP, *whole[1][:10]]
+    assert (example.full_source, example.full_target) == (len(whole[0]) + 1, len(whole[1]) + 2)
+    published = training_example(TOKENIZER, row, **limits, truncation="published", close_cut_replies=True)
+    assert published.input_ids == [*whole[0][:9], GMASK, SOP, *whole[1][:10], EOP]
+    fits = training_example(TOKENIZER, row, max_source_length=len(whole[0]) + 1, max_target_length=len(whole[1]) + 2)
+    assert fits.input_ids == [*whole[0], GMASK, SOP, *whole[1], EOP]
     assert prompt_ids(TOKENIZER, row.prompt) == [*whole[0], GMASK, SOP]
     assert reply_ids(TOKENIZER, "", max_target_length=2) == [EOP]
 

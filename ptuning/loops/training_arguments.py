@@ -224,8 +224,9 @@ def _check(arguments: Arguments) -> None:
     for switch, file_flag in needed:
         if getattr(training, switch) and getattr(data, file_flag) is None:
             raise UserError(f"--{file_flag} is missing: --{switch} needs rows")
-    for column in ("prompt_column", "response_column"):
-        if getattr(data, column) is None:
+    named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]
+    for column, there in zip(("prompt_column", "response_column"), named, strict=False):
+        if not there and (any(named) or data.row_format == "columns"):
             raise UserError(f"--{column} is missing: the name of a column of your rows (ADGEN: content and summary)")
     if training.do_train and data.validation_file and not training.do_eval:
         logger.warning(

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from ptuning.plain.errors import UserError
 
+Truncation = Literal["smart", "published"]
+"""What goes where a prompt is too long; see the setting of this name."""
+
 BUILT_IN_MODEL = "tiny-chatglm"
 """Name of the small backbone that ships inside the package."""
 
@@ -42,6 +45,7 @@ class ModelArguments:
         f"Folder or hub name of a ChatGLM-6B model (THUDM/chatglm-6b, THUDM/chatglm-6b-int4, ...), "
         f"or {BUILT_IN_MODEL} for the small built-in one.",
         path=True,
+        aliases=("model",),
     )
     ptuning_checkpoint: str | None = _setting(
         None,
@@ -99,15 +103,42 @@ class DataArguments:
         None, "Rows for the loss and the scores during training (with --do_eval or --eval_strategy).", path=True
     )
     test_file: str | None = _setting(None, "Rows to predict and score (--do_predict).", path=True)
-    prompt_column: str | None = _setting(None, "Column of the question (ADGEN: content).")
+    mix_file: str | None = _setting(
+        None,
+        "FILE:SHARE, for example general.json:0.2: rows of another file, in any form, mixed in so that they make up this "
+        "share of the training rows (against forgetting).",
+    )
+    row_format: Literal["auto", "columns", "alpaca", "sharegpt", "messages"] = _setting(
+        "auto",
+        "Form of the rows. auto: the columns that are named, else by the keys: alpaca (instruction, input, output), "
+        "sharegpt (conversations), OpenAI's messages, content/summary, prompt/response.",
+    )
+    encoding: str | None = _setting(None, "Encoding of the row files (gbk, utf-16, ...). Not given: UTF-8.")
+    prompt_column: str | None = _setting(
+        None, "Column of the question (ADGEN: content). Not given: the form of the rows is found by their keys."
+    )
     response_column: str | None = _setting(None, "Column of the wanted reply (ADGEN: summary).")
     history_column: str | None = _setting(None, "Column of the earlier rounds, [[question, reply], ...], for dialogue.")
     source_prefix: str = _setting("", "Text put in front of every question.")
     max_source_length: int = _setting(
-        1024, "Longest prompt; longer ones are cut. Memory and time grow with it (published ADGEN run: 64)."
+        1024, "Longest prompt; of longer ones see --truncation. Memory and time grow with it (published ADGEN run: 64)."
     )
     max_target_length: int = _setting(
-        128, "Longest reply, two end tokens included; longer ones are cut (published ADGEN run: 64)."
+        128, "Longest reply, two end tokens included; of longer ones see --cut_replies (published ADGEN run: 64)."
+    )
+    truncation: Literal["smart", "published"] = _setting(
+        "smart",
+        "What goes where a prompt is too long. smart: the oldest rounds, then the middle of the text, never the end of "
+        "the question or the cue of the reply. published: the end of the prompt.",
+    )
+    cut_replies: Literal["open", "drop", "closed"] | None = _setting(
+        None,
+        "Training rows whose reply is too long. open (default): cut, without an end token, so that stopping there is not "
+        "learnt. drop: left out. closed: cut and ended, as published (default with --truncation published).",
+    )
+    loss_on: Literal["last", "all"] = _setting(
+        "last",
+        "Replies of a dialogue that are learnt. all: every round becomes a training example with the rounds before it.",
     )
     val_max_target_length: int | None = _setting(
         None, "Longest reply in evaluation and prediction (default: max_target_length)."
@@ -145,5 +176,50 @@ class DataArguments:
         _at_least("preprocessing_num_workers", self.preprocessing_num_workers, 1)
         _at_least("num_beams", self.num_beams, 1)
         _one_of("generation", self.generation, ("greedy", "published"))
+        _one_of("row_format", self.row_format, ("auto", "columns", "alpaca", "sharegpt", "messages"))
+        _one_of("truncation", self.truncation, ("smart", "published"))
+        _one_of("cut_replies", self.cut_replies, (None, "open", "drop", "closed"))
+        _one_of("loss_on", self.loss_on, ("last", "all"))
+        if self.encoding is not None:
+            check_encoding(self.encoding)
+        _ = self.mix
+        if self.row_format in ("alpaca", "sharegpt", "messages") and self.prompt_column is not None:
+            raise UserError(
+                f"--row_format {self.row_format} and --prompt_column {self.prompt_column} contradict each other: leave one "
+                "out (this form has columns of its own)"
+            )
+        if self.cut_replies is None:
+            self.cut_replies = "closed" if self.truncation == "published" else "open"
         if self.val_max_target_length is None:
             self.val_max_target_length = self.max_target_length
+
+    @property
+    def mix(self) -> tuple[str, float] | None:
+        """File and share of ``mix_file``. Raises :class:`UserError` where it is not FILE:SHARE."""
+        if self.mix_file is None:
+            return None
+        file, _, text = self.mix_file.rpartition(":")
+        try:
+            share = float(text)
+        except ValueError:
+            file = ""
+        if not file:
+            raise UserError(f"--mix_file {self.mix_file}: write FILE:SHARE, for example general.json:0.2")
+        if not 0 < share < 1:
+            raise UserError(
+                f"--mix_file {self.mix_file}: the share is {text}; allowed are numbers between 0 and 1 (0.2: every fifth "
+                "training row comes from that file)"
+            )
+        return file, share
+
+
+def check_encoding(name: str) -> str:
+    """``name`` itself, where Python knows a text encoding of that name.
+
+    Raises :class:`UserError` where it does not.
+    """
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):
+        raise UserError(f"--encoding {name}: no such encoding; usual are utf-8, gbk, gb18030, big5 and utf-16") from None
+    return name

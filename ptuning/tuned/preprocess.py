@@ -4,24 +4,110 @@ A training example is ``prompt [gMASK] <sop> reply <eop>``; its labels are -100 
 the ids from ``<sop>`` on (the model shifts them by one). Nothing is padded here: the collators do that.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
+from ptuning.plain.arguments import Truncation
 from ptuning.plain.errors import UserError
 from ptuning.plain.prompts import build_prompt
 from ptuning.tuned.rows import Row
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy leaves out
+SOURCE_SPECIALS, TARGET_SPECIALS = 1, 2  # how many ids the published limits count beside those of the text
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The ids of a prompt, and what had to go.
+
+    Attributes:
+        ids: text, ``[gMASK] <sop>``.
+        full_length: ids of the whole text, without ``[gMASK] <sop>``.
+        dropped_rounds: how many of the oldest rounds were left out.
+        cut: how many ids of the text that was left were cut.
+    """
+
+    ids: list[int]
+    full_length: int
+    dropped_rounds: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True)
 class Example:
-    """One training example: ``input_ids`` and ``labels`` of equal length, and the ``file:line`` it came from."""
+    """One training example: ``input_ids`` and ``labels`` of equal length, and the ``file:line`` it came from.
+
+    Attributes:
+        full_source: the ``max_source_length`` at which nothing of the prompt would be lost.
+        full_target: the same for ``max_target_length`` and the reply.
+        dropped_rounds: how many of the oldest rounds were left out.
+        cut_prompt: whether something of the question (or of the text before it) was cut.
+    """
 
     input_ids: list[int]
     labels: list[int]
     source: str
+    full_source: int = 0
+    full_target: int = 0
+    dropped_rounds: int = 0
+    cut_prompt: bool = False
+
+
+def fit_prompt(
+    tokenizer: ChatGLMTokenizer,
+    query: str,
+    history: Sequence[Sequence[str]] | None = None,
+    *,
+    max_source_length: int | None = None,
+    source_prefix: str = "",
+    legacy: bool = False,
+    system: str = "",
+    truncation: Truncation = "smart",
+) -> Prompt:
+    """The prompt for ``query`` after ``history`` within ``max_source_length`` (None: no limit).
+
+    Training, evaluation and chat all come here. The text of the prompt is user text: control strings in it stay text,
+    so that exactly one ``[gMASK]`` stands in the ids, followed by the only ``<sop>``. The limit counts as in the
+    published trainer: at most ``max_source_length - 1`` ids of text are kept. ``truncation``:
+
+    - "smart": the oldest rounds go first. What is still too long loses ids in the middle: before the question where
+      that is enough, else in the middle of the question. Its end and the cue ``答：`` stay, and so does the form with a
+      cue where all rounds went.
+    - "published": the first ids are kept, whatever they are.
+    """
+
+    def text_ids(first_round: int) -> list[int]:
+        rounds = history if history is None else history[first_round:]
+        wrap = legacy or first_round > 0
+        return tokenizer.encode_text(source_prefix + build_prompt(query, rounds, legacy=wrap, system=system))
+
+    ids = text_ids(0)
+    full = len(ids)
+    room = full if max_source_length is None else _room("max_source_length", max_source_length, SOURCE_SPECIALS)
+    dropped = cut = 0
+    if full > room:
+        if truncation == "smart" and history:
+            most = len(history)
+            dropped = min(most, 1 + bisect_left(range(1, most + 1), True, key=lambda n: len(text_ids(n)) <= room))
+            ids = text_ids(dropped)
+        cut = max(0, len(ids) - room)
+    if cut:
+        wrapped = bool(history) or (legacy and history is not None)
+        head = room if truncation == "published" else _head(tokenizer, query, room, cue="\n答：" if wrapped else "")
+        ids = ids[:head] + ids[head + cut :]
+    return Prompt(tokenizer.build_inputs_with_special_tokens(ids), full, dropped, cut)
+
+
+def _head(tokenizer: ChatGLMTokenizer, query: str, room: int, cue: str) -> int:
+    """How many of ``room`` ids are kept from the front of a text that ends in ``query`` and ``cue``; the others come
+    from its end."""
+    before = len(tokenizer.encode_text("\n"))
+    ending = len(tokenizer.encode_text(f"\n{query}{cue}")) - before
+    if ending <= room:
+        return room - ending  # the question is whole, and what comes before it is cut
+    return max(0, room - (len(tokenizer.encode_text(f"\n{cue}")) - before if cue else 0)) // 2
 
 
 def prompt_ids(
@@ -32,24 +118,26 @@ def prompt_ids(
     max_source_length: int | None = None,
     source_prefix: str = "",
     legacy: bool = False,
+    system: str = "",
+    truncation: Truncation = "smart",
 ) -> list[int]:
-    """Ids of the prompt for ``query`` after ``history``, ending in ``[gMASK] <sop>``.
-
-    Training, evaluation and chat all come here. The text of the prompt is user text: control strings in it stay text,
-    so that exactly one ``[gMASK]`` stands in the ids, followed by the only ``<sop>``. ``max_source_length`` (None: no
-    limit) counts as in the published trainer: at most ``max_source_length - 1`` ids of text are kept, the first ones.
-    """
-    text = source_prefix + build_prompt(query, history, legacy=legacy)
-    ids = tokenizer.encode_text(text)
-    if max_source_length is not None:
-        ids = ids[: _room("max_source_length", max_source_length, 1)]
-    return tokenizer.build_inputs_with_special_tokens(ids)
+    """Ids of the prompt for ``query`` after ``history``, ending in ``[gMASK] <sop>``; see :func:`fit_prompt`."""
+    return fit_prompt(
+        tokenizer,
+        query,
+        history,
+        max_source_length=max_source_length,
+        source_prefix=source_prefix,
+        legacy=legacy,
+        system=system,
+        truncation=truncation,
+    ).ids
 
 
 def reply_ids(tokenizer: ChatGLMTokenizer, reply: str, *, max_target_length: int) -> list[int]:
     """Ids of a reply and ``<eop>``: at most ``max_target_length - 2`` ids of text, as in the published trainer."""
     ids = tokenizer.encode_text(reply)
-    return [*ids[: _room("max_target_length", max_target_length, 2)], tokenizer.eos_token_id]
+    return [*ids[: _room("max_target_length", max_target_length, TARGET_SPECIALS)], tokenizer.eos_token_id]
 
 
 def training_example(
@@ -60,26 +148,42 @@ def training_example(
     max_target_length: int,
     source_prefix: str = "",
     legacy: bool = False,
+    truncation: Truncation = "smart",
+    close_cut_replies: bool = False,
 ) -> Example:
     """The training example of ``row``: at most ``max_source_length + max_target_length`` ids.
 
     ``legacy=True`` wraps the first round of rows with a history column as the published trainer did (see
-    :func:`ptuning.plain.prompts.build_prompt`). Raises :class:`UserError` for a row without a reply.
+    :func:`ptuning.plain.prompts.build_prompt`). A reply that had to be cut gets no ``<eop>``, so that stopping in the
+    middle is not learnt; ``close_cut_replies=True`` gives it one, as published. Raises :class:`UserError` for a row
+    without a reply.
     """
     if row.response is None:
         raise UserError(f"{row.source}: this row has no reply to train on; name its column with --response_column")
-    prompt = prompt_ids(
+    prompt = fit_prompt(
         tokenizer,
         row.prompt,
         row.history,
         max_source_length=max_source_length,
         source_prefix=source_prefix,
         legacy=legacy,
+        system=row.system,
+        truncation=truncation,
     )
-    reply = reply_ids(tokenizer, row.response, max_target_length=max_target_length)
-    ids = prompt + reply
-    start = len(prompt) - 1  # where <sop> stands
-    return Example(input_ids=ids, labels=[IGNORE_INDEX] * start + ids[start:], source=row.source)
+    text = tokenizer.encode_text(row.response)
+    kept = text[: _room("max_target_length", max_target_length, TARGET_SPECIALS)]
+    closed = close_cut_replies or len(kept) == len(text)
+    ids = [*prompt.ids, *kept, *([tokenizer.eos_token_id] if closed else [])]
+    start = len(prompt.ids) - 1  # where <sop> stands
+    return Example(
+        input_ids=ids,
+        labels=[IGNORE_INDEX] * start + ids[start:],
+        source=row.source,
+        full_source=prompt.full_length + SOURCE_SPECIALS,
+        full_target=len(text) + TARGET_SPECIALS,
+        dropped_rounds=prompt.dropped_rounds,
+        cut_prompt=prompt.cut > 0,
+    )
 
 
 def _room(flag: str, length: int, reserved: int) -> int:

@@ -4,70 +4,63 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.tuned.text_encoding import decode_text
 
 Record = tuple[str, dict[str, Any]]  # where it stands ("file:line"), column name -> value
 _BLANKS = " \t\r\n"
-_LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+# What else people hand over in the belief that it holds rows, by its first bytes.
+_OTHER_FILES = {
+    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, not the data; run `git lfs pull` or download it again",
+    b"PK\x03\x04": "a zip archive or an Excel sheet; unpack it, or save the sheet as .csv (UTF-8)",
+    b"\x1f\x8b": "gzip-compressed; unpack it first (gunzip)",
+    b"<!DOCTYPE": "a web page, not the data; download the raw file",
+    b"<html": "a web page, not the data; download the raw file",
+}
+_PARQUET = b"PAR1"
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path, encoding: str | None = None) -> Iterator[Record]:
     """The records of a .json, .jsonl, .csv or .parquet file, one by one, with the place of each.
 
-    Raises :class:`UserError` for a file that is missing, empty, of another kind, badly encoded or broken.
+    ``encoding``: of a text file (None: UTF-8). Raises :class:`UserError` for a file that is missing, unreadable, empty,
+    of another kind, badly encoded or broken.
     """
-    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
-    if not path.exists():
+    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv}
+    kinds = ", ".join((*readers, ".parquet"))
+    if not str(path) or not path.exists():
         raise UserError(f"file not found: {path} (working directory {Path.cwd()}); check the path")
     if path.is_dir():
-        raise UserError(f"{path} is a folder; give one file in it ({', '.join(readers)})")
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise UserError(f"{path}: rows are read from {', '.join(readers)} files, not {path.suffix or 'a bare name'}")
-    with path.open("rb") as file:
-        head = file.read(4096)
-    if not head.strip():
-        raise UserError(f"{path}: empty file ({path.stat().st_size} bytes); give a file with rows")
-    if head.startswith(_LFS_HEAD):
-        raise UserError(f"{path}: this is a Git LFS pointer, not the data; run `git lfs pull` or download it again")
-    return reader(path)
-
-
-def _read_text(path: Path) -> str:
-    """The file as text: UTF-8, with or without a byte order mark."""
-    data = path.read_bytes()
+        raise UserError(f"{path} is a folder; give one file in it ({kinds})")
+    suffix = path.suffix.lower()
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        guess = _guess_encoding(data)
-        raise UserError(
-            f"{path}:{line}: invalid UTF-8 (byte 0x{data[error.start]:02x}; looks like {guess}); save the file as "
-            f"UTF-8, for example: iconv -f {guess} -t UTF-8 {path.name} > utf8-{path.name}"
-        ) from None
-
-
-def _guess_encoding(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "UTF-16"
-    for encoding in ("GBK", "GB18030", "BIG5"):
-        try:
-            data.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return encoding
-    return "LATIN1"
+        with path.open("rb") as file:
+            head = file.read(4096)
+        if suffix != ".parquet" and suffix not in readers:
+            raise UserError(f"{path}: rows are read from {kinds} files, not {path.suffix or 'a bare name'}")
+        if not head.strip(b" \t\r\n\xef\xbb\xbf"):
+            raise UserError(f"{path}: empty file ({path.stat().st_size} bytes); give a file with rows")
+        for start, what in _OTHER_FILES.items():
+            if head.lstrip().lower().startswith(start.lower()):
+                raise UserError(f"{path}: this is {what}")
+        if suffix == ".parquet":
+            return _read_parquet(path)
+        if head.startswith(_PARQUET):
+            raise UserError(f"{path}: this is a parquet file; give it a name that ends in .parquet")
+        return readers[suffix](path, decode_text(path, path.read_bytes(), encoding))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
 
 
 # --- JSON
 
 
-def _read_json(path: Path) -> Iterator[Record]:
-    text = _read_text(path)
+def _read_json(path: Path, text: str) -> Iterator[Record]:
     is_array = text.lstrip(_BLANKS).startswith("[")
     for position, line, value in _array_items(path, text) if is_array else _single_values(path, text):
         if not isinstance(value, dict):
@@ -133,7 +126,12 @@ def _json_error(path: Path, text: str, error: Exception, offset: int = 0) -> Use
     position = min(error.pos + offset, len(text))
     line = text.count("\n", 0, position) + 1
     found = text[position : position + 1]
-    unexpected = "unexpected end of file" if not found else "unexpected end of line" if found in "\r\n" else None
+    if not found:
+        return UserError(
+            f"{path}:{line}:{_column(text, position)}: unexpected end of file ({error.msg}): the last row is not whole; was "
+            "the file cut off while it was copied or downloaded?"
+        )
+    unexpected = "unexpected end of line" if found in "\r\n" else None
     return UserError(
         f"{path}:{line}:{_column(text, position)}: {unexpected or f'unexpected {found}'} ({error.msg}); correct this "
         "row (quotes inside a text are written \\\", line breaks \\n)"
@@ -158,13 +156,15 @@ def _skip_blanks(text: str, position: int) -> int:
 # --- CSV
 
 
-def _read_csv(path: Path) -> Iterator[Record]:
+def _read_csv(path: Path, text: str) -> Iterator[Record]:
     """Rows of a comma-separated file with a header line; every value is a text."""
-    lines = io.StringIO(_read_text(path), newline="")
+    lines = io.StringIO(text, newline="")
     limit = csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 KiB a field
     try:
         reader = csv.reader(lines, strict=True)
         header = next(reader, [])
+        if twice := [name for name, count in Counter(header).items() if count > 1]:
+            raise UserError(f"{path}:1: the header names column {twice[0]!r} twice; give every column its own name")
         start = reader.line_num + 1
         for values in reader:
             line, start = start, reader.line_num + 1

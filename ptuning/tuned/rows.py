@@ -1,62 +1,78 @@
 """Reads training and evaluation rows from .json, .jsonl, .csv and .parquet files, and says where a file is wrong.
 
 A row keeps the place it came from (``file:line``), so that every later message can name it. The readers of the file
-formats give plain dictionaries with their places; everything about columns happens in :func:`read_rows`.
+formats give plain dictionaries with their places; :mod:`ptuning.tuned.row_forms` makes rows of them, and what is left
+out or changed is counted here.
 """
 
-import contextlib
 import difflib
-import json
 import logging
+import random
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
 from ptuning.tuned.row_files import read_records
+from ptuning.tuned.row_forms import Columns, Form, choose_form, require_column
+from ptuning.tuned.row_values import Row, UnusableRow
+
+__all__ = ["Row", "Rows", "every_round", "mixed", "read_rows"]
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row: prompt, reply, earlier rounds and where it stands.
+class Rows(list[Row]):
+    """The rows that can be used, as a list.
 
-    ``response`` is None where no reply column was asked for. ``history`` is None without a history column, else a
-    list of (query, reply), empty for a first round. ``source`` is ``file:line`` (``file:row n`` for parquet).
+    Attributes:
+        total: how many rows were read.
+        dropped: reason → how many rows were left out for it.
+        changed: what → how many rows are used without that part.
+        form: columns, alpaca, sharegpt or messages.
+        columns: all columns of the file.
+        per_round: every round of a dialogue is a row of its own (see :func:`every_round`).
     """
 
-    prompt: str
-    response: str | None
-    history: list[tuple[str, str]] | None
-    source: str
-
-
-class Rows(list[Row]):
-    """The rows that can be used, as a list; ``total`` rows were read and ``dropped`` counts the others by reason."""
-
-    def __init__(self, rows: Iterable[Row] = (), *, total: int = 0, dropped: dict[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        rows: Iterable[Row] = (),
+        *,
+        total: int = 0,
+        dropped: dict[str, int] | None = None,
+        changed: dict[str, int] | None = None,
+        form: str = "columns",
+        columns: Iterable[str] = (),
+        per_round: bool = False,
+    ) -> None:
         super().__init__(rows)
         self.total = total
         self.dropped = dict(dropped or {})
+        self.changed = dict(changed or {})
+        self.form = form
+        self.columns = tuple(columns)
+        self.per_round = per_round
 
 
 def read_rows(
     path: str | Path,
     *,
-    prompt_column: str,
+    prompt_column: str | None = None,
     response_column: str | None = None,
     history_column: str | None = None,
     max_samples: int | None = None,
+    row_format: str = "auto",
+    encoding: str | None = None,
 ) -> Rows:
     """Read the rows of ``path``; ``max_samples`` (None: all) limits how many are read, from the start.
 
     A JSON file holds one object a line, one array, or objects written over several lines; a history is a list of
-    [query, reply] pairs (in a .csv the same as JSON text), and none or null is an empty one. Rows whose prompt or
-    reply is blank are left out, counted in ``dropped`` and reported by one warning.
+    [query, reply] pairs (in a .csv the same as JSON text), and none or null is an empty one. Without ``prompt_column``
+    the form of the rows is found by their keys, or is ``row_format``. ``encoding``: of the file (None: UTF-8). Rows whose
+    prompt or reply is blank are left out, counted in ``dropped`` and reported by one warning.
 
     Raises :class:`UserError` with file, line and column for a file that is missing, empty, badly encoded or broken, for
     a column that is not there, a value of the wrong type, and where no row is left.
@@ -64,91 +80,117 @@ def read_rows(
     if max_samples is not None and max_samples < 1:
         raise UserError(f"the limit of rows for {path} is {max_samples}; allowed: 1 or more, or no limit")
     path = Path(path)
-    records = list(islice(read_records(path), max_samples))
+    records = list(islice(read_records(path, encoding), max_samples))
     if not records:
-        raise UserError(f"{path}: no rows in this file; a row is an object like {{\"{prompt_column}\": \"…\"}}")
-    columns = {name: None for _, record in records for name in record}  # a dictionary keeps their order
-    for column in (prompt_column, response_column):
-        if column is not None and column not in columns:
-            raise UserError(f"column {column!r} not in {path} {_what_there_is(column, list(columns))}")
-    if history_column is not None and history_column not in columns:
+        raise UserError(f"{path}: no rows in this file; a row is an object like {{\"{prompt_column or 'content'}\": \"…\"}}")
+    columns = list({name: None for _, record in records for name in record})  # a dictionary keeps their order
+    named = Columns(prompt_column, response_column, history_column)
+    form = choose_form(path, columns, row_format, named)
+    if form.name == "columns" and history_column is not None and history_column not in columns:
         _check_history_column(path, history_column, [c for c in columns if c not in (prompt_column, response_column)])
-
-    rows = []
-    dropped: Counter[str] = Counter()
-    first_dropped: dict[str, str] = {}
+    if prompt_column is None:
+        logger.info("%s: rows of the form %s (%s)", path, form.name, ", ".join(form.columns))
+    rows, left_out, changed = [], _Tally(), _Tally()
     for source, record in records:
-        prompt = _text(record, prompt_column, source)
-        response = None if response_column is None else _text(record, response_column, source)
-        history = None if history_column is None else _history(record.get(history_column), history_column, source)
-        empty = [column for column, text in ((prompt_column, prompt), (response_column, response)) if text == ""]
-        if empty:
-            reason = "empty " + " and ".join(str(column) for column in empty)
-            dropped[reason] += 1
-            first_dropped.setdefault(reason, source)
-        else:
-            rows.append(Row(prompt, response, history, source))
-    if dropped:
-        reasons = ", ".join(f"{n} {reason} (first: {first_dropped[reason]})" for reason, n in dropped.most_common())
-        summary = f"dropped {dropped.total()} of {len(records)} rows: {reasons}"
+        try:
+            row, left = form.read(record, source)
+        except UnusableRow as reason:
+            left_out.add(str(reason), source)
+            continue
+        if empty := _empty_parts(row, form):
+            left_out.add(empty, source)
+            continue
+        if left is not None:
+            changed.add(left, source)
+        rows.append(row)
+    if left_out.counts:
+        summary = f"dropped {left_out.counts.total()} of {len(records)} rows: {left_out}"
         if not rows:
             raise UserError(f"{path}: no usable row, {summary}; give every row a prompt and a reply")
         logger.warning("%s: %s", path, summary)
-    return Rows(rows, total=len(records), dropped=dict(dropped))
+    if changed.counts:
+        logger.warning("%s: changed %d of %d rows: %s", path, changed.counts.total(), len(records), changed)
+    return Rows(
+        rows, total=len(records), dropped=left_out.counts, changed=changed.counts, form=form.name, columns=columns
+    )
 
 
-def _what_there_is(column: str, columns: list[str]) -> str:
-    """The end of a message about a missing column: the columns there are, and the one that was probably meant."""
-    near = difflib.get_close_matches(column, columns, n=1)
-    ending = f" Did you mean {near[0]!r}?" if near else " Name the right one with --prompt_column, --response_column."
-    return f"(has: {', '.join(columns)})." + ending
+class _Tally:
+    """Counts rows by reason and remembers the first place of each."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.first: dict[str, str] = {}
+
+    def add(self, reason: str, source: str) -> None:
+        self.counts[reason] += 1
+        self.first.setdefault(reason, source)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{n} {reason} (first: {self.first[reason]})" for reason, n in self.counts.most_common())
+
+
+def _empty_parts(row: Row, form: Form) -> str:
+    """Why a row cannot be used, or ""."""
+    texts = ((form.prompt_column, row.prompt), (form.response_column, row.response))
+    empty = [str(name) for name, text in texts if text == ""]
+    return "empty " + " and ".join(empty) if empty else ""
 
 
 def _check_history_column(path: Path, column: str, others: list[str]) -> None:
     """No row has the history column: that is allowed (all first rounds), unless its name looks like a slip."""
     if difflib.get_close_matches(column, others, n=1):
-        raise UserError(f"column {column!r} not in {path} {_what_there_is(column, others)}")
+        require_column(path, column, others)
     logger.warning("%s: no row has the history column %r; every row counts as a first round", path, column)
 
 
-def _text(record: dict[str, Any], column: str, source: str) -> str:
-    """The text of a column, "" where it is absent, null or blank."""
-    value = record.get(column)
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise UserError(
-            f"{source}: column {column!r} must be a text, but holds {_kind(value)}; write it in quotes, or name "
-            "another column"
+def every_round(rows: Rows) -> Rows:
+    """Every round of the dialogues as a row of its own, with the rounds before it as its history.
+
+    The context of a prefix LM is seen in both directions up to ``<sop>``, so an earlier reply cannot be learnt in the
+    place where it is context for a later one: each needs a row. Rounds with a blank question or reply are left out and
+    counted.
+    """
+    expanded: list[Row] = []
+    left_out = _Tally()
+    for row in rows:
+        rounds = [*(row.history or []), (row.prompt, row.response or "")]
+        for number, (query, reply) in enumerate(rounds):
+            place = row.source if len(rounds) == 1 else f"{row.source} round {number}"
+            if not query.strip() or not reply.strip():
+                left_out.add("rounds with an empty question or reply", place)
+                continue
+            history = row.history if row.history is None else rounds[:number]
+            expanded.append(replace(row, prompt=query, response=reply, history=history, source=place))
+    if left_out.counts:
+        logger.warning("a row for every round: left out %s", left_out)
+    logger.info("a row for every round: %d rows became %d", len(rows), len(expanded))
+    dropped = dict(Counter(rows.dropped) + left_out.counts)
+    total = rows.total + len(expanded) + left_out.counts.total() - len(rows)
+    return _like(rows, expanded, total=total, dropped=dropped, per_round=True)
+
+
+def mixed(rows: Rows, others: Rows, share: float, seed: int) -> Rows:
+    """``rows`` with as many of ``others`` mixed in as make up ``share`` of the result (0 < share < 1, at least one row).
+
+    The others are drawn without repetition while there are enough of them, and the result is in random order; both
+    follow from ``seed``. A file too small is used several times over, with a warning.
+    """
+    draw = random.Random(seed)
+    wanted = max(1, round(share / (1 - share) * len(rows)))
+    chosen: list[Row] = []
+    while len(chosen) < wanted:
+        chosen += draw.sample(others, min(len(others), wanted - len(chosen)))
+    if wanted > len(others):
+        logger.warning(
+            "mixed in: %d rows are needed and the file has %d: its rows are used up to %d times",
+            wanted, len(others), -(-wanted // len(others)),
         )
-    return value if value.strip() else ""
+    result = [*rows, *chosen]
+    draw.shuffle(result)
+    logger.info("mixed in: %d rows, %.1f %% of %d training rows", wanted, 100 * wanted / len(result), len(result))
+    return _like(rows, result, total=rows.total + others.total)
 
 
-def _history(value: Any, column: str, source: str) -> list[tuple[str, str]]:
-    """A history value, a list or the same as JSON text, as pairs; null, "" and [] are the empty history."""
-    if isinstance(value, str) and value.strip():
-        with contextlib.suppress(ValueError):  # the message below shows the text
-            value = json.loads(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    if not isinstance(value, list):
-        raise UserError(
-            f"{source}: column {column!r} must be a list of [query, reply] pairs, but holds {_kind(value)}; "
-            "write [] for a first round"
-        )
-    return list(_pairs(value, column, source))
-
-
-def _pairs(entries: list[Any], column: str, source: str) -> Iterator[tuple[str, str]]:
-    for i, entry in enumerate(entries):
-        if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(text, str) for text in entry)):
-            raise UserError(
-                f"{source}: entry {i} of column {column!r} must be a pair of texts [query, reply], but is "
-                f"{_kind(entry)}; correct that row"
-            )
-        yield entry[0], entry[1]
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return f"{names.get(type(value), 'a text')} ({repr(value)[:60]})"
+def _like(rows: Rows, content: Iterable[Row], **changes: Any) -> Rows:
+    return Rows(content, **{name: getattr(rows, name) for name in vars(rows)} | changes)

@@ -17,8 +17,9 @@ from ptuning.plain.metrics import score
 from ptuning.plain.response import process_response
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.preprocess import prompt_ids, reply_ids
+from ptuning.tuned.preprocess import reply_ids
 from ptuning.tuned.rows import Row
+from ptuning.uses.examples import row_prompt
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def evaluate_rows(
     started = time.perf_counter()
     preset = PRESETS[data.generation]
     limit = data.val_max_target_length or data.max_target_length
-    prompts = [_prompt(tokenizer, row, data) for row in rows]
+    prompts = [row_prompt(tokenizer, row, data) for row in rows]
     whole = data.max_source_length + limit + 1
     limits = [whole - len(ids) if preset.whole_length else limit for ids in prompts]
     references = [_reference(tokenizer, row, limit) for row in rows]
@@ -94,18 +95,6 @@ def evaluate_rows(
         "steps_per_second": round(math.ceil(len(rows) / batch_size) / runtime, 3),
     }
     return Evaluation(predictions, references, metrics)
-
-
-def _prompt(tokenizer: Any, row: Row, data: DataArguments) -> list[int]:
-    """The prompt as training built it."""
-    return prompt_ids(
-        tokenizer,
-        row.prompt,
-        row.history,
-        max_source_length=data.max_source_length,
-        source_prefix=data.source_prefix,
-        legacy=data.legacy_first_round,
-    )
 
 
 def _reference(tokenizer: Any, row: Row, limit: int) -> str:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from functools import partial
-from typing import Any
-
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.tuned.load import load_model, load_tokenizer
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix
-from ptuning.tuned.preprocess import Example, training_example
-from ptuning.tuned.rows import Row, read_rows
+from ptuning.tuned.row_forms import MissingColumnError
+from ptuning.tuned.rows import Rows, every_round, mixed, read_rows
+from ptuning.uses.examples import prepare_examples
 
-logger = logging.getLogger(__name__)
+__all__ = [
+    "base_model_name",
+    "prepare_examples",
+    "prepare_model",
+    "prepare_rows",
+    "prepare_tokenizer",
+    "prepare_training_rows",
+]
 
 
 def base_model_name(model: ModelArguments) -> str:
@@ -72,78 +74,33 @@ def prepare_model(model: ModelArguments, *, new_prefix: bool = False) -> ChatGLM
     )
 
 
-def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> list[Row]:
-    """The rows of one file by the columns of the settings."""
+def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
+    """The rows of one file by the settings: named columns, or the form that is found by the keys."""
     return read_rows(
         path,
-        prompt_column=data.prompt_column or "",
+        prompt_column=data.prompt_column,
         response_column=data.response_column,
         history_column=data.history_column,
         max_samples=max_samples,
+        row_format=data.row_format,
+        encoding=data.encoding,
     )
 
 
-def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArguments, name: str) -> list[Example]:
-    """Training examples of rows, in their order; several processes make them where the settings ask for it."""
-    make = partial(
-        training_example,
-        tokenizer,
-        max_source_length=data.max_source_length,
-        max_target_length=data.max_target_length,
-        source_prefix=data.source_prefix,
-        legacy=data.legacy_first_round,
-    )
-    workers = min(data.preprocessing_num_workers or 1, len(rows))
-    examples = _in_processes(make, rows, workers, name) if workers > 1 else [make(row) for row in rows]
-    _report_lengths(examples, data, name)
-    _show_first(tokenizer, examples)
-    return examples
+def prepare_training_rows(data: DataArguments, seed: int) -> Rows:
+    """The training rows: those of ``--train_file``, a row for every round with ``--loss_on all``, and the share of
+    ``--mix_file``, drawn by ``seed``.
 
-
-def _in_processes(make: Callable[[Row], Example], rows: Sequence[Row], workers: int, name: str) -> list[Example]:
-    """The same in several processes, with a progress bar."""
-    from datasets import Dataset
-
-    table = Dataset.from_dict({"row": list(range(len(rows)))})
-    done = table.map(
-        lambda record: asdict(make(rows[record["row"]])),
-        num_proc=workers,
-        remove_columns=["row"],
-        load_from_cache_file=False,
-        desc=f"Running tokenizer on {name}",
-    )
-    return [Example(**record) for record in done]
-
-
-def _report_lengths(examples: Sequence[Example], data: DataArguments, name: str) -> None:
-    """One line on lengths, and on how many texts met their limit."""
-    sources, targets = [], []
-    for example in examples:
-        target = sum(label >= 0 for label in example.labels)
-        targets.append(target)
-        sources.append(len(example.input_ids) - target + 1)
-    cut_sources = sum(length > data.max_source_length for length in sources)
-    cut_targets = sum(length >= data.max_target_length for length in targets)
-    logger.info(
-        "%s: %d rows; prompt tokens %s, %d at the limit of %d; reply tokens %s, %d at the limit of %d",
-        name, len(examples), _spread(sources), cut_sources, data.max_source_length,
-        _spread(targets), cut_targets, data.max_target_length,
-    )
-
-
-def _spread(lengths: list[int]) -> str:
-    ordered = sorted(lengths)
-    return f"p50 {ordered[len(ordered) // 2]}, p95 {ordered[int(0.95 * (len(ordered) - 1))]}, longest {ordered[-1]}"
-
-
-def _show_first(tokenizer: Any, examples: Sequence[Example]) -> None:
-    """The first example as the model sees it, as the published trainer prints it (at log level info)."""
-    first = examples[0]
-    learnt = [label for label in first.labels if label >= 0]
-    for name, value in (
-        ("input_ids", first.input_ids),
-        ("inputs", tokenizer.decode(first.input_ids)),
-        ("label_ids", first.labels),
-        ("labels", tokenizer.decode(learnt)),
-    ):
-        logger.info("%s %s", name, value)
+    The other file is read by the named columns where it has them all, else in the form found by its keys.
+    """
+    rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
+    others, share = None, 0.0
+    if data.mix is not None:
+        path, share = data.mix
+        try:
+            others = prepare_rows(path, data, None)
+        except MissingColumnError:
+            others = read_rows(path, encoding=data.encoding)
+    if data.loss_on == "all":
+        rows, others = every_round(rows), others if others is None else every_round(others)
+    return rows if others is None else mixed(rows, others, share, seed)

@@ -31,6 +31,7 @@ from ptuning.uses.preparation import (
     prepare_model,
     prepare_rows,
     prepare_tokenizer,
+    prepare_training_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
     tokenizer = prepare_tokenizer(model_settings)
-    rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
+    rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
     test = prepare_rows(data.test_file or "", data, data.max_predict_samples) if training.do_predict else []
     examples = prepare_examples(tokenizer, rows, data, "training rows")

@@ -1,0 +1,164 @@
+"""Training examples packed in a few arrays: small in memory, quick to write to disk, and read back without copying."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.preprocess import IGNORE_INDEX, Example
+
+logger = logging.getLogger(__name__)
+
+Arrays = dict[str, np.ndarray]
+FILES_KEPT = 16
+_FORMAT = "1"
+
+
+class PackedExamples(Sequence[Example]):
+    """Examples as a sequence; an :class:`Example` is made when it is asked for.
+
+    Args:
+        arrays: what :func:`pack` gives. ``ids`` [sum of lengths] and ``bounds`` [n + 1]; the others [n]: ``starts`` (where
+            ``<sop>`` stands), ``row`` (index into ``sources``), ``full_source``, ``full_target``, ``dropped_rounds``,
+            ``cut_prompt``.
+        sources: ``file:line`` of every row.
+    """
+
+    def __init__(self, arrays: Arrays, sources: Sequence[str]) -> None:
+        self.arrays = arrays
+        self.sources = sources
+
+    def __len__(self) -> int:
+        return len(self.arrays["starts"])
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """The example at ``index``, or a list of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        a = self.arrays
+        ids = a["ids"][a["bounds"][index] : a["bounds"][index + 1]].tolist()
+        start = int(a["starts"][index])
+        return Example(
+            input_ids=ids,
+            labels=[IGNORE_INDEX] * start + ids[start:],
+            source=self.sources[int(a["row"][index])],
+            full_source=int(a["full_source"][index]),
+            full_target=int(a["full_target"][index]),
+            dropped_rounds=int(a["dropped_rounds"][index]),
+            cut_prompt=bool(a["cut_prompt"][index]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same examples of the same rows."""
+        if not isinstance(other, PackedExamples):
+            return NotImplemented
+        same = all(np.array_equal(array, other.arrays[name]) for name, array in self.arrays.items())
+        return same and list(self.sources) == list(other.sources)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def pack(examples: Sequence[Example], rows: Sequence[int]) -> Arrays:
+    """The arrays of some examples; ``rows`` says which row each came from."""
+    starts = [sum(label < 0 for label in example.labels) for example in examples]
+    lengths = [len(example.input_ids) for example in examples]
+    return {
+        "ids": np.fromiter((i for example in examples for i in example.input_ids), np.int32, sum(lengths)),
+        "bounds": np.cumsum([0, *lengths], dtype=np.int64),
+        "starts": np.array(starts, np.int32),
+        "row": np.array(rows, np.int64),
+        "full_source": np.array([example.full_source for example in examples], np.int32),
+        "full_target": np.array([example.full_target for example in examples], np.int32),
+        "dropped_rounds": np.array([example.dropped_rounds for example in examples], np.int32),
+        "cut_prompt": np.array([example.cut_prompt for example in examples], np.bool_),
+    }
+
+
+def joined(parts: Sequence[Arrays]) -> Arrays:
+    """Several packs as one, in their order."""
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "bounds"}
+    lengths = [np.diff(part["bounds"]) for part in parts]
+    arrays["bounds"] = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+    return arrays
+
+
+# --- on disk
+
+
+def cache_folder() -> Path:
+    """Where prepared rows are kept: ``$PTUNING_CACHE``, or the place that the system has for caches."""
+    if own := os.environ.get("PTUNING_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
+    return Path(base).expanduser() / "ptuning" / "examples"
+
+
+def fingerprint(texts: Iterable[Any], settings: dict[str, Any]) -> str:
+    """A name for what comes out of these texts with these settings."""
+    digest = hashlib.sha256(json.dumps({"format": _FORMAT, **settings}, sort_keys=True, default=str).encode())
+    for text in texts:
+        digest.update(repr(text).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:32]
+
+
+def read_arrays(path: Path) -> Arrays | None:
+    """The arrays in ``path``, mapped and not copied; None where there are none, or the file is damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:  # PyTorch maps the file; the NumPy reader copies it
+            arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            expected = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, ValueError) as error:
+        logger.warning("%s: the prepared rows cannot be read (%s); they are made anew", path, error)
+        return None
+    if expected != _checksum(arrays):
+        logger.warning("%s: the prepared rows are damaged; they are made anew", path)
+        return None
+    os.utime(path)  # the least recently used are the first to go
+    return arrays
+
+
+def write_arrays(path: Path, arrays: Arrays) -> None:
+    """Write arrays to ``path``, whole or not at all, and delete what was used longest ago. A cache that cannot be
+    written is mentioned, and nothing else."""
+    from safetensors.numpy import save_file
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_when_whole(path) as temporary:
+            save_file(arrays, temporary, metadata={"sha256": _checksum(arrays)})
+        found = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in found[FILES_KEPT:]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning("%s: the prepared rows cannot be kept (%s)", path, error)
+
+
+def _checksum(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
+    return digest.hexdigest()
