@@ -65,7 +65,11 @@ def _row(tokenizer: Any, row: Row, settings: RowSettings) -> list[int]:
     if row.response is None:
         return prompt_ids(tokenizer, row.prompt, row.history, max_source_length=settings.max_source_length)
     return training_example(
-        tokenizer, row, max_source_length=settings.max_source_length, max_target_length=settings.max_target_length
+        tokenizer,
+        row,
+        max_source_length=settings.max_source_length,
+        max_target_length=settings.max_target_length,
+        close_cut_replies=True,  # the end token's inputs count too
     ).input_ids
 
 
