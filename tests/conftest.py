@@ -2,9 +2,11 @@
 
 import json
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
+from runs import small_run, write_rows
 from safetensors.torch import load_file
 
 
@@ -30,3 +32,15 @@ def golden_tensors(golden):
 def golden_cases(golden):
     """Texts, ids and scores of those results."""
     return json.loads((golden / "cases.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory, golden_cases):
+    """The golden training rows in a file of their own."""
+    return write_rows(tmp_path_factory.mktemp("rows") / "train.json", golden_cases)
+
+
+@pytest.fixture(scope="session")
+def command(golden, rows_file):
+    """The flags of a small run; the published names. ``command(output_dir, name=value, ...)``."""
+    return partial(small_run, golden / "model", rows_file)

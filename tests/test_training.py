@@ -8,67 +8,13 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from runs import log_of, prefix_of, train
 
 from ptuning import load_model
 from ptuning.loops.training import PrefixTrainer
 from ptuning.loops.training_arguments import parse_arguments
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.uses.preparation import prepare_examples, prepare_rows, prepare_tokenizer
-from ptuning.uses.tuning import run_tuning
-
-
-@pytest.fixture(scope="module")
-def rows_file(tmp_path_factory, golden_cases):
-    path = tmp_path_factory.mktemp("rows") / "train.json"
-    rows = [{"content": row["prompt"], "summary": row["response"]} for row in golden_cases["train_rows"]]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def command(golden, rows_file):
-    """The settings of a small run; the published names."""
-
-    def make(output_dir, **settings):
-        values = {
-            "do_train": True,
-            "model_name_or_path": golden / "model",
-            "train_file": rows_file,
-            "prompt_column": "content",
-            "response_column": "summary",
-            "output_dir": output_dir,
-            "pre_seq_len": 5,
-            "max_source_length": 24,
-            "max_target_length": 32,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 2,
-            "max_steps": 12,
-            "logging_steps": 10,
-            "save_steps": 5,
-            "learning_rate": "2e-2",
-            "disable_tqdm": True,
-            "device": "cpu",
-            **settings,
-        }
-        return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-    return make
-
-
-def train(argv):
-    return run_tuning(parse_arguments(argv, task="train"))
-
-
-def prefix_of(folder):
-    return load_file(folder / "prefix_encoder.safetensors")
-
-
-def log_of(folder):
-    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    return [
-        {key: value for key, value in entry.items() if "runtime" not in key and "second" not in key} for entry in history
-    ]
 
 
 @pytest.fixture(scope="module")

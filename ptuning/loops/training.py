@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer
-from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
+from transformers.trainer_utils import TrainOutput
 
 from ptuning.loops.checkpoints import (
     barrier,
@@ -132,11 +134,29 @@ class PrefixTrainer(Seq2SeqTrainer):
                 logger.warning("going on from %s with a change: %s", Path(resume_from_checkpoint).name, change)
         self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         clear_staging(str(self.args.output_dir))
+        if self._resumed_from is not None and (done := self._finished(self._resumed_from)) is not None:
+            return done
         try:
             with self.stop.listening():
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.progress.close()
+
+    def _finished(self, checkpoint: str) -> TrainOutput | None:
+        """What training gave, where a checkpoint is already at its last step (transformers would take one more)."""
+        state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
+        batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))  # type: ignore[arg-type]
+        steps_an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
+        total = self.args.max_steps if self.args.max_steps > 0 else math.ceil(self.args.num_train_epochs * steps_an_epoch)
+        if state.global_step < total:
+            return None
+        logger.info("%s is at the last step of this run: nothing is left to train", checkpoint)
+        self.state = state
+        best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
+        sums = read_run(checkpoint).get("loss") or {}
+        loss = (sums.get("logged", 0.0) + sums.get("since_last_log", 0.0)) / max(state.global_step, 1)
+        return TrainOutput(state.global_step, loss, {"train_loss": loss, "epoch": state.epoch or 0.0})
 
     # ---- what is not a number never reaches the optimiser ----
 
