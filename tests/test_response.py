@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ptuning.plain.response import process_response
+from ptuning.plain.response import process_response, settled
 
 CASES = json.loads((Path(__file__).parent / "golden/chatglm-tiny/cases.json").read_text(encoding="utf-8"))
 
@@ -33,3 +35,17 @@ def test_golden_replies(case):
 )
 def test_punctuation_beside_cjk(raw, clean):
     assert process_response(raw) == clean
+
+
+@given(st.text(alphabet="中文ab ,!:;?。[]训练时间'nt'svre\n", max_size=30))
+def test_settled_text_never_changes(text):
+    """For every way a reply may grow, what counts as settled is the start of what follows."""
+    final = process_response(text)
+    for length in range(len(text) + 1):
+        so_far = settled(process_response(text[:length]))
+        assert final.startswith(so_far), (text[:length], so_far)
+
+
+@pytest.mark.parametrize("half", ["你好,", "等 ", "[", "[[训练", "[[训练时间]", "a\ufffd", "it 's"[:4]])
+def test_unsettled_ends_are_held_back(half):
+    assert len(settled(half)) < len(half)

@@ -64,7 +64,8 @@ class SelfAttention(nn.Module):
             rotary: cos and sin, each [B, 1, T, H].
             visibility: over P+S columns, the prefix first.
             prefix_key: [1 or B, N, P, H] or None; not rotated, takes no position. Likewise ``prefix_value``.
-            cache: receives the new keys and values and gives back all of them; None keeps nothing.
+            cache: receives the new keys and values and gives back all of them; None keeps nothing. One that can
+                ``attend`` (the generation engine's, which knows every row's prefix) does the attention itself.
 
         Returns:
             [B, T, D].
@@ -75,6 +76,10 @@ class SelfAttention(nn.Module):
         fused = fused.permute(3, 0, 2, 1, 4)  # [3, B, N, T, H]
         query, key = apply_rotary(fused[:2], *rotary)
         value = fused[2]
+        attend = getattr(cache, "attend", None)
+        if attend is not None:
+            mixed = attend(query, key, value, self.layer_index)
+            return self.dense(mixed.transpose(1, 2).reshape(batch, tokens, hidden))
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         if prefix_key is not None and prefix_value is not None:

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-# What a later token may still change: a half-width mark (full-width once a CJK character follows), blanks (stripped at
-# the end and before an English mark or a contraction), the beginning of the placeholder that becomes a year, and the
-# half of a character.
-_UNSETTLED = re.compile(r"[,!:;?\s\ufffd]+$|\s(?:n'?|'[vr]?)$|\[\[?[训练时间]*\]?$")
-
-
-def settled(text: str) -> str:
-    """The part of an unfinished reply that no later token changes."""
-    while match := _UNSETTLED.search(text):
-        text = text[: match.start()]
-    return text
+from ptuning.plain.response import settled
 
 
 @dataclass

@@ -1,0 +1,114 @@
+"""The cache of all running rows: one block of keys and values per layer, a slot for each row, columns from the left.
+
+Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S columns in use, T tokens, H head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class SlotCache:
+    """Keys and values [R, N, C, H] of every layer, made ahead.
+
+    It grows by doubling, when a row is longer or rows are more than ever before, and never shrinks: no token allocates.
+    Unused places hold zeros or old numbers, which are finite: a masked column is multiplied by zero, and zero times NaN
+    would not be zero.
+
+    Args:
+        config: the backbone's; gives L, N, H.
+        dtype: of the activations.
+        device: where the backbone is.
+        most_rows: R will not grow beyond.
+        most_columns: C will not grow beyond.
+    """
+
+    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, most_rows: int, most_columns: int) -> None:
+        self.heads, self.head_dim, self.layers = config.num_attention_heads, config.head_dim, config.num_layers
+        self.dtype, self.device = dtype, device
+        self.most_rows, self.most_columns = most_rows, most_columns
+        self.rows = self.columns = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.offsets = torch.empty(0, 0)
+        self.growths = 0
+
+    def reserve(self, rows: int, columns: int) -> None:
+        """Make room for so many rows of so many columns; does nothing where there is room."""
+        if rows <= self.rows and columns <= self.columns:
+            return
+        shape = (
+            min(self.most_rows, _doubled(self.rows or 1, rows)),
+            self.heads,
+            min(self.most_columns, _doubled(self.columns or 128, columns)),
+            self.head_dim,
+        )
+        for tensors in (self.keys, self.values):
+            for layer in range(self.layers):  # one at a time: the peak is one layer, not the cache twice
+                grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                if self.rows:
+                    grown[: self.rows, :, : self.columns] = tensors[layer]
+                    tensors[layer] = grown
+                else:
+                    tensors.append(grown)
+        self.rows, _, self.columns, _ = shape
+        self.offsets = torch.arange(self.rows * self.heads, device=self.device).view(self.rows, self.heads) * self.columns
+        self.growths += 1
+
+    def places(self, columns: Tensor) -> Tensor:
+        """Where the next token of every row goes, for :meth:`write`: [A] columns to [A * N] places of all layers alike."""
+        return (self.offsets[: columns.shape[0]] + columns[:, None]).view(-1)
+
+    def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> None:
+        """Put the keys and values [A, N, 1, H] of one new token of every row in their places."""
+        self.keys[layer].view(-1, self.head_dim).index_copy_(0, places, key.reshape(-1, self.head_dim))
+        self.values[layer].view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
+
+    def read(self, layer: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Views [A, N, S, H] of a layer's keys and values."""
+        return self.keys[layer][:rows, :, :columns], self.values[layer][:rows, :, :columns]
+
+    def move(self, source: int, target: int, columns: int) -> None:
+        """Give the row of one slot another slot."""
+        for tensor in (*self.keys, *self.values):
+            tensor[target, :, :columns] = tensor[source, :, :columns]
+
+    def wipe(self, slot: int) -> None:
+        """Forget a slot whose numbers may not be finite."""
+        for tensor in (*self.keys, *self.values):
+            tensor[slot].zero_()
+
+
+class PrefillWriter:
+    """Stands where the backbone expects a cache while prompts go through it, and puts their keys and values in slots.
+
+    Args:
+        cache: where they go.
+        first: slot of the first row; the others follow.
+        lengths: real tokens of every row; they stand on the right.
+    """
+
+    def __init__(self, cache: SlotCache, first: int, lengths: Sequence[int]) -> None:
+        self.cache, self.first, self.lengths = cache, first, lengths
+
+    def get_seq_length(self) -> int:
+        """Nothing was seen before."""
+        return 0
+
+    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Keep [B, N, T, H] of a layer and give the same back."""
+        for row, length in enumerate(self.lengths):
+            slot = self.first + row
+            self.cache.keys[layer][slot, :, :length] = key[row, :, -length:]
+            self.cache.values[layer][slot, :, :length] = value[row, :, -length:]
+        return key, value
+
+
+def _doubled(size: int, wanted: int) -> int:
+    while size < wanted:
+        size *= 2
+    return size

@@ -1,0 +1,76 @@
+"""A thread that drives an engine, for front ends that must not wait for it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from threading import Condition, Thread
+
+from ptuning.loops.engine.core import Engine
+
+logger = logging.getLogger(__name__)
+
+
+class EngineWorker:
+    """Steps an engine while there is work, and sleeps while there is none. The thread owns the model.
+
+    Args:
+        engine: nobody else may drive it until :meth:`stop`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._changed = Condition()
+        self._stopping = False
+        self._thread = Thread(target=self._work, name="ptuning-engine", daemon=True)
+
+    def start(self) -> EngineWorker:
+        """Begin."""
+        self.engine.wake = self._wake
+        self.engine.driven_by_thread = True
+        self._thread.start()
+        return self
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until nothing runs or waits; False when the time is up first."""
+        end = time.monotonic() + timeout
+        while not self.engine.idle:
+            if time.monotonic() >= end:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def stop(self) -> None:
+        """Cancel what is left, end the thread, and wait for it."""
+        if not self._thread.is_alive():
+            return
+        self.engine.cancel_all()
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+        self.engine.driven_by_thread = False
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while self.engine.idle and not self._stopping:
+                    self._changed.wait()
+            if self._stopping and self.engine.idle:
+                return
+            if self._stopping:
+                self.engine.cancel_all()
+            try:
+                self.engine.step()
+            except Exception as error:  # the server must live on; every request that ran is told
+                logger.exception("a step of the engine failed")
+                self.engine.fail_all(f"the step failed: {error}")
