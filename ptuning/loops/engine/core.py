@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Lock
 from typing import Any
@@ -27,6 +26,7 @@ from ptuning.loops.engine.choice import BROKEN, Choice, RowChoice
 from ptuning.loops.engine.decode import PrefixReads, StepCache, decode_step
 from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
 from ptuning.loops.engine.request import FinishReason, Generation, Listener, QueueFullError, Request
+from ptuning.loops.engine.row import Counters, Row
 from ptuning.loops.engine.slot_cache import PrefillWriter, SlotCache
 from ptuning.loops.engine.text_stream import TextStream, reply_text
 from ptuning.plain.errors import UserError
@@ -37,28 +37,6 @@ _NOT_FINITE = (
     "the scores of a token are NaN or infinite: the weights or the prefix are damaged, or the number format is too narrow "
     "for them. Try --dtype bfloat16 or float32; if it stays, take an earlier checkpoint"
 )
-
-
-@dataclass(eq=False)
-class _Row:
-    """A running generation, and what the host knows of its row."""
-
-    generation: Generation
-    choice: RowChoice
-    limit: int
-    columns: int  # cached tokens
-    text: TextStream | None
-
-
-@dataclass
-class Counters:
-    """What the engine did since it was made: requests by how they ended, tokens, passes."""
-
-    finished: dict[str, int] = field(default_factory=lambda: {"stop": 0, "length": 0, "cancelled": 0, "error": 0})
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    prefills: int = 0
-    steps: int = 0
 
 
 class Engine:
@@ -95,7 +73,7 @@ class Engine:
         self.counters = Counters()
         self.bank = PrefixBank()
         self.cache = SlotCache(model.config, model.dtype, model.device, max_rows, self.max_length)
-        self.rows: list[_Row] = []
+        self.rows: list[Row] = []
         self.waiting: deque[Generation] = deque()
         self.wake: Callable[[], None] = lambda: None  # tells the driving thread that there is work
         self.driven_by_thread = False
@@ -321,7 +299,7 @@ class Engine:
             limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
             text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
             choice = RowChoice(request, self.model.config.vocab_size, self.device)
-            rows.append(_Row(generation, choice, limit, length, text))
+            rows.append(Row(generation, choice, limit, length, text))
             self.bank.take(prefix)
         first = len(self.rows)
         self.rows += rows
@@ -356,7 +334,7 @@ class Engine:
         # tolist is the step's one wait for the device.
         self._let_go([self._accept(row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)])
 
-    def _accept(self, row: _Row, token: int) -> bool:
+    def _accept(self, row: Row, token: int) -> bool:
         """Give a row its next token; returns whether that ended it."""
         generation = row.generation
         if generation.first_token is None:
@@ -380,7 +358,7 @@ class Engine:
             return True
         return False
 
-    def _end(self, row: _Row, reason: FinishReason, error: str | None = None) -> None:
+    def _end(self, row: Row, reason: FinishReason, error: str | None = None) -> None:
         if row.text is not None:
             row.generation.tell(row.text.end())
             if row.text.stopped and reason == "length":  # the stop text stood in what was held back
