@@ -1,6 +1,7 @@
 """What several test files share: the published results, read once."""
 
 import json
+import os
 import signal
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,17 @@ def pytest_configure(config):
     """Tests press Ctrl-C in programs they start, and a program started where the signal is ignored would ignore it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_the_tests(tmp_path_factory):
+    """Prepared rows are kept beside the tests' other files, not in the user's cache."""
+    before = os.environ.get("PTUNING_CACHE")
+    os.environ["PTUNING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("PTUNING_CACHE")
+    if before is not None:
+        os.environ["PTUNING_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

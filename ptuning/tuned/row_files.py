@@ -131,6 +131,12 @@ def _json_error(path: Path, text: str, error: Exception, offset: int = 0) -> Use
             f"{path}:{line}:{_column(text, position)}: unexpected end of file ({error.msg}): the last row is not whole; was "
             "the file cut off while it was copied or downloaded?"
         )
+    if error.msg.startswith("Unterminated string"):
+        last = "\n" not in text[position:].rstrip()
+        return UserError(
+            f"{path}:{line}:{_column(text, position)}: the text that begins here has no closing quote; correct this row"
+            + (" (unexpected end of file: was it cut off while it was copied or downloaded?)" if last else "")
+        )
     unexpected = "unexpected end of line" if found in "\r\n" else None
     return UserError(
         f"{path}:{line}:{_column(text, position)}: {unexpected or f'unexpected {found}'} ({error.msg}); correct this "

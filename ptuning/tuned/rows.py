@@ -189,7 +189,9 @@ def mixed(rows: Rows, others: Rows, share: float, seed: int) -> Rows:
     result = [*rows, *chosen]
     draw.shuffle(result)
     logger.info("mixed in: %d rows, %.1f %% of %d training rows", wanted, 100 * wanted / len(result), len(result))
-    return _like(rows, result, total=rows.total + others.total)
+    dropped = dict(Counter(rows.dropped) + Counter(others.dropped))
+    changed = dict(Counter(rows.changed) + Counter(others.changed))
+    return _like(rows, result, total=rows.total + others.total, dropped=dropped, changed=changed)
 
 
 def _like(rows: Rows, content: Iterable[Row], **changes: Any) -> Rows:

@@ -53,27 +53,32 @@ def prompt_options(data: DataArguments) -> dict[str, Any]:
 
 
 def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArguments, name: str) -> PackedExamples:
-    """Training examples of rows, in their order.
-
-    Large sets are made by several processes and kept on disk (see :func:`~ptuning.tuned.example_store.cache_folder`)
-    under a name that follows from rows, settings, tokenizer and version; ``--overwrite_cache`` makes them anew.
+    """Training examples of rows, in their order, with a line in the log on their lengths and the first one in full.
 
     Raises:
         UserError: a row without a reply, or none left with ``--cut_replies drop``.
     """
     if data.loss_on == "all" and isinstance(rows, Rows) and not rows.per_round:
         rows = every_round(rows)
-    settings = prompt_options(data) | {
-        "max_target_length": data.max_target_length,
-        "close_cut_replies": data.cut_replies == "closed",
-    }
-    arrays = _kept_or_made(tokenizer, rows, settings, data, name)
-    examples = PackedExamples(arrays, [row.source for row in rows])
+    examples = tokenised(tokenizer, rows, data, name)
     _report_lengths(examples, data, name)
     if data.cut_replies == "drop":
         examples = _without_cut_replies(examples, data, name)
     _show_first(tokenizer, examples)
     return examples
+
+
+def tokenised(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArguments, name: str) -> PackedExamples:
+    """One example for each row.
+
+    Large sets are made by several processes and kept on disk (see :func:`~ptuning.tuned.example_store.cache_folder`)
+    under a name that follows from rows, settings, tokenizer and version; ``--overwrite_cache`` makes them anew.
+    """
+    settings = prompt_options(data) | {
+        "max_target_length": data.max_target_length,
+        "close_cut_replies": data.cut_replies == "closed",
+    }
+    return PackedExamples(_kept_or_made(tokenizer, rows, settings, data, name), [row.source for row in rows])
 
 
 def _kept_or_made(

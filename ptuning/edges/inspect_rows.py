@@ -1,0 +1,148 @@
+"""``ptuning inspect``: looks at a file of rows before anything is trained on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
+from ptuning.plain.errors import UserError
+from ptuning.plain.parsing import SettingsParser
+
+_LEARNT = ("\033[32m", "\033[0m")
+
+
+@dataclass
+class ShowArguments:
+    """What is shown."""
+
+    examples: int = field(default=3, metadata={"help": "How many examples are shown."})
+    json: bool = field(default=False, metadata={"help": "One line of JSON in place of the table."})
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, naming the flag."""
+        if self.examples < 0:
+            raise UserError(f"--examples {self.examples}: must be 0 or more")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb and return its exit code.
+
+    Raises:
+        UserError: settings or rows that do not fit.
+    """
+    argv = list(argv)
+    file = argv.pop(0) if argv and not argv[0].startswith("-") and "=" not in argv[0] else None
+    groups = {
+        "rows and lengths": DataArguments,
+        "model (only its tokenizer is loaded)": ModelArguments,
+        "output": ShowArguments,
+    }
+    parser = SettingsParser(
+        groups,
+        prog="ptuning inspect",
+        description="Look at a file of rows: form, columns, lengths in tokens, what the limits cut, duplicates, and "
+        "examples as the model will see them. Example: ptuning inspect train.json --test_file test.json --model "
+        "THUDM/chatglm-6b",
+        positional="FILE",
+    )
+    given = parser.parse(argv)
+    data, model, show = (given.build(kind) for kind in (DataArguments, ModelArguments, ShowArguments))
+    if file is not None and data.train_file not in (None, file):
+        raise UserError(f"{file} and --train_file {data.train_file}: name one file (--test_file is compared with it)")
+    data.train_file = file or data.train_file
+    if data.train_file is None:
+        raise UserError("FILE is missing: the rows to look at, for example: ptuning inspect train.json")
+    built_in = model.model_name_or_path is None and model.ptuning_checkpoint is None
+    if built_in:
+        model.model_name_or_path = BUILT_IN_MODEL
+    from ptuning.uses.inspection import inspect_file
+    from ptuning.uses.preparation import base_model_name, prepare_tokenizer
+
+    found = inspect_file(prepare_tokenizer(model), data, show.examples)
+    name = model.tokenizer_name or base_model_name(model)
+    if show.json:
+        print(json.dumps(_values(found, data, name), ensure_ascii=False))
+    else:
+        print("\n".join([*_table(found, data, name, built_in), *_samples(found)]))
+    return 0
+
+
+def _values(found: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:
+    rows = found.rows
+    return {
+        "file": data.train_file,
+        "form": rows.form,
+        "columns": list(rows.columns),
+        "rows_read": rows.total,
+        "rows": len(rows),
+        "dropped": rows.dropped,
+        "changed": rows.changed,
+        "tokenizer": tokenizer,
+        "limits": {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length},
+        **{name: getattr(found, name) for name in ("prompt_lengths", "reply_lengths", "cut", "suggested")},
+        "duplicates": dataclasses.asdict(found.duplicates),
+        "test": None if found.overlap is None else dataclasses.asdict(found.overlap),
+        "samples": [dataclasses.asdict(sample) for sample in found.samples],
+    }
+
+
+def _table(found: Any, data: DataArguments, tokenizer: str, built_in: bool) -> list[str]:
+    rows, cut, count = found.rows, found.cut, len(found.rows)
+    lines = [
+        f"{data.train_file}: {count} rows of the form {rows.form}; columns {', '.join(rows.columns)}",
+        *(f"  left out  {number} {reason}" for reason, number in rows.dropped.items()),
+        *(f"  changed   {number} {what}" for what, number in rows.changed.items()),
+        "",
+        f"tokens, counted with {tokenizer} as the limits count them",
+    ]
+    if built_in:
+        lines.append(
+            "  (the small vocabulary of the built-in model: ChatGLM-6B's counts differ, name it with --model for them)"
+        )
+    names = list(found.prompt_lengths)
+    lines.append(f"  {'':<8}" + "".join(f"{name:>9}" for name in names) + f"{'limit':>9}")
+    for title, lengths, limit in (
+        ("prompt", found.prompt_lengths, data.max_source_length),
+        ("reply", found.reply_lengths, data.max_target_length),
+    ):
+        lines.append(f"  {title:<8}" + "".join(f"{lengths[name]:>9}" for name in names) + f"{limit:>9}")
+    lines += [
+        f"  cut at these limits: earlier rounds of {_share(cut['earlier rounds'], count)}, the prompt of "
+        f"{_share(cut['prompt'], count)}, the reply of {_share(cut['reply'], count)} rows",
+        "  suggested: " + " ".join(f"--{name} {value}" for name, value in found.suggested.items()),
+        "",
+        f"duplicates: {found.duplicates.rows} rows repeat an earlier one"
+        + (f" (first: {found.duplicates.first})" if found.duplicates.first else "")
+        + f", {found.duplicates.prompts} prompts have several replies",
+    ]
+    if found.overlap is not None:
+        shared = found.overlap
+        lines.append(
+            f"of {shared.rows} rows in {shared.file}, {shared.same_prompt} ask what is trained on, {shared.same_row} with "
+            "the same reply" + (f" (first: {shared.first})" if shared.first else "")
+        )
+    return lines
+
+
+def _share(number: int, of: int) -> str:
+    return f"{number} ({100 * number / of:.1f} %)"
+
+
+def _samples(found: Any) -> list[str]:
+    """The examples; what bears the loss stands between » and «, in green where the terminal has colours."""
+    colour = _LEARNT if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+    if not found.samples:
+        return []
+    lines = ["", "examples as the model sees them; the loss is taken on what stands between » and «"]
+    for sample in found.samples:
+        remark = f"; {sample.remark}" if sample.remark else ""
+        lines.append(f"\n{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")
+        text = f"{sample.context}»{colour[0]}{sample.learnt}{colour[1]}«"
+        lines += [f"  {line}" for line in text.split("\n")]
+    return lines
