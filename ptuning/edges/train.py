@@ -18,5 +18,7 @@ def main(argv: Sequence[str]) -> int:
     from ptuning.uses.tuning import run_evaluation, run_tuning
 
     run = run_tuning if arguments.training.do_train else run_evaluation
-    print_result(run(arguments, progress_bar))
+    result = run(arguments, progress_bar)
+    if arguments.training.process_index == 0:
+        print_result(result)
     return 0

@@ -73,7 +73,6 @@ class PrefixTrainer(Seq2SeqTrainer):
         eval_examples: for the validation loss.
         prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
         description: settings and rows of the run; what differs when a run goes on is named.
-        sources: ``file:line`` of each training example, for messages.
         scorer: gives BLEU-4 and ROUGE for every evaluation while training.
     """
 
@@ -89,14 +88,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         eval_examples: Sequence[Example] | None = None,
         prefix_settings: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
-        sources: Sequence[str] | None = None,
         scorer: Scorer | None = None,
     ) -> None:
         if model.prefix_encoder is None:
             raise UserError("the model has no prefix to train: give --pre_seq_len (published: 128)")
         self.prefix_settings = dict(prefix_settings or {})
         self.description = dict(description or {})
-        self.sources = sources
+        self.examples = examples
         self.scorer = scorer
         self.stop = StopOnSignal()
         self.progress = TrainingProgress(False if args.disable_tqdm else None)
@@ -194,8 +192,9 @@ class PrefixTrainer(Seq2SeqTrainer):
         raise TrainingError(self._not_finite_message("loss" if rows else "gradient", rows))
 
     def _not_finite_message(self, what: str, rows: Sequence[int]) -> str:
+        """``what``: loss or gradient (of the step that is being taken), or prefix (behind a step)."""
         rows = rows or [int(n) for numbers, _ in self._pending for n in numbers.tolist()]
-        named = [self.sources[row] if self.sources else f"row {row}" for row in rows[:8]]
+        named = ", ".join(self.examples[row].source for row in rows[:8])
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         if self.args.fp16 or self.model.dtype == torch.float16:
             hint = "float16 overflows easily: use --dtype bfloat16 (--bf16) or float32"
@@ -203,26 +202,27 @@ class PrefixTrainer(Seq2SeqTrainer):
             hint = f"Lower --learning_rate ({self.args.learning_rate:g}; usual for a prefix: 1e-4 to 5e-2)"
         saved = checkpoints(str(self.args.output_dir))
         kept = f"{saved[-1]} is whole and kept" if saved else "nothing was saved yet"
+        if what == "prefix":
+            return f"the prefix behind step {self.state.global_step} is not a number (NaN or infinite); {kept}. {hint}"
         return (
-            f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: "
-            f"{', '.join(named)}{more}. The optimiser did not take this step; {kept}. {hint}"
+            f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: {named}{more}. "
+            f"The optimiser did not take this step; {kept}. {hint}"
         )
 
     # ---- evaluation while training ----
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The validation loss, and scores of answers where there is a scorer."""
-        output = super().evaluation_loop(*args, **kwargs)
+        with torch.random.fork_rng():  # what is drawn here (a loader draws, too) must not shift what training draws
+            output = super().evaluation_loop(*args, **kwargs)
+            scores = self.scorer() if self.scorer is not None else {}
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = output.metrics or {}
+        metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         loss = metrics.get(f"{prefix}_loss")
-        if loss is not None and not torch.isfinite(torch.tensor(loss)):
+        if loss is not None and not math.isfinite(loss):
             step = self.state.global_step
             raise TrainingError(f"the validation loss at step {step} is not a number: lower --learning_rate")
-        if self.scorer is not None:
-            with torch.random.fork_rng():  # what is drawn here must not shift what training draws
-                scores = self.scorer()
-            metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         return output
 
     # ---- checkpoints ----
@@ -236,6 +236,8 @@ class PrefixTrainer(Seq2SeqTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """transformers' own, into a hidden folder that is renamed when it is whole."""
         folder = str(self.args.output_dir)
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in _encoder(self.model).parameters()):
+            raise TrainingError(self._not_finite_message("prefix", []))
         name = f"checkpoint-{self.state.global_step}"
         best = self.state.best_global_step
         if best and (Path(folder) / f"checkpoint-{best}").is_dir():
@@ -342,6 +344,8 @@ def _prepare(args: TuningArguments) -> None:
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
         args.gradient_checkpointing_kwargs = {"use_reentrant": False}
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False  # every step uses the whole prefix
     if args.n_gpu > 1:
         # nn.DataParallel would copy the backbone to every device at every step.
         logger.warning(

@@ -56,6 +56,9 @@ class TuningArguments(Seq2SeqTrainingArguments):
         default=2e-2,
         metadata={"help": "Learning rate of the prefix (published: 2e-2; 1e-2 for dialogue; 1e-4 forgets least)."},
     )
+    prefix_dropout: float = field(
+        default=0.1, metadata={"help": "Share of the prefix's keys and values that is dropped in a training step."}
+    )
     eval_generate_samples: int = field(
         default=32,
         metadata={
@@ -156,7 +159,7 @@ def _with_folder(given: Given, folder: str, task: Task) -> Given:
 
 _PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _SAVED_NAME = "arguments.json"
-_OF_ONE_RUN = ("do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint", "token")
+_OF_ONE_RUN = ("do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint", "init_from", "token")
 
 
 def save_arguments(folder: str | Path, arguments: Arguments) -> Path:
@@ -224,6 +227,12 @@ def _check(arguments: Arguments) -> None:
     for switch, file_flag in needed:
         if getattr(training, switch) and getattr(data, file_flag) is None:
             raise UserError(f"--{file_flag} is missing: --{switch} needs rows")
+    if not 0 <= training.prefix_dropout < 1:
+        raise UserError(f"--prefix_dropout {training.prefix_dropout:g}: allowed is 0 or more, below 1 (published: 0.1)")
+    if training.eval_generate_samples < 1:
+        raise UserError(f"--eval_generate_samples {training.eval_generate_samples}: must be 1 or more")
+    if training.early_stopping_patience is not None:
+        _check_early_stopping(training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]
     for column, there in zip(("prompt_column", "response_column"), named, strict=False):
         if not there and (any(named) or data.row_format == "columns"):
@@ -233,3 +242,14 @@ def _check(arguments: Arguments) -> None:
             "validation_file is given, but nothing looks at it: add --do_eval (after training) or "
             "--eval_strategy steps --eval_steps N (while training)"
         )
+
+
+def _check_early_stopping(training: TuningArguments) -> None:
+    if training.early_stopping_patience is not None and training.early_stopping_patience < 1:
+        raise UserError(f"--early_stopping_patience {training.early_stopping_patience}: must be 1 or more")
+    if str(getattr(training.eval_strategy, "value", training.eval_strategy)) == "no":
+        raise UserError("--early_stopping_patience needs evaluations in training: add --eval_strategy steps --eval_steps N")
+    if training.metric_for_best_model is None:
+        training.metric_for_best_model = "eval_loss"
+    if training.greater_is_better is None:
+        training.greater_is_better = not training.metric_for_best_model.endswith("loss")

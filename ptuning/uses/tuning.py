@@ -46,7 +46,7 @@ _DECIDING_DATA = (
 _DECIDING_RUN = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
-    "train_sampling_strategy", "bf16", "fp16",
+    "train_sampling_strategy", "bf16", "fp16", "prefix_dropout",
 )
 
 Progress = Callable[[str, int], Callable[[int], None]]
@@ -89,29 +89,18 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     model_settings, data, training = arguments
     start = starting_point(training)
     barrier()  # no process makes the folder while another still looks whether it is there
-    model_settings = _with_start(model_settings, training)
+    arguments = replace(arguments, model=_with_start(model_settings, training))
     _warn_of_learning_rate(training.learning_rate)
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
-    tokenizer = prepare_tokenizer(model_settings)
+    tokenizer = prepare_tokenizer(arguments.model)
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
     test = prepare_rows(data.test_file or "", data, data.max_predict_samples) if training.do_predict else []
     examples = prepare_examples(tokenizer, rows, data, "training rows")
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
-    set_seed(training.seed)  # before the model: a new prefix is drawn from it
-    model = prepare_model(model_settings, new_prefix=True)
-    trainer = PrefixTrainer(
-        model,
-        training,
-        examples,
-        _collator(tokenizer, data),
-        eval_examples,
-        prefix_settings(arguments, model),
-        run_description(arguments, examples),
-        [row.source for row in rows],
-        _scorer(model, tokenizer, validation, arguments),
-    )
+    trainer = _trainer(arguments, tokenizer, examples, eval_examples, validation)
+    model = trainer.model
     folder = Path(str(training.output_dir))
     if trainer.is_world_process_zero():
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +118,31 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
     return RunResult(folder, Path(best) if best else saved[-1] if saved else None, wanted, tuned, base, train_metrics)
+
+
+def _trainer(
+    arguments: Arguments,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    eval_examples: Sequence[Example] | None,
+    validation: list[Row],
+) -> PrefixTrainer:
+    """Load the model with the prefix that training starts from, and put the trainer around it."""
+    training = arguments.training
+    set_seed(training.seed)  # before the model: a new prefix is drawn from it
+    model = prepare_model(arguments.model, new_prefix=True)
+    encoder: Any = model.prefix_encoder
+    encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
+    return PrefixTrainer(
+        model,
+        training,
+        examples,
+        _collator(tokenizer, arguments.data),
+        eval_examples,
+        prefix_settings(arguments, model),
+        run_description(arguments, examples),
+        _scorer(model, tokenizer, validation, arguments),
+    )
 
 
 def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArguments:
