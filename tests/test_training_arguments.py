@@ -201,6 +201,11 @@ def test_the_cpu_may_be_asked_for_either_way():
         (f"{LEAST} --quantization_bit 3", "'3' is not one of 0, 4, 8"),
         (f"{LEAST} --learning_rat 1", "did you mean --learning_rate"),
         (f"{LEAST} --dataset_name x", "--train_file"),
+        (f"{LEAST} --report_to wandb", "the package is not installed"),
+        (f"{LEAST} --report_to tensorbord", "no such reporting package"),
+        (f"{LEAST} --prefix_dropout 1", "allowed is 0 or more, below 1"),
+        (f"{LEAST} --early_stopping_patience 2", "add --eval_strategy steps --eval_steps N"),
+        (f"{LEAST} --eval_generate_samples 0", "must be 1 or more"),
         (f"somewhere {LEAST}", "'somewhere': not expected here"),
     ],
 )

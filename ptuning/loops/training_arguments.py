@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib.util
 import json
 import logging
 import os
@@ -233,6 +234,7 @@ def _check(arguments: Arguments) -> None:
         raise UserError(f"--eval_generate_samples {training.eval_generate_samples}: must be 1 or more")
     if training.early_stopping_patience is not None:
         _check_early_stopping(training)
+    _check_reporting(training.report_to)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]
     for column, there in zip(("prompt_column", "response_column"), named, strict=False):
         if not there and (any(named) or data.row_format == "columns"):
@@ -253,3 +255,17 @@ def _check_early_stopping(training: TuningArguments) -> None:
         training.metric_for_best_model = "eval_loss"
     if training.greater_is_better is None:
         training.greater_is_better = not training.metric_for_best_model.endswith("loss")
+
+
+def _check_reporting(names: str | list[str] | None) -> None:
+    """Refuse a reporting package that nobody knows or that is not there, before anything is loaded."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in [names] if isinstance(names, str) else names or []:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UserError(f"--report_to {name}: no such reporting package; there are none, all, {known}")
+        if name in ("tensorboard", "wandb") and importlib.util.find_spec(name) is None:
+            raise UserError(f"--report_to {name}: the package is not installed; install it with: pip install {name}")
