@@ -29,6 +29,7 @@ from ptuning.loops.checkpoints import (
 )
 from ptuning.loops.interruption import StopOnSignal
 from ptuning.loops.progress import TrainingProgress
+from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
 from ptuning.plain.errors import TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
@@ -99,6 +100,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.stop = StopOnSignal()
         self.progress = TrainingProgress(False if args.disable_tqdm else None)
         self._pending: list[tuple[Tensor, Tensor]] = []
+        self._losses = RunningLoss()
         _prepare(args)
         use_cache = model.config.use_cache
         super().__init__(
@@ -116,7 +118,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         model.config.use_cache = use_cache
 
     def _callbacks(self, args: TuningArguments) -> list[TrainerCallback]:
-        chosen: list[TrainerCallback] = [self.stop, _LossSums(self), self.progress]
+        chosen: list[TrainerCallback] = [self.stop, self.progress]
         if args.early_stopping_patience is not None:
             chosen.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         return chosen
@@ -127,12 +129,13 @@ class PrefixTrainer(Seq2SeqTrainer):
         Raises:
             TrainingError: a loss or a gradient that is not a number.
         """
+        resumed = isinstance(resume_from_checkpoint, str)
         if isinstance(resume_from_checkpoint, str):
             for change in changes_since(resume_from_checkpoint, self.description):
                 logger.warning("going on from %s with a change: %s", Path(resume_from_checkpoint).name, change)
-        self._resumed_from = resume_from_checkpoint if isinstance(resume_from_checkpoint, str) else None
         clear_staging(str(self.args.output_dir))
-        if self._resumed_from is not None and (done := self._finished(self._resumed_from)) is not None:
+        self._losses = RunningLoss(read_run(str(resume_from_checkpoint)).get("loss") if resumed else None)
+        if resumed and (done := self._finished(str(resume_from_checkpoint))) is not None:
             return done
         try:
             with self.stop.listening():
@@ -152,8 +155,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.state = state
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
-        sums = read_run(checkpoint).get("loss") or {}
-        loss = (sums.get("logged", 0.0) + sums.get("since_last_log", 0.0)) / max(state.global_step, 1)
+        loss = self._losses.whole_mean(state.global_step)
         return TrainOutput(state.global_step, loss, {"train_loss": loss, "epoch": state.epoch or 0.0})
 
     # ---- what is not a number never reaches the optimiser ----
@@ -171,6 +173,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         """One micro-step; behind the last one of a step, losses and gradients are looked at (one synchronisation a step)."""
         self.progress.tokens += self._tokens(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
+        self._losses.add(loss)
         if self.accelerator.gradient_state.sync_gradients:
             self._refuse_not_finite()
             self._pending.clear()
@@ -208,6 +211,14 @@ class PrefixTrainer(Seq2SeqTrainer):
             f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: {named}{more}. "
             f"The optimiser did not take this step; {kept}. {hint}"
         )
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """transformers' own, with means of the loss that survive a resume."""
+        if "loss" in logs:
+            logs["loss"] = self._losses.drain(self.state.global_step)
+        if "train_loss" in logs:
+            logs["train_loss"] = self._losses.whole_mean(self.state.global_step)
+        super().log(logs, *args, **kwargs)
 
     # ---- evaluation while training ----
 
@@ -247,35 +258,19 @@ class PrefixTrainer(Seq2SeqTrainer):
             super()._save_checkpoint(model, trial)
         finally:
             self._staging = False
+        loss = self._losses.state()
         barrier()
         if self.args.should_save:
             staged = staging_folder(folder) / name
             if best == self.state.global_step:
                 self.state.best_model_checkpoint = os.path.join(folder, name)
                 self.state.save_to_json(str(staged / "trainer_state.json"))
-            write_run(staged, self.description, self._loss_sums())
+            write_run(staged, self.description, loss)
             reveal(staged, folder)
             remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
         elif best == self.state.global_step:
             self.state.best_model_checkpoint = os.path.join(folder, name)
         barrier()
-
-    def _loss_sums(self) -> dict[str, float]:
-        if not hasattr(self, "_tr_loss"):  # transformers before 5.1 keeps the sum where nobody can reach it
-            return {}
-        return {
-            "since_last_log": float(self._tr_loss),
-            "last_logged_step": self._globalstep_last_logged,
-            "logged": self._total_loss_scalar,
-        }
-
-    def _restore_loss_sums(self) -> None:
-        """Go on with the running mean of the loss where the checkpoint stopped, so that log lines come out the same."""
-        sums = read_run(self._resumed_from).get("loss") if self._resumed_from else None
-        if sums:
-            self._tr_loss.fill_(sums["since_last_log"])
-            self._globalstep_last_logged = int(sums["last_logged_step"])
-            self._total_loss_scalar, self._initial_global_step = float(sums["logged"]), 0  # train_loss: of all steps
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the prefix, whole or not at all."""
@@ -318,16 +313,6 @@ class _Collation:
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Make a batch of examples; see :class:`ExampleDataset`."""
         return {**self.collator(features), "rows": torch.tensor([feature["rows"] for feature in features])}
-
-
-class _LossSums(TrainerCallback):
-    """Restores the sums of the loss once transformers has set them to zero."""
-
-    def __init__(self, trainer: PrefixTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._restore_loss_sums()
 
 
 def _encoder(model: Any) -> Any:
