@@ -40,7 +40,7 @@ class RunningLoss:
         return (self._logged + self._over_processes()) / max(step, 1)
 
     def state(self) -> dict[str, float]:
-        """What :class:`RunningLoss` goes on from; every process of a run must call it. float32 survives the way through JSON."""
+        """What :class:`RunningLoss` goes on from (float32 survives JSON); every process of a run must call it."""
         return {"since_last_log": self._over_processes(), "last_logged_step": self._last_step, "logged": self._logged}
 
     def _over_processes(self) -> float:
