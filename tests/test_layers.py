@@ -11,8 +11,8 @@ PACKAGE = ROOT / "ptuning"
 LAYERS = {"plain": 0, "blocks": 1, "backbone": 2, "tuned": 3, "loops": 4, "uses": 5, "edges": 6}
 TOP = 6  # files that lie directly in the package
 # What layer 0 may use besides the standard library, and only inside the function that needs it.
-PLAIN_MAY_USE = {"jieba", "nltk", "rouge_chinese", "yaml"}
-HEAVY = {"datasets", "jieba", "matplotlib", "nltk", "numba", "pandas", "pyarrow", "rouge_chinese", "scipy"}
+PLAIN_MAY_USE = {"jieba", "nltk", "rouge_chinese", "sacrebleu", "yaml"}
+HEAVY = {"datasets", "jieba", "matplotlib", "nltk", "numba", "pandas", "pyarrow", "rouge_chinese", "sacrebleu", "scipy"}
 
 
 def module_name(path: Path) -> str:

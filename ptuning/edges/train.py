@@ -14,11 +14,13 @@ def main(argv: Sequence[str]) -> int:
     from ptuning.loops.training_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="train")
-    from ptuning.edges.results import print_result, progress_bar
-    from ptuning.uses.tuning import run_evaluation, run_tuning
+    from ptuning.edges.results import print_result, progress_bar, quiet_logs
+    from ptuning.uses.evaluation_run import run_evaluation
+    from ptuning.uses.tuning import run_tuning
 
     run = run_tuning if arguments.training.do_train else run_evaluation
-    result = run(arguments, progress_bar)
+    with quiet_logs():
+        result = run(arguments, progress_bar)
     if arguments.training.process_index == 0:
         print_result(result)
     return 0

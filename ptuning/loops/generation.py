@@ -60,6 +60,7 @@ def generate_batches(
     batch_size: int,
     preset: GenerationPreset,
     num_beams: int = 1,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[list[Answer]]:
     """Answer prompts batch by batch, longest first (so that memory that will not do fails at once, not after hours).
 
@@ -71,17 +72,18 @@ def generate_batches(
         batch_size: prompts at a time.
         preset: how answers are drawn.
         num_beams: beams; 1 for none.
+        seeds: of the sampling, one for each prompt; a batch takes that of its first. None leaves the random state alone.
 
     Yields:
         the answers of one batch, in the batch's order; ``Answer.index`` tells the prompt.
     """
     collator = PromptCollator(tokenizer)
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     settings = sampling_settings(
         do_sample=preset.do_sample, top_p=preset.top_p, temperature=preset.temperature, num_beams=num_beams
     )
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in planned_batches(prompts, batch_size):
+        if seeds is not None and settings["do_sample"]:
+            seed_sampling(seeds[chosen[0]])
         batch = collator([prompts[index] for index in chosen])
         sequences = model.generate(
             batch["input_ids"].to(model.device),
@@ -93,6 +95,16 @@ def generate_batches(
         )
         rows = sequences[:, batch["input_ids"].shape[1] :].tolist()
         yield [_answer(index, row, limits[index], tokenizer.eos_token_id) for index, row in zip(chosen, rows, strict=True)]
+
+
+def planned_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """The places of the prompts that are answered together, batch by batch: longest first.
+
+    Answers depend on their batch to the last bit (a sampled one altogether), so whoever continues half a batch starts it
+    again.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def _answer(index: int, row: list[int], limit: int, end: int) -> Answer:

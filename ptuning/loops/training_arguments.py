@@ -86,6 +86,8 @@ class Arguments:
     Attributes:
         given: the settings that were named, by the settings file or a flag; all others are defaults.
         config_file: the settings file, if one was named.
+        checkpoints: prefixes to evaluate one after another; the first is also the ``ptuning_checkpoint``. Empty where none
+            or one was named.
     """
 
     model: ModelArguments
@@ -93,6 +95,7 @@ class Arguments:
     training: TuningArguments
     given: dict[str, Any]
     config_file: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the three groups in their order."""
@@ -102,15 +105,16 @@ class Arguments:
 Task = Literal["train", "evaluate"]
 _DESCRIPTION = {
     "train": "Tune a prefix for a frozen ChatGLM-6B on your own rows.",
-    "evaluate": "Predict the rows of --test_file with the base model or a tuned prefix, and score the replies.",
+    "evaluate": "Predict the rows of --test_file with the base model or with tuned prefixes, and score the replies. "
+    "With --metrics-only FILE instead: score a predictions file that is there, without a model.",
 }
 
 
 def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
-    """Read ``[settings file] [prefix folder] flags`` into the three groups of settings.
+    """Read ``[settings file] [prefix folders] flags`` into the three groups of settings.
 
-    The settings file is JSON or YAML; flags are ``--name value`` or ``name=value`` and beat the file. A folder may be
-    named for ``task="evaluate"``: the prefix to score (``--ptuning_checkpoint``). Where no ``do_…`` switch is given,
+    The settings file is JSON or YAML; flags are ``--name value`` or ``name=value`` and beat the file. Folders may be
+    named for ``task="evaluate"``: the prefixes to score (one: ``--ptuning_checkpoint``). Where no ``do_…`` switch is given,
     the task itself decides: ``do_train`` or ``do_predict``; ``evaluate`` never trains, whatever the file says.
 
     Raises:
@@ -122,11 +126,20 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
         "rows and lengths": DataArguments,
         "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
     }
-    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT]"
-    parser = SettingsParser(groups, prog=f"ptuning {task}", description=_DESCRIPTION[task], positional=positional)
+    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT ...]"
+    parser = SettingsParser(
+        groups,
+        prog=f"ptuning {task}",
+        description=_DESCRIPTION[task],
+        positional=positional,
+        many_folders=task == "evaluate",
+    )
     given = parser.parse(argv)
+    compared: tuple[Path, ...] = ()
     if given.folder is not None:
-        given = _with_folder(given, given.folder, task)
+        given, compared = _with_folder(given, given.folder, task)
+    elif given.values.get("all_checkpoints"):
+        raise UserError("--all_checkpoints: name the run's output folder: ptuning evaluate FOLDER --all_checkpoints")
     _agree_on_device(given.values)
     model, data = given.build(ModelArguments), given.build(DataArguments)
     _choose_task(given.values, task)
@@ -136,31 +149,50 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
         training = given.build(TuningArguments)
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
-    arguments = Arguments(model, data, training, given.values, given.config_file)
+    arguments = Arguments(model, data, training, given.values, given.config_file, compared)
     _check(arguments)
     return arguments
 
 
-def _with_folder(given: Given, folder: str, task: Task) -> Given:
-    """Read the folder named before the flags: a prefix checkpoint, or the output folder of a run (its last checkpoint).
-    Settings of that run (see :func:`save_arguments`) are the defaults where no settings file is named."""
+def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Path, ...]]:
+    """Read the folders named before the flags: prefix checkpoints, or output folders of runs (their last checkpoint, or
+    all). Settings of the first one's run (see :func:`save_arguments`) are the defaults where no settings file is named.
+    Also returns the checkpoints to compare, where there are several."""
     if task == "train":
         raise UserError(
             f"{folder!r}: not expected here; a settings file ends in .yaml or .json, and everything else is a "
             "flag (ptuning train --help lists them all)"
         )
+    every = bool(given.values.get("all_checkpoints"))
+    found = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
+    values = {} if given.config_file else _saved_arguments(Path(folder).expanduser())
+    named = given.values.get("ptuning_checkpoint")
+    if len(found) > 1 and named is not None:
+        raise UserError(f"--ptuning_checkpoint {named} beside {len(found)} named checkpoints: put it among those")
+    values |= {"ptuning_checkpoint": str(found[0]), **given.values}
+    return Given(values, given.config_file, folder, given.more_folders), tuple(found) if len(found) > 1 or every else ()
+
+
+def _prefixes(folder: str, *, every: bool) -> list[Path]:
+    """The prefix checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
+
+    Raises:
+        UserError: no such folder, or all are wanted and it is no run's folder.
+    """
     path = Path(folder).expanduser()
     if not path.is_dir():
         raise UserError(f"{folder}: no such checkpoint folder (current directory: {Path.cwd()}); train a prefix first")
-    found = [] if any((path / name).exists() for name in _PREFIX_FILES) else checkpoints(path)
-    values = {} if given.config_file else _saved_arguments(path)
-    values |= {"ptuning_checkpoint": str(found[-1] if found else path), **given.values}
-    return Given(values, given.config_file, folder)
+    is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
+    found = checkpoints(path) if every or not is_prefix else []
+    if every and not found:
+        raise UserError(f"--all_checkpoints: no whole checkpoint-N folder in {folder}; name the output folder of a run")
+    return found if every else (found[-1:] or [path])
 
 
 _PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _SAVED_NAME = "arguments.json"
 _OF_ONE_RUN = ("do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint", "init_from", "token")
+_OF_ONE_RUN += ("all_checkpoints", "overwrite_predictions")
 
 
 def save_arguments(folder: str | Path, arguments: Arguments) -> Path:

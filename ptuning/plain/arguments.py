@@ -162,6 +162,18 @@ class DataArguments:
     compare_base: bool = _setting(
         False, "Predict the test rows with the base model as well, and show both scores side by side."
     )
+    general_file: str | None = _setting(
+        None,
+        "A second, general set of rows (same columns), predicted with the base model and with the prefix: what tuning made "
+        "the model forget.",
+        path=True,
+    )
+    all_checkpoints: bool = _setting(
+        False, "Evaluate every checkpoint of the run folder that is named, and show the scores over the steps."
+    )
+    overwrite_predictions: bool = _setting(
+        False, "Predict every row anew, even where an earlier run with the same settings left answers to go on from."
+    )
     legacy_first_round: bool = _setting(
         False, "Wrap a first round as [Round 0] once a history column is set, as the published trainer did."
     )
@@ -223,3 +235,16 @@ def check_encoding(name: str) -> str:
     except (LookupError, ValueError):
         raise UserError(f"--encoding {name}: no such encoding; usual are utf-8, gbk, gb18030, big5 and utf-16") from None
     return name
+
+
+@dataclass
+class RescoringArguments:
+    """``ptuning evaluate --metrics-only FILE``: scores of answers that are there."""
+
+    metrics_only: str | None = _setting(
+        None,
+        "A predictions file to score without any model: generated_predictions.txt or .jsonl of this tool, of the published "
+        "trainer or of LLaMA-Factory.",
+        path=True,
+    )
+    output_dir: str | None = _setting(None, "Where predict_results.json and the report go (default: nowhere).", path=True)

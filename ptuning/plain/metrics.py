@@ -2,16 +2,22 @@
 
 Words are cut by jieba and scored by ``rouge_chinese`` (its f value); BLEU-4 is NLTK's sentence BLEU on characters with
 smoothing method 3. All scores are percentages, rounded to 4 digits per pair before the mean is taken.
+
+Beside them, never instead: chrF and BLEU with Chinese tokenisation over the whole set as sacrebleu computes them, where that
+is installed (``pip install ptuning[metrics]``).
 """
 
 import functools
 import logging
 import math
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 SCORE_NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
+SET_SCORE_NAMES = ("chrf", "sacrebleu-zh")
+"""Scores of a whole set by sacrebleu; there where it is installed."""
 # rouge_chinese keeps a dictionary entry for every pair of words: beyond this many the same number is computed here.
 MAX_LCS_PAIRS = 1_000_000
 
@@ -39,7 +45,7 @@ def score_pair(prediction: str, reference: str) -> dict[str, float]:
 
 
 def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Mean scores over all pairs, and ``empty_predictions``: how many replies were blank (each scores 0).
+    """Mean scores over all pairs, the counts of :func:`summary`, and sacrebleu's scores where it is installed.
 
     Raises ValueError where the two rows differ in length or are empty.
     """
@@ -48,9 +54,47 @@ def score(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
             f"{len(predictions)} predictions and {len(references)} references; give as many of both, at least one"
         )
     pairs = [score_pair(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
+    return summary(pairs, predictions, references)
+
+
+def summary(
+    pairs: Sequence[Mapping[str, float]], predictions: Sequence[str], references: Sequence[str]
+) -> dict[str, float]:
+    """From the scores of pairs to those of a set.
+
+    Args:
+        pairs: what :func:`score_pair` gave for each pair; at least one.
+        predictions: as many texts; ``references`` likewise.
+
+    Returns:
+        the means; ``empty_predictions`` and ``empty_references`` (blank; such a pair scores 0) and
+        ``punctuation_predictions`` (no letter, digit or symbol in them) as counts; ``chrf`` and ``sacrebleu-zh`` of the
+        whole set where sacrebleu is installed.
+    """
     means: dict[str, float] = {name: math.fsum(pair[name] for pair in pairs) / len(pairs) for name in SCORE_NAMES}
     means["empty_predictions"] = sum(not prediction.strip() for prediction in predictions)
-    return means
+    means["empty_references"] = sum(not reference.strip() for reference in references)
+    means["punctuation_predictions"] = sum(is_punctuation(prediction) for prediction in predictions)
+    return means | set_scores(predictions, references)
+
+
+def is_punctuation(text: str) -> bool:
+    """Whether a text has something in it besides blanks, and that is punctuation only."""
+    kinds = {unicodedata.category(character)[0] for character in text if not character.isspace()}
+    return kinds == {"P"}
+
+
+def set_scores(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """``chrf`` and ``sacrebleu-zh`` (BLEU with sacrebleu's Chinese tokenisation) of a whole set, 0 to 100; empty without
+    sacrebleu. Neither is a mean of rows, so neither has a value per row."""
+    try:
+        from sacrebleu.metrics import BLEU, CHRF
+    except ImportError:
+        return {}
+    ours, theirs = list(predictions), [list(references)]
+    bleu = BLEU(tokenize="zh", force=True)  # force: no advice on standard error about texts that look tokenised
+    values = (CHRF().corpus_score(ours, theirs).score, bleu.corpus_score(ours, theirs).score)
+    return {name: round(float(value), 4) for name, value in zip(SET_SCORE_NAMES, values, strict=True)}
 
 
 def _rouge(tools: _Tools, prediction: str, reference: str) -> dict[str, float]:

@@ -47,11 +47,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Given:
-    """What was set, and by whom: values by name, the settings file, and a leading folder if one was named."""
+    """What was set, and by whom: values by name, the settings file, and a leading folder if one was named (further ones
+    in ``more_folders``, for a command that takes several)."""
 
     values: dict[str, Any]
     config_file: Path | None = None
     folder: str | None = None
+    more_folders: tuple[str, ...] = ()
 
     def build(self, dataclass_type: type, **overrides: Any) -> Any:
         """Make one of the dataclasses from the values that belong to it."""
@@ -165,12 +167,19 @@ class SettingsParser:
         prog: the command as typed, for the help text.
         description: what the command does.
         positional: what may stand before the flags, for the help text.
+        many_folders: whether several folders may.
     """
 
     def __init__(
-        self, groups: Mapping[str, type], *, prog: str, description: str, positional: str = "[CONFIG] [FOLDER]"
+        self,
+        groups: Mapping[str, type],
+        *,
+        prog: str,
+        description: str,
+        positional: str = "[CONFIG] [FOLDER]",
+        many_folders: bool = False,
     ) -> None:
-        self.prog = prog
+        self.prog, self.many_folders = prog, many_folders
         self.settings: dict[str, Setting] = {}
         self.parser = _ArgumentParser(
             prog=prog,
@@ -198,14 +207,15 @@ class SettingsParser:
             SystemExit: ``--help`` was asked for (code 0, after printing it).
         """
         argv = list(argv)
-        config, folder = None, None
+        config: Path | None = None
+        folders: list[str] = []
         if argv and argv[0].lower().endswith(SETTINGS_SUFFIXES) and not argv[0].startswith("-"):
             config = Path(argv.pop(0)).expanduser()
-        if argv and not argv[0].startswith("-") and "=" not in argv[0]:
-            folder = argv.pop(0)
+        while argv and not argv[0].startswith("-") and "=" not in argv[0] and (self.many_folders or not folders):
+            folders.append(argv.pop(0))
         flags = self._parse_tokens(argv)
         values = {**(self.parse_file(config) if config else {}), **flags}
-        return Given(values, config, folder)
+        return Given(values, config, folders[0] if folders else None, tuple(folders[1:]))
 
     def parse_file(self, path: Path) -> dict[str, Any]:
         """Read a JSON or YAML file of settings. Paths in it that do not exist from the current directory are looked up

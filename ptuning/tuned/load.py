@@ -133,7 +133,7 @@ def load_model(
     )
     model.name_or_path = model.config.name_or_path = os.fspath(path)
     if prefix is not None:
-        _attach(model, prefix)
+        attach_checkpoint(model, prefix)
     return model
 
 
@@ -174,7 +174,12 @@ def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     )
 
 
-def _attach(model: ChatGLMForConditionalGeneration, prefix: PrefixCheckpoint) -> None:
+def attach_checkpoint(model: ChatGLMForConditionalGeneration, prefix: PrefixCheckpoint) -> None:
+    """Put the prefix of a checkpoint on a loaded model, in place of an earlier one.
+
+    Raises:
+        UserError: a prefix for a model of other sizes.
+    """
     stated = prefix.settings.get("base_fingerprint")
     if stated and model.base_fingerprint and stated != model.base_fingerprint:
         logger.warning(

@@ -1,44 +1,31 @@
-"""Evaluation: predict test rows, write the answers, score them."""
+"""Evaluation: predict test rows, write each answer as it is made, score them."""
 
 from __future__ import annotations
 
-import json
-import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptuning.loops.generation import PRESETS, generate_batches, seed_sampling
+from ptuning.loops.generation import PRESETS, generate_batches, planned_batches
+from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.arguments import DataArguments
-from ptuning.plain.metrics import score
+from ptuning.plain.metrics import score_pair
 from ptuning.plain.response import process_response
-from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import reply_ids
 from ptuning.tuned.rows import Row
 from ptuning.uses.examples import row_prompt
+from ptuning.uses.journal import AnswerJournal
+from ptuning.uses.run_fingerprint import run_fingerprint
+from ptuning.uses.run_result import Evaluation, evaluation_of, save_metrics
 
-logger = logging.getLogger(__name__)
+__all__ = ["Evaluation", "ShowRows", "evaluate_rows", "save_metrics"]
 
-PREDICTIONS_FILE = "generated_predictions.txt"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation gave.
-
-    Attributes:
-        predictions: answers in the order of the rows, as a chat would show them.
-        references: the wanted replies in the same form.
-        metrics: rouge-1, rouge-2, rouge-l, bleu-4 (percent), empty_predictions, unfinished_predictions, runtime.
-    """
-
-    predictions: list[str]
-    references: list[str]
-    metrics: dict[str, float]
+ShowRows = Callable[[int, int], Callable[[int], None]]
+"""Given how many rows there are and how many are answered already, makes a callback that takes the number just done."""
 
 
 def evaluate_rows(
@@ -50,12 +37,14 @@ def evaluate_rows(
     batch_size: int,
     seed: int = 42,
     folder: Path | None = None,
-    on_progress: Callable[[int], None] | None = None,
+    anew: bool = False,
+    show: ShowRows | None = None,
 ) -> Evaluation:
     """Predict rows and score the answers.
 
-    The answers are written before they are scored, so that nothing is lost should a metric fail. Replies are cut to
-    ``val_max_target_length`` before they are compared, as the published evaluation does; answers may have as many tokens.
+    Each answer is scored and written as it is made, so that nothing is lost if the run is killed: the next one with the
+    same settings, rows and weights answers the rows that are left. Replies are cut to ``val_max_target_length`` before
+    they are compared, as the published evaluation does; answers may have as many tokens.
 
     Args:
         model: in eval mode.
@@ -63,9 +52,11 @@ def evaluate_rows(
         rows: with replies.
         data: lengths, prompt settings, generation preset, beams.
         batch_size: prompts at a time.
-        seed: of the sampling.
-        folder: where ``generated_predictions.txt`` goes; None writes nothing.
-        on_progress: called with the number of rows that were just answered.
+        seed: of the sampling: row i is drawn with ``seed + i``.
+        folder: where ``generated_predictions.jsonl`` and ``.txt`` go (see :mod:`ptuning.uses.journal`); None writes
+            nothing.
+        anew: answer every row even where answers of an earlier run could be kept.
+        show: makes a progress display.
     """
     started = time.perf_counter()
     preset = PRESETS[data.generation]
@@ -73,28 +64,70 @@ def evaluate_rows(
     prompts = [row_prompt(tokenizer, row, data) for row in rows]
     whole = data.max_source_length + limit + 1
     limits = [whole - len(ids) if preset.whole_length else limit for ids in prompts]
-    references = [_reference(tokenizer, row, limit) for row in rows]
-    answers: dict[int, Any] = {}
-    seed_sampling(seed)
-    for batch in generate_batches(
-        model, tokenizer, prompts, limits, batch_size=batch_size, preset=preset, num_beams=data.num_beams or 1
-    ):
-        answers |= {answer.index: answer for answer in batch}
-        if on_progress is not None:
-            on_progress(len(batch))
-    predictions = [_text(tokenizer, answers[index].ids) for index in range(len(rows))]
-    if folder is not None:
-        write_predictions(folder, predictions, references)
+    fingerprint = {} if folder is None else run_fingerprint(
+        model, rows, prompts, data, batch_size=batch_size, seed=seed
+    )
+    with _kept(folder, fingerprint, len(rows), anew) as (answers, keep):
+        left = _left_over(prompts, batch_size, answers)
+        advance = show(len(rows), len(rows) - len(left)) if show is not None else None
+        for batch in generate_batches(
+            model,
+            tokenizer,
+            [prompts[index] for index in left],
+            [limits[index] for index in left],
+            batch_size=batch_size,
+            preset=preset,
+            num_beams=data.num_beams or 1,
+            seeds=[seed + index for index in left],
+        ):
+            keep(_scored(tokenizer, left[answer.index], rows[left[answer.index]], answer, limit) for answer in batch)
+            if advance is not None:
+                advance(len(batch))
+    ordered = [answers[index] for index in range(len(rows))]
     runtime = time.perf_counter() - started
-    metrics = score(predictions, references)
-    metrics["unfinished_predictions"] = sum(not answer.finished for answer in answers.values())
-    metrics |= {
-        "runtime": round(runtime, 4),
-        "samples": len(rows),
-        "samples_per_second": round(len(rows) / runtime, 3),
-        "steps_per_second": round(math.ceil(len(rows) / batch_size) / runtime, 3),
-    }
-    return Evaluation(predictions, references, metrics)
+    done = evaluation_of(ordered)
+    done.metrics.update(
+        runtime=round(runtime, 4),
+        samples=len(rows),
+        # of the rows that this run answered itself
+        samples_per_second=round(len(left) / runtime, 3),
+        steps_per_second=round(math.ceil(len(left) / batch_size) / runtime, 3),
+    )
+    return done
+
+
+@contextmanager
+def _kept(
+    folder: Path | None, fingerprint: dict[str, Any], rows: int, anew: bool
+) -> Iterator[tuple[dict[int, ScoredAnswer], Callable[[Iterable[ScoredAnswer]], None]]]:
+    """The answers there are by row, and what keeps a further one: on disk, or in memory alone."""
+    if folder is not None:
+        with AnswerJournal(folder, fingerprint, rows, anew=anew) as journal:
+            yield journal.answers, journal.append
+    else:
+        answers: dict[int, ScoredAnswer] = {}
+        yield answers, lambda made: answers.update({answer.index: answer for answer in made})
+
+
+def _left_over(prompts: Sequence[list[int]], batch_size: int, answers: dict[int, ScoredAnswer]) -> list[int]:
+    """The rows to answer: those of every batch that is not whole."""
+    batches = planned_batches(prompts, batch_size)
+    return sorted(index for batch in batches if any(row not in answers for row in batch) for index in batch)
+
+
+def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> ScoredAnswer:
+    text, reference = _text(tokenizer, answer.ids), _reference(tokenizer, row, limit)
+    return ScoredAnswer(
+        index=index,
+        reference=reference,
+        answer=text,
+        prompt=row.prompt,
+        history=[list(turn) for turn in row.history or ()],
+        source=row.source,
+        finish_reason="stop" if answer.finished else "length",
+        tokens=len(answer.ids),
+        scores=score_pair(text, reference),
+    )
 
 
 def _reference(tokenizer: Any, row: Row, limit: int) -> str:
@@ -106,33 +139,3 @@ def _reference(tokenizer: Any, row: Row, limit: int) -> str:
 def _text(tokenizer: Any, ids: list[int]) -> str:
     """Ids as a chat would show them, without half a character where they were cut."""
     return process_response(tokenizer.decode(ids).rstrip("\ufffd"))
-
-
-def write_predictions(folder: Path, predictions: Sequence[str], references: Sequence[str]) -> Path:
-    """Write ``generated_predictions.txt`` in its published form, one object with ``labels`` and ``predict`` a line."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / PREDICTIONS_FILE
-    with replace_when_whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
-        for prediction, reference in zip(predictions, references, strict=True):
-            file.write(json.dumps({"labels": reference, "predict": prediction}, ensure_ascii=False) + "\n")
-    return path
-
-
-def save_metrics(folder: Path, split: str, metrics: dict[str, Any]) -> Path:
-    """Write ``{split}_results.json`` and add the same to ``all_results.json``.
-
-    Args:
-        folder: made where missing.
-        split: ``predict``, ``eval`` or ``train``; names get it in front where they lack it, as published.
-        metrics: numbers.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = (f"{split}_", "epoch")
-    named = {(name if name.startswith(plain) else f"{split}_{name}"): value for name, value in metrics.items()}
-    path, together = folder / f"{split}_results.json", folder / "all_results.json"
-    earlier = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
-    for target, values in ((path, named), (together, earlier | named)):
-        with replace_when_whole(target) as temporary:
-            text = json.dumps(values, ensure_ascii=False, indent=4, sort_keys=True)
-            temporary.write_text(text + "\n", encoding="utf-8")
-    return path

@@ -87,20 +87,26 @@ def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> Row
     )
 
 
+def prepare_other_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
+    """The rows of a file beside those of the task (``--mix_file``, ``--general_file``): by the named columns where it has
+    them all, else in the form found by its keys."""
+    try:
+        return prepare_rows(path, data, max_samples)
+    except MissingColumnError:
+        return read_rows(path, encoding=data.encoding, max_samples=max_samples)
+
+
 def prepare_training_rows(data: DataArguments, seed: int) -> Rows:
     """The training rows: those of ``--train_file``, a row for every round with ``--loss_on all``, and the share of
     ``--mix_file``, drawn by ``seed``.
 
-    The other file is read by the named columns where it has them all, else in the form found by its keys.
+    The other file is read as by :func:`prepare_other_rows`.
     """
     rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
     others, share = None, 0.0
     if data.mix is not None:
         path, share = data.mix
-        try:
-            others = prepare_rows(path, data, None)
-        except MissingColumnError:
-            others = read_rows(path, encoding=data.encoding)
+        others = prepare_other_rows(path, data, None)
     if data.loss_on == "all":
         rows, others = every_round(rows), others if others is None else every_round(others)
     return rows if others is None else mixed(rows, others, share, seed)

@@ -8,7 +8,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +23,20 @@ from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 from ptuning.tuned.rows import Row
-from ptuning.uses.evaluation import Evaluation, evaluate_rows, save_metrics
+from ptuning.uses.evaluation import evaluate_rows, save_metrics
+from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_models
 from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message
 from ptuning.uses.preparation import (
     base_model_name,
     prepare_examples,
     prepare_model,
+    prepare_other_rows,
     prepare_rows,
     prepare_tokenizer,
     prepare_training_rows,
 )
+from ptuning.uses.report import write_report
+from ptuning.uses.run_result import RunResult
 
 logger = logging.getLogger(__name__)
 
@@ -48,31 +52,6 @@ _DECIDING_RUN = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
     "train_sampling_strategy", "bf16", "fp16", "prefix_dropout",
 )
-
-Progress = Callable[[str, int], Callable[[int], None]]
-"""Given a title and a total, makes a callback that takes the number of rows just done."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """What a run gave.
-
-    Attributes:
-        folder: the output folder.
-        checkpoint: the last checkpoint, or the one that was evaluated; None for a base model.
-        rows: the test rows, in the order of the answers; empty without ``--do_predict``.
-        tuned: the evaluation of the model with its prefix (of the base model where there is no prefix).
-        base: the evaluation of the base model, with ``--compare_base``.
-        train_metrics: what the trainer reports.
-    """
-
-    folder: Path
-    checkpoint: Path | None
-    rows: list[Row]
-    tuned: Evaluation | None
-    base: Evaluation | None
-    train_metrics: dict[str, float]
-
 
 def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunResult:
     """Train a prefix, and evaluate it where the settings name test rows.
@@ -97,6 +76,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
     test = prepare_rows(data.test_file or "", data, data.max_predict_samples) if training.do_predict else []
+    general = prepare_other_rows(data.general_file, data, data.max_predict_samples) if test and data.general_file else []
     examples = prepare_examples(tokenizer, rows, data, "training rows")
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
     trainer = _trainer(arguments, tokenizer, examples, eval_examples, validation)
@@ -114,10 +94,15 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
             save_metrics(folder, "eval", metrics)
     model.eval()
     wanted = test if trainer.is_world_process_zero() else []
-    tuned, base = _evaluate(model, tokenizer, wanted, arguments, folder, progress) if wanted else (None, None)
     best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
-    return RunResult(folder, Path(best) if best else saved[-1] if saved else None, wanted, tuned, base, train_metrics)
+    checkpoint = Path(best) if best else saved[-1] if saved else None
+    asked = EvaluationRows(wanted, general)
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint) if wanted else []
+    result = RunResult(folder, checkpoint, wanted, models, train_metrics)
+    if trainer.is_world_process_zero():
+        write_report(arguments, result, {"training": rows, "validation": validation, "test": test, "general": general})
+    return result
 
 
 def _trainer(
@@ -233,57 +218,6 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     }
     plain = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in settings.items()}
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
-
-
-def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
-    """Evaluate a base model or a prefix on the test rows.
-
-    Args:
-        arguments: parsed for the task ``evaluate``.
-        progress: see :func:`run_tuning`.
-    """
-    model_settings, data, training = arguments
-    if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
-        model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
-    tokenizer = prepare_tokenizer(model_settings)
-    test = prepare_rows(data.test_file or "", data, data.max_predict_samples)
-    model = prepare_model(model_settings)
-    folder = Path(str(training.output_dir))
-    tuned, base = _evaluate(model, tokenizer, test, arguments, folder, progress)
-    checkpoint = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    return RunResult(folder, checkpoint, test, tuned, base, {})
-
-
-def _evaluate(
-    model: ChatGLMForConditionalGeneration,
-    tokenizer: Any,
-    rows: list[Row],
-    arguments: Arguments,
-    folder: Path,
-    progress: Progress | None,
-) -> tuple[Evaluation, Evaluation | None]:
-    """Score the model, and the base model below it where the settings ask for both."""
-
-    def score_once(title: str, target: Path) -> Evaluation:
-        show = progress(title, len(rows)) if progress is not None else None
-        done = evaluate_rows(
-            model,
-            tokenizer,
-            rows,
-            arguments.data,
-            batch_size=arguments.training.per_device_eval_batch_size,
-            seed=arguments.training.seed,
-            folder=target,
-            on_progress=show,
-        )
-        save_metrics(target, "predict", done.metrics)
-        return done
-
-    base = None
-    if arguments.data.compare_base and model.prefix_encoder is not None:
-        with model.prefix_disabled():
-            base = score_once("base model", folder / "base")
-    return score_once("with the prefix" if model.prefix_encoder is not None else "base model", folder), base
 
 
 def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Scores of a predictions file that is there: no model, no torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from ptuning.plain.answers import read_answers
+from ptuning.plain.errors import UserError
+from ptuning.plain.metrics import score_pair
+from ptuning.uses.report import write_report
+from ptuning.uses.run_result import RunResult, ScoredModel, evaluation_of, save_metrics
+
+
+def rescore(path: Path, folder: Path | None = None, show: Callable[[int], Callable[[int], None]] | None = None) -> RunResult:
+    """Score the answers of a file.
+
+    Args:
+        path: ``generated_predictions.txt`` or ``.jsonl`` of ours, of the published trainer or of LLaMA-Factory.
+        folder: where ``predict_results.json`` and a report go; None writes nothing.
+        show: given how many rows there are, makes a callback that takes the number just scored.
+
+    Raises:
+        UserError: a file that is none of these, as ``file:line``; a folder that cannot be written.
+    """
+    answers = read_answers(path)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder}: this is a file; name a folder")
+    advance = show(len(answers)) if show is not None else None
+    scored = []
+    for number, answer in enumerate(answers):
+        scored.append(replace(answer, index=number, scores=score_pair(answer.answer, answer.reference)))
+        if advance is not None:
+            advance(1)
+    evaluation = evaluation_of(scored)
+    evaluation.metrics["samples"] = len(scored)
+    model = ScoredModel(path.name, path.parent, None, False, evaluation)
+    result = RunResult(folder or path.parent, None, answers, [model])
+    if folder is not None:
+        save_metrics(folder, "predict", evaluation.metrics)
+        command = shlex.join(["ptuning", "evaluate", "--metrics-only", str(path), f"--output_dir={folder}"])
+        write_report(None, result, {"test": answers}, command=command)
+    return result
