@@ -11,7 +11,12 @@ import time
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["ptuning.uses.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese"])
+_CONTEXT.set_forkserver_preload(
+    [
+        "ptuning.uses.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
+        "matplotlib.figure", "matplotlib.backends.backend_agg",
+    ]
+)
 
 
 class Command:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,7 +12,7 @@ from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score
 from ptuning.tuned.preprocess import prompt_ids
 from ptuning.tuned.rows import Row
-from ptuning.uses.evaluation import evaluate_rows, save_metrics, write_predictions
+from ptuning.uses.evaluation import evaluate_rows
 
 
 @pytest.fixture(scope="module", params=[None, "prefix", "prefix_projection"])
@@ -102,66 +100,3 @@ def test_an_ending_model_gives_empty_answers_that_count(golden, tokenizer, rows,
     assert result.metrics["empty_predictions"] == len(rows)
     assert result.metrics["bleu-4"] == 0
     assert result.metrics["unfinished_predictions"] == 0
-
-
-def test_results_are_merged_and_named_as_published(tmp_path):
-    (tmp_path / "all_results.json").write_text('{"train_loss": 3.5}')
-    save_metrics(tmp_path, "predict", {"bleu-4": 8.1, "predict_runtime": 2.0, "epoch": 1.0})
-    assert json.loads((tmp_path / "predict_results.json").read_text()) == {
-        "predict_bleu-4": 8.1,
-        "predict_runtime": 2.0,
-        "epoch": 1.0,
-    }
-    assert json.loads((tmp_path / "all_results.json").read_text())["train_loss"] == 3.5
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_predictions_keep_odd_characters_on_their_line(tmp_path):
-    odd = '一\n二\u2028三\x85四"五'
-    path = write_predictions(tmp_path, [odd], ["x"])
-    assert path.read_bytes().count(b"\n") == 1
-    assert json.loads(path.read_text(encoding="utf-8"))["predict"] == odd
-
-
-def test_the_command_scores_a_checkpoint_and_a_base_model(golden, tmp_path, rows):
-    file = tmp_path / "test.json"
-    lines = [json.dumps({"content": row.prompt, "summary": row.response}, ensure_ascii=False) for row in rows[:4]]
-    file.write_text("\n".join(lines), encoding="utf-8")
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "ptuning",
-            "evaluate",
-            "--model_name_or_path",
-            str(golden / "model"),
-            "--ptuning_checkpoint",
-            str(golden / "checkpoint-prefix"),
-            "--test_file",
-            str(file),
-            "--prompt_column",
-            "content",
-            "--response_column",
-            "summary",
-            "--output_dir",
-            str(tmp_path / "out"),
-            "--max_source_length",
-            "24",
-            "--max_target_length",
-            "16",
-            "--compare_base",
-            "--device",
-            "cpu",
-            "--pre_seq_len",
-            "6",
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "base model" in done.stdout
-    assert "with the prefix" in done.stdout
-    assert (tmp_path / "out" / "predict_results.json").is_file()
-    assert (tmp_path / "out" / "base" / "generated_predictions.txt").is_file()
-    assert "Building prefix dict" not in done.stdout + done.stderr

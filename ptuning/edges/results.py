@@ -1,4 +1,4 @@
-"""Shows what a run gave: progress while rows are answered, scores side by side, sample answers, and where everything lies."""
+"""Shows a run: progress while rows are answered, scores side by side, sample answers, and where everything lies."""
 
 from __future__ import annotations
 

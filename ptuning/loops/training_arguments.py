@@ -191,8 +191,10 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
 
 _PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _SAVED_NAME = "arguments.json"
-_OF_ONE_RUN = ("do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint", "init_from", "token")
-_OF_ONE_RUN += ("all_checkpoints", "overwrite_predictions")
+_OF_ONE_RUN = (
+    "do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint",
+    "init_from", "token", "all_checkpoints", "overwrite_predictions",
+)
 
 
 def save_arguments(folder: str | Path, arguments: Arguments) -> Path:

@@ -129,6 +129,11 @@ class AnswerJournal:
             return
         self._file.close()
         self._file = None
+        if len(self.answers) < self.rows:
+            logger.warning(
+                "%s: %d of %d rows are answered; the same command goes on from there",
+                self.path, len(self.answers), self.rows,
+            )
         ordered = [self.answers[index] for index in sorted(self.answers)]
         if len(ordered) == self.rows:
             _write(self.path, "".join(answer.line() for answer in ordered))

@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 STATE_FILE, PICTURE_FILE = "trainer_state.json", "training_loss.png"
 # Fonts with Chinese glyphs by the name matplotlib knows, the usual ones of each system first.
 _CHINESE_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "PingFang HK", "Hiragino Sans GB", "Heiti TC",
-    "Microsoft YaHei", "SimHei", "SimSun", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Arial Unicode MS", "Droid Sans Fallback",
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "Source Han Sans SC", "PingFang SC", "PingFang HK", "Hiragino Sans GB",
+    "Heiti TC", "Microsoft YaHei", "SimHei", "SimSun", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei",
+    "Arial Unicode MS", "Droid Sans Fallback",
 )
 
 Points = list[tuple[float, float]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -25,10 +26,8 @@ def versions() -> dict[str, str]:
 def machine() -> dict[str, str]:
     """System, processor, memory and, where torch is in use already, the GPUs. No host name, no user name."""
     found = {"system": f"{platform.system()} {platform.release()}", "processor": _processor()}
-    try:
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
         found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-    except (AttributeError, ValueError, OSError):  # Windows
-        pass
     torch = sys.modules.get("torch")
     if torch is not None:
         found["threads"] = str(torch.get_num_threads())

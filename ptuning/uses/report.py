@@ -54,8 +54,8 @@ def write_report(
     *,
     command: str | None = None,
 ) -> Path:
-    """Write ``report.html``, ``report.md``, ``report.json``, ``comparison.json`` (where there is more than one row of scores)
-    and ``training_loss.png`` (where there is a loss) into a run's folder.
+    """Write ``report.html``, ``report.md``, ``report.json``, ``comparison.json`` (where several models or sets were
+    scored) and ``training_loss.png`` (where there is a loss) into a run's folder.
 
     Args:
         arguments: of the run; None for scores of a file.

@@ -39,8 +39,8 @@ def markdown_report(content: dict[str, Any]) -> str:
 
 
 _SCORE_NOTE = (
-    "In brackets: 95 % interval of the mean (bootstrap over rows); differences are paired, both models answer the same rows. "
-    "chrF and BLEU (zh) are sacrebleu's, over the whole set."
+    "In brackets: 95 % interval of the mean (bootstrap over rows); differences are paired, both models answer the "
+    "same rows. chrF and BLEU (zh) are sacrebleu's, over the whole set."
 )
 
 
