@@ -1,6 +1,8 @@
 """Files appear whole or not at all."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -52,3 +54,15 @@ def test_a_save_that_fails_leaves_the_old_prefix(tmp_path, monkeypatch):
     assert again.settings["base_model"] == "a"
     assert torch.equal(again.state_dict["embedding.weight"], old.embedding.weight)
     assert sorted(os.listdir(tmp_path)) == ["prefix_config.json", "prefix_encoder.safetensors"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="leftovers are removed on POSIX systems only")
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in (f".file.{gone.pid}.tmp", f".file.{os.getppid()}.tmp", f".other.{gone.pid}.tmp", ".file.mine.tmp"):
+        (tmp_path / name).write_text("half")
+    with replace_when_whole(tmp_path / "file") as temporary:
+        temporary.write_text("whole")
+    left = {".file.mine.tmp", f".file.{os.getppid()}.tmp", f".other.{gone.pid}.tmp", "file"}
+    assert set(os.listdir(tmp_path)) == left

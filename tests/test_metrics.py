@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptuning.plain import metrics
-from ptuning.plain.metrics import SCORE_NAMES, lcs_length, score, score_pair
+from ptuning.plain.metrics import SCORE_NAMES, SET_SCORE_NAMES, lcs_length, score, score_pair
 
 CASES = json.loads((Path(__file__).parent / "golden/chatglm-tiny/cases.json").read_text(encoding="utf-8"))["metrics"]
 
@@ -46,6 +46,30 @@ def test_any_pair_scores_finite(prediction, reference):
     scores = score_pair(prediction, reference)
     assert list(scores) == list(SCORE_NAMES)
     assert all(math.isfinite(value) and 0 <= value <= 100 for value in scores.values())
+
+
+def test_blank_and_punctuation_pairs_are_counted_and_finite():
+    pairs = [("", "x"), ("x", ""), ("", ""), ("  ", "x"), ("。", "。"), ("？！\n", "好"), ("好。", "好。")]
+    means = score(*zip(*pairs, strict=True))
+    assert all(math.isfinite(value) for value in means.values())
+    assert (means["empty_predictions"], means["empty_references"], means["punctuation_predictions"]) == (3, 2, 2)
+
+
+def test_sacrebleu_stands_beside_the_published_scores():
+    """Its numbers are the library's own, over the whole set."""
+    sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is an optional extra")
+    ours, theirs = ["今天天气很好。", "", "何以故"], ["今天天气不错。", "好", "何以故何以故"]
+    means = score(ours, theirs)
+    assert means["chrf"] == round(sacrebleu.corpus_chrf(ours, [theirs]).score, 4) > 0
+    assert means["sacrebleu-zh"] == round(sacrebleu.corpus_bleu(ours, [theirs], tokenize="zh").score, 4) > 0
+    assert set(SCORE_NAMES) < set(means)
+
+
+def test_without_sacrebleu_the_published_scores_stay(monkeypatch):
+    with_it = score(["今天天气很好"], ["今天天气不错"])
+    monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
+    without = score(["今天天气很好"], ["今天天气不错"])
+    assert without == {name: value for name, value in with_it.items() if name not in SET_SCORE_NAMES}
 
 
 def test_long_replies_score_the_same_as_by_the_library(monkeypatch):

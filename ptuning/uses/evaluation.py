@@ -84,16 +84,19 @@ def evaluate_rows(
             if advance is not None:
                 advance(len(batch))
     ordered = [answers[index] for index in range(len(rows))]
-    runtime = time.perf_counter() - started
     done = evaluation_of(ordered)
-    done.metrics.update(
-        runtime=round(runtime, 4),
-        samples=len(rows),
-        # of the rows that this run answered itself
-        samples_per_second=round(len(left) / runtime, 3),
-        steps_per_second=round(math.ceil(len(left) / batch_size) / runtime, 3),
-    )
+    done.metrics.update(_rates(len(rows), len(left), batch_size, time.perf_counter() - started))
     return done
+
+
+def _rates(rows: int, answered: int, batch_size: int, runtime: float) -> dict[str, float]:
+    """Runtime in seconds, and rates of the rows that this run answered itself."""
+    return {
+        "runtime": round(runtime, 4),
+        "samples": rows,
+        "samples_per_second": round(answered / runtime, 3),
+        "steps_per_second": round(math.ceil(answered / batch_size) / runtime, 3),
+    }
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.loops.training_arguments import Arguments
+from ptuning.plain.arguments import DataArguments
 from ptuning.tuned.load import attach_checkpoint
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix
@@ -33,6 +34,17 @@ class EvaluationRows:
     task: Sequence[Row]
     general: Sequence[Row] = ()
 
+    def by_name(self) -> dict[str, Sequence[Row]]:
+        """Both under the names that reports give them."""
+        return {"test": self.task, "general": self.general}
+
+
+def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
+    """The rows of ``--test_file`` and of ``--general_file``, where there is one."""
+    test = prepare_rows(data.test_file or "", data, data.max_predict_samples)
+    general = prepare_other_rows(data.general_file, data, data.max_predict_samples) if data.general_file else []
+    return EvaluationRows(test, general)
+
 
 def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
     """Evaluate a base model, a prefix or several prefixes on the test rows.
@@ -51,16 +63,15 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
         model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
     tokenizer = prepare_tokenizer(model_settings)
-    test = prepare_rows(data.test_file or "", data, data.max_predict_samples)
-    general = prepare_other_rows(data.general_file, data, data.max_predict_samples) if data.general_file else []
+    asked = prepare_evaluation_rows(data)
     model = prepare_model(model_settings)
     for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
         read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    models = evaluate_models(model, tokenizer, EvaluationRows(test, general), arguments, folder, progress, named)
-    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, test, models)
-    write_report(arguments, result, {"test": test, "general": general})
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named)
+    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    write_report(arguments, result, asked.by_name())
     return result
 
 

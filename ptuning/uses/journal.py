@@ -48,7 +48,6 @@ class AnswerJournal:
         self._file: BinaryIO | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(folder)
             if not anew and self.path.is_file() and self._is_ours(dict(fingerprint)):
                 self._read()
             else:
@@ -149,12 +148,6 @@ class AnswerJournal:
 def _write(path: Path, text: str) -> None:
     with replace_when_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Temporary files of a run that was killed while it wrote."""
-    for path in folder.glob(".generated_predictions.*.tmp"):
-        path.unlink(missing_ok=True)
 
 
 def _change(name: str, before: Any, now: Any) -> str:

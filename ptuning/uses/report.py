@@ -138,8 +138,8 @@ def _samples(model: ScoredModel | None, base: ScoredModel | None) -> dict[str, l
     others = base.task.answers if base is not None and base.task is not None else None
     # Ties by place, so that the same answers give the same page.
     ranked = sorted(answers, key=lambda answer: (-_mean(answer), answer.index))
-    best = ranked[:BEST]
-    worst = [answer for answer in reversed(ranked) if answer not in best][:WORST]
+    best = _varied(ranked, BEST)
+    worst = _varied([answer for answer in reversed(ranked) if answer not in best], WORST)
     rest = [answer for answer in answers if answer not in best and answer not in worst]
     drawn = random.Random(0).sample(rest, min(RANDOM, len(rest)))
     return {
@@ -147,6 +147,15 @@ def _samples(model: ScoredModel | None, base: ScoredModel | None) -> dict[str, l
         for kind, chosen in (("best", best), ("worst", worst), ("random", sorted(drawn, key=lambda a: a.index)))
         if chosen
     }
+
+
+def _varied(ranked: Sequence[ScoredAnswer], count: int) -> list[ScoredAnswer]:
+    """The first answers of a ranking, the same text once: of twenty blank ones a reader wants to see one."""
+    found: dict[str, ScoredAnswer] = {}
+    for answer in ranked:
+        if len(found) < count:
+            found.setdefault(answer.answer.strip(), answer)
+    return list(found.values())
 
 
 def _mean(answer: ScoredAnswer) -> float:

@@ -24,13 +24,12 @@ from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import evaluate_rows, save_metrics
-from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_models
+from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
 from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message
 from ptuning.uses.preparation import (
     base_model_name,
     prepare_examples,
     prepare_model,
-    prepare_other_rows,
     prepare_rows,
     prepare_tokenizer,
     prepare_training_rows,
@@ -75,8 +74,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     tokenizer = prepare_tokenizer(arguments.model)
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
-    test = prepare_rows(data.test_file or "", data, data.max_predict_samples) if training.do_predict else []
-    general = prepare_other_rows(data.general_file, data, data.max_predict_samples) if test and data.general_file else []
+    asked = prepare_evaluation_rows(data) if training.do_predict else EvaluationRows([])
     examples = prepare_examples(tokenizer, rows, data, "training rows")
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
     trainer = _trainer(arguments, tokenizer, examples, eval_examples, validation)
@@ -93,15 +91,14 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         if trainer.is_world_process_zero():
             save_metrics(folder, "eval", metrics)
     model.eval()
-    wanted = test if trainer.is_world_process_zero() else []
     best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
     checkpoint = Path(best) if best else saved[-1] if saved else None
-    asked = EvaluationRows(wanted, general)
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint) if wanted else []
-    result = RunResult(folder, checkpoint, wanted, models, train_metrics)
-    if trainer.is_world_process_zero():
-        write_report(arguments, result, {"training": rows, "validation": validation, "test": test, "general": general})
+    if not trainer.is_world_process_zero():
+        return RunResult(folder, checkpoint, [], [], train_metrics)
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint) if asked.task else []
+    result = RunResult(folder, checkpoint, asked.task, models, train_metrics)
+    write_report(arguments, result, {"training": rows, "validation": validation, **asked.by_name()})
     return result
 
 
