@@ -60,7 +60,7 @@ def evaluation(texts):
         [
             ScoredAnswer(
                 n, WANTED[n], text, f"类型#衬衫*件#{n}", [["早", EVIL]] if n == 12 else [], f"test.json:{n + 1}",
-                "length" if n == 14 else "stop", len(text), score_pair(text, WANTED[n]),
+                "length" if n == 13 else "stop", len(text), score_pair(text, WANTED[n]),
             )
             for n, text in enumerate(texts)
         ]

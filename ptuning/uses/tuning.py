@@ -90,6 +90,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         metrics = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(eval_examples)}
         if trainer.is_world_process_zero():
             save_metrics(folder, "eval", metrics)
+    trainer.save_state()
     model.eval()
     best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
@@ -173,7 +174,6 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
     metrics: dict[str, float] = result.metrics | {"train_samples": count}
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
-    trainer.save_state()
     return metrics
 
 
