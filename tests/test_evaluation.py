@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ptuning import load_model, load_tokenizer
-from ptuning.loops.generation import PRESETS, generate_batches
+from ptuning.loops.generation import PRESETS, generate_answers
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score
 from ptuning.tuned.preprocess import prompt_ids
@@ -55,8 +55,8 @@ def test_predictions_are_what_the_chat_answers(model, tokenizer, rows, data):
 def test_the_limit_counts_new_tokens_only(model, tokenizer):
     """A prompt as long as the limit still gets a whole answer."""
     prompts = [prompt_ids(tokenizer, text) for text in ("你好" * 30, "你好")]
-    batches = generate_batches(model, tokenizer, prompts, [9, 4], batch_size=2, preset=PRESETS["greedy"])
-    answers = {answer.index: answer for batch in batches for answer in batch}
+    found = generate_answers(model, tokenizer, prompts, [9, 4], batch_size=2, preset=PRESETS["greedy"])
+    answers = {answer.index: answer for answer in found}
     for index, limit in enumerate((9, 4)):
         assert len(answers[index].ids) == limit or answers[index].finished
 
@@ -76,6 +76,13 @@ def test_sampling_is_repeatable_with_its_seed(model, tokenizer, rows, data):
     first, again, other = (evaluate_rows(model, tokenizer, rows, data, batch_size=4, seed=seed) for seed in (1, 1, 2))
     assert first.predictions == again.predictions
     assert first.predictions != other.predictions
+
+
+def test_sampling_does_not_depend_on_the_batch(model, tokenizer, rows, data):
+    data = dataclasses.replace(data, generation="published")
+    alone, some, all_of_them = (evaluate_rows(model, tokenizer, rows, data, batch_size=size, seed=5) for size in (1, 3, 64))
+    assert alone.predictions == some.predictions == all_of_them.predictions
+    assert len(set(alone.predictions)) > len(rows) // 2
 
 
 def test_scores_are_those_of_the_written_file(model, tokenizer, rows, data, tmp_path):

@@ -78,9 +78,9 @@ def start(model_settings: ModelArguments, settings: ChatArguments) -> Any:
     tokenizer = prepare_tokenizer(model_settings)
     model = prepare_model(model_settings)
     if settings.seed is not None:
-        from ptuning.loops.generation import seed_sampling
+        import torch
 
-        seed_sampling(settings.seed)
+        torch.manual_seed(settings.seed)
     keywords = {
         "max_length": settings.max_length,
         "max_new_tokens": settings.max_new_tokens,

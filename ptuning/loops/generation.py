@@ -1,4 +1,4 @@
-"""The generation loop: many prompts, batched by length, answers in the order of the prompts."""
+"""The generation loop of an evaluation: many prompts, each answer handed on as soon as it is there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ptuning.loops.engine.core import Engine
+from ptuning.loops.engine.request import Request, Sampling
 from ptuning.tuned.collator import PromptCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.sampling import sampling_settings
@@ -51,7 +53,7 @@ class Answer:
     finished: bool
 
 
-def generate_batches(
+def generate_answers(
     model: ChatGLMForConditionalGeneration,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
@@ -61,8 +63,11 @@ def generate_batches(
     preset: GenerationPreset,
     num_beams: int = 1,
     seeds: Sequence[int] | None = None,
-) -> Iterator[list[Answer]]:
-    """Answer prompts batch by batch, longest first (so that memory that will not do fails at once, not after hours).
+) -> Iterator[Answer]:
+    """Answer prompts, longest first (so that memory that will not do fails at once, not after hours).
+
+    The engine refills its batch as rows end, and each row draws its own random numbers: an answer does not depend on
+    what is answered beside it. Beams go through transformers, batch by batch.
 
     Args:
         model: with or without a prefix.
@@ -72,18 +77,55 @@ def generate_batches(
         batch_size: prompts at a time.
         preset: how answers are drawn.
         num_beams: beams; 1 for none.
-        seeds: of the sampling, one for each prompt; a batch takes that of its first. None leaves the random state alone.
+        seeds: of the sampling, one for each prompt; None draws them.
 
     Yields:
-        the answers of one batch, in the batch's order; ``Answer.index`` tells the prompt.
+        answers as they end; ``Answer.index`` tells the prompt.
+
+    Raises:
+        GenerationError: the model's scores are NaN or infinite.
     """
+    if num_beams > 1:
+        yield from _beam_answers(model, tokenizer, prompts, limits, batch_size, preset, num_beams, seeds)
+        return
+    engine = Engine(model, tokenizer, max_rows=batch_size, max_waiting=len(prompts))
+    with torch.no_grad():
+        states = model.prefix_key_values()
+    prefix = None if states is None else engine.add_prefix("prefix", states)
+    requests = [
+        Request(list(ids), prefix, _sampling(preset, None if seeds is None else seeds[index]), limits[index])
+        for index, ids in enumerate(prompts)
+    ]
+    for done in engine.run(requests):
+        done.raise_for_error()
+        yield Answer(done.index, done.ids, done.finish_reason == "stop")
+
+
+def _sampling(preset: GenerationPreset, seed: int | None) -> Sampling:
+    if not preset.do_sample:
+        return Sampling(temperature=0.0)
+    return Sampling(temperature=preset.temperature, top_p=preset.top_p, seed=seed)
+
+
+def _beam_answers(
+    model: ChatGLMForConditionalGeneration,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    batch_size: int,
+    preset: GenerationPreset,
+    num_beams: int,
+    seeds: Sequence[int] | None,
+) -> Iterator[Answer]:
     collator = PromptCollator(tokenizer)
     settings = sampling_settings(
         do_sample=preset.do_sample, top_p=preset.top_p, temperature=preset.temperature, num_beams=num_beams
     )
-    for chosen in planned_batches(prompts, batch_size):
+    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
         if seeds is not None and settings["do_sample"]:
-            seed_sampling(seeds[chosen[0]])
+            torch.manual_seed(seeds[chosen[0]])
         batch = collator([prompts[index] for index in chosen])
         sequences = model.generate(
             batch["input_ids"].to(model.device),
@@ -94,17 +136,8 @@ def generate_batches(
             **settings,
         )
         rows = sequences[:, batch["input_ids"].shape[1] :].tolist()
-        yield [_answer(index, row, limits[index], tokenizer.eos_token_id) for index, row in zip(chosen, rows, strict=True)]
-
-
-def planned_batches(prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """The places of the prompts that are answered together, batch by batch: longest first.
-
-    Answers depend on their batch to the last bit (a sampled one altogether), so whoever continues half a batch starts it
-    again.
-    """
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        for index, row in zip(chosen, rows, strict=True):
+            yield _answer(index, row, limits[index], tokenizer.eos_token_id)
 
 
 def _answer(index: int, row: list[int], limit: int, end: int) -> Answer:
@@ -112,8 +145,3 @@ def _answer(index: int, row: list[int], limit: int, end: int) -> Answer:
     row = row[:limit]
     finished = end in row
     return Answer(index, row[: row.index(end)] if finished else row, finished)
-
-
-def seed_sampling(seed: int) -> None:
-    """Fix the random state of every device, for sampling that can be repeated."""
-    torch.manual_seed(seed)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ptuning.loops.generation import PRESETS, generate_batches, planned_batches
+from ptuning.loops.generation import PRESETS, generate_answers
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score_pair
@@ -68,9 +68,9 @@ def evaluate_rows(
         model, rows, prompts, data, batch_size=batch_size, seed=seed
     )
     with _kept(folder, fingerprint, len(rows), anew) as (answers, keep):
-        left = _left_over(prompts, batch_size, answers)
+        left = [index for index in range(len(rows)) if index not in answers]
         advance = show(len(rows), len(rows) - len(left)) if show is not None else None
-        for batch in generate_batches(
+        for answer in generate_answers(
             model,
             tokenizer,
             [prompts[index] for index in left],
@@ -80,9 +80,10 @@ def evaluate_rows(
             num_beams=data.num_beams or 1,
             seeds=[seed + index for index in left],
         ):
-            keep(_scored(tokenizer, left[answer.index], rows[left[answer.index]], answer, limit) for answer in batch)
+            index = left[answer.index]
+            keep([_scored(tokenizer, index, rows[index], answer, limit)])
             if advance is not None:
-                advance(len(batch))
+                advance(1)
     ordered = [answers[index] for index in range(len(rows))]
     done = evaluation_of(ordered)
     done.metrics.update(_rates(len(rows), len(left), batch_size, time.perf_counter() - started))
@@ -110,12 +111,6 @@ def _kept(
     else:
         answers: dict[int, ScoredAnswer] = {}
         yield answers, lambda made: answers.update({answer.index: answer for answer in made})
-
-
-def _left_over(prompts: Sequence[list[int]], batch_size: int, answers: dict[int, ScoredAnswer]) -> list[int]:
-    """The rows to answer: those of every batch that is not whole."""
-    batches = planned_batches(prompts, batch_size)
-    return sorted(index for batch in batches if any(row not in answers for row in batch) for index in batch)
 
 
 def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> ScoredAnswer:

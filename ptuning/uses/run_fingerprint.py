@@ -29,7 +29,8 @@ def run_fingerprint(
 ) -> dict[str, Any]:
     """Settings, rows, prompts (ids), weights and prefix of an evaluation by name, for JSON.
 
-    Paths are left out, contents count: a folder may move. Seed and batch size matter to sampling only.
+    Paths are left out, contents count: a folder may move. The seed matters to sampling only, the
+    batch size to sampled beams only.
     """
     found: dict[str, Any] = {
         "generation": data.generation,
@@ -41,7 +42,9 @@ def run_fingerprint(
         "truncation": data.truncation,
     }
     if PRESETS[data.generation].do_sample:
-        found |= {"seed": seed, "per_device_eval_batch_size": batch_size}
+        found["seed"] = seed
+        if found["num_beams"] > 1:
+            found["per_device_eval_batch_size"] = batch_size
     prefix = None if model.prefix_key_values() is None else model.prefix_encoder
     return found | {
         "rows": len(rows),
