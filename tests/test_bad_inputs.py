@@ -8,6 +8,7 @@ other parts of the program (training, checkpoints, settings) go into a list of t
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,12 +35,14 @@ class Bad:
         command: the command line; ``{rows}`` is the first of ``files``.
         words: what the message must hold, in any order.
         files: name → content (text is written as UTF-8, None makes a folder).
+        prepare: makes more in the folder where the command runs.
     """
 
     what: str
     command: str
     words: tuple[str, ...]
     files: dict[str, str | bytes | None] = field(default_factory=dict)
+    prepare: Callable[[Path], object] = lambda folder: None
 
 
 def row_file(what: str, content: str | bytes | None, *words: str, name: str = "rows.json", more: str = COLUMNS) -> Bad:
@@ -184,8 +187,8 @@ def everything_in(folder: Path) -> list[tuple[str, bytes]]:
     return sorted((str(path), path.read_bytes() if path.is_file() else b"") for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.replace(" ", "-"))
-def test_a_mistake_is_one_message_and_nothing_is_written(case, tmp_path, monkeypatch, capfd):
+def check(case, tmp_path, monkeypatch, capfd):
+    """Run a case in an empty folder, and hold what happens against it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PTUNING_CACHE", str(tmp_path / "cache"))
     for name, content in case.files.items():
@@ -195,6 +198,7 @@ def test_a_mistake_is_one_message_and_nothing_is_written(case, tmp_path, monkeyp
             path.mkdir()
         else:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
+    case.prepare(tmp_path)
     before = everything_in(tmp_path)
     assert main(case.command.format(rows=next(iter(case.files), "")).split()) == 2
     shown = capfd.readouterr()
@@ -205,6 +209,11 @@ def test_a_mistake_is_one_message_and_nothing_is_written(case, tmp_path, monkeyp
     assert not missing, f"{missing} not in: {message}"
     assert "Traceback" not in shown.out + shown.err
     assert everything_in(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.replace(" ", "-"))
+def test_a_mistake_is_one_message_and_nothing_is_written(case, tmp_path, monkeypatch, capfd):
+    check(case, tmp_path, monkeypatch, capfd)
 
 
 def test_the_table_is_large_and_its_names_differ():
