@@ -210,3 +210,19 @@ def test_resuming_with_another_prefix_names_both(command, straight, tmp_path):
     assert done.returncode == 2
     assert "a prefix of 5 tokens" in done.stderr
     assert "trains 7" in done.stderr
+
+
+def test_dialogues_are_trained_round_by_round_beside_other_rows(command, tmp_path, rows_file):
+    """Rows as turns, every reply learnt, a second file mixed in; and the prefix knows that it has seen histories."""
+    talk = [{"role": role, "content": f"{role} {n}"} for n in range(2) for role in ("user", "assistant")]
+    path = tmp_path / "talk.json"
+    path.write_text("\n".join(json.dumps({"messages": talk}) for _ in range(4)), encoding="utf-8")
+    settings = {"train_file": path, "mix_file": f"{rows_file}:0.2", "loss_on": "all", "legacy_first_round": True}
+    argv = command(tmp_path / "run", max_steps=1, **settings)
+    for flag in ("--prompt_column", "--response_column"):
+        del argv[argv.index(flag) : argv.index(flag) + 2]
+    result = train(argv)
+    assert result.train_metrics["train_samples"] == 10  # 4 dialogues of 2 rounds, and a fifth of all from the other file
+    config = json.loads((tmp_path / "run" / "checkpoint-1" / "prefix_config.json").read_text(encoding="utf-8"))
+    assert (config["history"], config["legacy_first_round"]) == (True, True)
+    assert load_model(tmp_path / "run" / "checkpoint-1", device="cpu").prompt_settings["legacy"] is True

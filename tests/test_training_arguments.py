@@ -177,6 +177,15 @@ def test_evaluate_with_a_settings_file_does_not_look_at_saved_ones(tmp_path):
     assert parse_arguments(words, task="evaluate").model.model_name_or_path == "named"
 
 
+def test_another_form_of_rows_leaves_the_columns_of_the_run_aside(tmp_path):
+    whole_checkpoint(tmp_path, 5)
+    save_arguments(tmp_path, parse(f"{LEAST} --pre_seq_len 7"))
+    assert parse_arguments([str(tmp_path)], task="evaluate").data.prompt_column == "p"
+    for name in ("messages", "auto"):
+        data = parse_arguments([str(tmp_path), "--row_format", name], task="evaluate").data
+        assert (data.row_format, data.prompt_column, data.response_column) == (name, None, None)
+
+
 def test_evaluate_says_when_the_folder_is_not_there(tmp_path):
     with pytest.raises(UserError, match="no such checkpoint folder"):
         parse_arguments([str(tmp_path / "gone")], task="evaluate")

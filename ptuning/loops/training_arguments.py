@@ -166,6 +166,8 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
     every = bool(given.values.get("all_checkpoints"))
     found = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
     values = {} if given.config_file else _saved_arguments(Path(folder).expanduser())
+    if "row_format" in given.values:  # said now: other rows than that run's, and its columns do not belong to them
+        values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
     named = given.values.get("ptuning_checkpoint")
     if len(found) > 1 and named is not None:
         raise UserError(f"--ptuning_checkpoint {named} beside {len(found)} named checkpoints: put it among those")
@@ -191,6 +193,7 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
 
 _PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _SAVED_NAME = "arguments.json"
+_COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
 _OF_ONE_RUN = (
     "do_train", "do_eval", "do_predict", "overwrite_output_dir", "resume_from_checkpoint",
     "init_from", "token", "all_checkpoints", "overwrite_predictions",

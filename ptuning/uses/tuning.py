@@ -77,7 +77,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     asked = prepare_evaluation_rows(data) if training.do_predict else EvaluationRows([])
     examples = prepare_examples(tokenizer, rows, data, "training rows")
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
-    trainer = _trainer(arguments, tokenizer, examples, eval_examples, validation)
+    trainer = _trainer(arguments, tokenizer, examples, eval_examples, rows, validation)
     model = trainer.model
     folder = Path(str(training.output_dir))
     if trainer.is_world_process_zero():
@@ -108,6 +108,7 @@ def _trainer(
     tokenizer: Any,
     examples: Sequence[Example],
     eval_examples: Sequence[Example] | None,
+    rows: list[Row],
     validation: list[Row],
 ) -> PrefixTrainer:
     """Load the model with the prefix that training starts from, and put the trainer around it."""
@@ -122,7 +123,7 @@ def _trainer(
         examples,
         _collator(tokenizer, arguments.data),
         eval_examples,
-        prefix_settings(arguments, model),
+        prefix_settings(arguments, model, history=any(row.history is not None for row in rows)),
         run_description(arguments, examples),
         _scorer(model, tokenizer, validation, arguments),
     )
@@ -217,8 +218,11 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration) -> dict[str, Any]:
-    """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it."""
+def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration, *, history: bool) -> dict[str, Any]:
+    """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
+
+    ``history``: the training rows have earlier rounds, whatever form they came in.
+    """
     data = arguments.data
     base = base_model_name(arguments.model)
     return {
@@ -226,7 +230,7 @@ def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration
         "base_fingerprint": model.base_fingerprint,
         "quantization_bit": model.config.quantization_bit,
         "source_prefix": data.source_prefix,
-        "history": data.history_column is not None,
+        "history": history,
         "legacy_first_round": data.legacy_first_round,
         "max_source_length": data.max_source_length,
         "max_target_length": data.max_target_length,
