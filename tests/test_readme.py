@@ -27,6 +27,7 @@ RULES = {
     r"bash scripts/train_chat\.sh configs/\S+ .*": (f"{SMALL} --output_dir TMP/chat --device cpu", None),
     r"bash scripts/evaluate\.sh --model.*": ("--max_predict_samples 2 --max_target_length 16 --output_dir TMP/eval", None),
     r"bash scripts/chat\.sh --model.*": ("--max_new_tokens 5", "你好\nclear\nstop\n"),
+    r"ptuning (inspect|info|quantize) .*": ("", None),
     r'echo "你好" \| ptuning chat --plain': ("--max_new_tokens 5", None),
 }
 NOT_RUN = {"bash scripts/test.sh"}  # it is what runs this test
@@ -47,6 +48,7 @@ def small_names(text, place, golden):
     """Put what there is here in the place of what a reader has."""
     for word, path in (
         ("DIR", golden / "model"),
+        ("TARGET", place / "int4"),
         ("CHECKPOINT", golden / "checkpoint-prefix"),
         ("FILE", ROOT / "data" / ("dialogue-tiny" if "train_chat" in text else "adgen-tiny") / "train.json"),
     ):
