@@ -140,12 +140,12 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         use(loaded, {**case, "batch": 1, "source": 8, "target": 8, "prompt": 8, "length": 16})
         del loaded
         gc.collect()
-        before = _resident()
+        before = resident()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest mark starts anew
         large = _load(Path(place) / "large", case)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         use(large, case)
-        return {"measured": _resident("VmHWM") - before}
+        return {"measured": resident("VmHWM") - before}
 
 
 def _load(folder: Path, case: dict[str, Any]) -> ChatGLMForConditionalGeneration:
@@ -212,7 +212,7 @@ def _ids(model: ChatGLMForConditionalGeneration, batch: int, before: int, after:
     return torch.tensor([row] * batch, device=model.device)
 
 
-def _resident(field: str = "VmRSS") -> int:
+def resident(field: str = "VmRSS") -> int:
     """Resident memory in bytes, now or (VmHWM) at its highest."""
     status = Path("/proc/self/status")
     if not status.exists():

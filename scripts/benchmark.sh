@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs one benchmark: prints a table and one JSON line (machine, commit, settings, results).
-#   bash scripts/benchmark.sh NAME [options]      NAME: quantization, decode_6b; --help behind it lists its options
+#   bash scripts/benchmark.sh NAME [options]      without a NAME it lists them; --help behind it lists options
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 
