@@ -40,6 +40,7 @@ class Setting:
     switch: bool = False  # may stand alone, meaning True
     many: bool = False  # takes several values, as a list
     or_one: bool = False  # a single one of them is kept as it is, not as a list
+    repeat: bool = False  # may be given again and again, every time with more values
     path: bool = False
     aliases: tuple[str, ...] = ()
     shortcuts: Mapping[str, str] = field(default_factory=dict)
@@ -146,7 +147,7 @@ def settings_of(dataclass_type: type) -> dict[str, Setting]:
         optional = type(None) in typing.get_args(hints[f.name])
         if optional and reading["metavar"] not in ("TEXT", "PATH"):
             reading["convert"] = _or_none(reading["convert"])
-        extra = {k: f.metadata[k] for k in ("path", "aliases", "shortcuts") if k in f.metadata}
+        extra = {k: f.metadata[k] for k in ("path", "aliases", "shortcuts", "repeat") if k in f.metadata}
         default = None if f.default is dataclasses.MISSING else f.default
         found[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
     return found
@@ -310,7 +311,7 @@ class SettingsParser:
                 waiting = False
                 continue
             if equals and self.settings[name].many:
-                known += [f"--{name}", *text.split(",")]
+                known += [f"--{name}", *([text] if self.settings[name].repeat else text.split(","))]
             else:
                 known.append(f"--{name}={text}" if equals else f"--{name}")
             waiting = not equals and not self.settings[name].switch
@@ -359,4 +360,5 @@ def _add(section: argparse._ArgumentGroup, setting: Setting) -> None:
         options |= {"nargs": "?", "const": True}
     elif setting.many:
         options["nargs"] = "+"
+        options["action"] = "extend" if setting.repeat else "store"
     section.add_argument(f"--{setting.name}", **options)

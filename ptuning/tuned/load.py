@@ -188,10 +188,7 @@ def attach_checkpoint(model: ChatGLMForConditionalGeneration, prefix: PrefixChec
             prefix.path, prefix.settings.get("base_model"), stated, model.config.name_or_path, model.base_fingerprint,
         )
     model.attach_prefix(prefix.encoder(model.config))
-    model.prompt_settings = {
-        "source_prefix": str(prefix.settings.get("source_prefix", "")),
-        "legacy": bool(prefix.settings.get("history")) and bool(prefix.settings.get("legacy_first_round")),
-    }
+    model.prompt_settings = prefix.prompt_settings
     logger.info(
         "Loading prefix_encoder weight from %s: %d tokens, %d layers%s",
         prefix.path, prefix.pre_seq_len, model.config.num_layers, ", projection" if prefix.projection else "",

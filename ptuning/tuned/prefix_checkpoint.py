@@ -53,6 +53,14 @@ class PrefixCheckpoint:
         """Whether the two-layer projection is there."""
         return self.shape.projection
 
+    @property
+    def prompt_settings(self) -> dict[str, Any]:
+        """Keywords of :func:`ptuning.tuned.preprocess.prompt_ids` that the prefix was trained with."""
+        return {
+            "source_prefix": str(self.settings.get("source_prefix", "")),
+            "legacy": bool(self.settings.get("history")) and bool(self.settings.get("legacy_first_round")),
+        }
+
     def encoder(self, model_config: Any) -> PrefixEncoder:
         """The prefix encoder for a backbone.
 

@@ -134,6 +134,60 @@ def prompt_ids(
     ).ids
 
 
+def fitting_prompt_ids(
+    tokenizer: ChatGLMTokenizer,
+    query: str,
+    history: Sequence[Sequence[str]] | None = None,
+    *,
+    limit: int,
+    room: int | None = None,
+    source_prefix: str = "",
+    legacy: bool = False,
+) -> tuple[list[int], int]:
+    """Ids of the prompt, without the oldest rounds of a history that is too long; every front end comes here.
+
+    The rule: whole rounds go, the oldest first, until the prompt leaves ``room`` tokens of ``limit`` free for the answer;
+    the question itself is never cut. Where even that alone leaves less than ``room``, the answer has what is left.
+
+    Args:
+        tokenizer: of the model.
+        query: what the user says.
+        history: earlier (query, response) pairs, oldest first.
+        limit: of prompt and answer together, in tokens.
+        room: tokens to be left free; None: a quarter of the limit. At most half of the limit is kept free.
+        source_prefix: as in :func:`prompt_ids`; likewise ``legacy``.
+
+    Returns:
+        the ids, and how many rounds were left out.
+
+    Raises:
+        UserError: the question alone leaves no room for an answer.
+    """
+    rounds = list(history or [])
+    free = min(limit // 4 if room is None else room, limit // 2)
+
+    def made(dropped: int) -> list[int]:
+        kept = rounds[dropped:] if history is not None else None
+        return prompt_ids(tokenizer, query, kept, source_prefix=source_prefix, legacy=legacy)
+
+    ids = made(0)
+    if len(ids) + free <= limit or not rounds:
+        dropped = 0
+    else:  # the length falls with every round that goes: halve the interval instead of encoding a long history n times
+        low, dropped = 0, len(rounds)
+        while dropped - low > 1:
+            middle = (low + dropped) // 2
+            low, dropped = (low, middle) if len(made(middle)) + free <= limit else (middle, dropped)
+        ids = made(dropped)
+    if len(ids) >= limit:
+        without = " without its history" if rounds else ""
+        raise UserError(
+            f"the question{without} has {len(ids)} tokens, and prompt and answer together may have {limit}: shorten it"
+            " (or raise max_length where it is below the model's own limit)"
+        )
+    return ids, dropped
+
+
 def reply_ids(tokenizer: ChatGLMTokenizer, reply: str, *, max_target_length: int) -> list[int]:
     """Ids of a reply and ``<eop>``: at most ``max_target_length - 2`` ids of text, as in the published trainer."""
     ids = tokenizer.encode_text(reply)

@@ -1,0 +1,151 @@
+"""Questions to answers, for every front end: prefix by name, history that fits, settings checked, engine asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ptuning.loops.engine.core import Engine
+from ptuning.loops.engine.request import Generation, Listener, Request, Sampling
+from ptuning.loops.engine.worker import EngineWorker
+from ptuning.plain.errors import UserError
+from ptuning.tuned.preprocess import fitting_prompt_ids
+from ptuning.uses.prefix_store import PrefixStore, StoredPrefix
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question in a conversation.
+
+    Attributes:
+        query: what the user says.
+        history: earlier (query, response) pairs, oldest first.
+        model: name of a prefix or of the base model; None is the store's default.
+        sampling: how tokens are drawn.
+        max_length: limit of prompt and answer together; None: what the model can hold.
+        max_new_tokens: limit of the answer alone; None: what is left.
+        stop: the answer ends before the first of these texts.
+        stream: whether the answer is wanted in pieces.
+        choices: how many answers; with a seed, each has its own, counted up from it.
+    """
+
+    query: str
+    history: Sequence[Sequence[str]] = ()
+    model: str | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    max_length: int | None = None
+    max_new_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    choices: int = 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question on its way.
+
+    Attributes:
+        generations: one for each choice, in their order.
+        prefix: that answers.
+        prompt_tokens: of the prompt.
+        dropped_rounds: how many of the oldest rounds did not fit and were left out.
+    """
+
+    generations: list[Generation]
+    prefix: StoredPrefix
+    prompt_tokens: int
+    dropped_rounds: int
+
+    @property
+    def note(self) -> str | None:
+        """What the user should know about the history, if anything."""
+        if not self.dropped_rounds:
+            return None
+        rounds = "round" if self.dropped_rounds == 1 else f"{self.dropped_rounds} rounds"
+        return f"the conversation is longer than the model can hold: its oldest {rounds} left out"
+
+    def cancel(self) -> None:
+        """Stop all of its answers within one step."""
+        for generation in self.generations:
+            generation.cancel()
+
+
+class ChatService:
+    """One model with its prefixes, ready to answer anybody. A thread of its own drives the engine.
+
+    Args:
+        engine: not driven by anybody yet.
+        store: of the engine.
+    """
+
+    def __init__(self, engine: Engine, store: PrefixStore) -> None:
+        self.engine, self.store = engine, store
+        self.worker = EngineWorker(engine)
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, checkpoints: Sequence[str] = (), **settings: Any) -> ChatService:
+        """A service for a loaded model.
+
+        Args:
+            model: in whatever folder it lay; its last part is the base model's name.
+            tokenizer: of the model.
+            checkpoints: each as in ``--ptuning_checkpoint``.
+            settings: of :class:`~ptuning.loops.engine.core.Engine`.
+        """
+        engine = Engine(model, tokenizer, **settings)
+        store = PrefixStore(engine, Path(str(model.name_or_path)).resolve().name or "base")
+        store.load_all(checkpoints)
+        return cls(engine, store)
+
+    def start(self) -> ChatService:
+        """Begin to answer."""
+        self.worker.start()
+        return self
+
+    def stop(self) -> None:
+        """Cancel what runs and end the thread."""
+        self.worker.stop()
+
+    def ask(self, question: Question, listener: Listener | None = None) -> Asked:
+        """Put a question; returns at once. May be called from any thread.
+
+        Args:
+            question: and its settings.
+            listener: called from the engine's thread with pieces (when streaming) and at the end; without one, the
+                generations' ``pieces()`` and ``wait()`` serve.
+
+        Raises:
+            UserError: settings out of range, a question that is too long, an unknown name.
+            QueueFullError: too many wait already.
+        """
+        if question.choices < 1:
+            raise UserError(f"n {question.choices} was given; allowed is 1 or more")
+        prefix = self.store.get(question.model)
+        most = self.engine.max_length
+        if question.max_length is not None and question.max_length < 1:
+            raise UserError(f"max_length {question.max_length} was given; allowed is 1 or more")
+        limit = most if question.max_length is None else min(question.max_length, most)
+        ids, dropped = fitting_prompt_ids(
+            self.engine.tokenizer, question.query, list(question.history), limit=limit, room=question.max_new_tokens,
+            **prefix.prompt_settings,
+        )
+        room = limit - len(ids)
+        request = Request(
+            ids,
+            prefix.shared,
+            question.sampling,
+            room if question.max_new_tokens is None else min(room, question.max_new_tokens),
+            question.stop,
+            question.stream,
+        )
+        requests = [request] * question.choices
+        seed = question.sampling.seed
+        if seed is not None:
+            seeds = (replace(question.sampling, seed=seed + number) for number in range(question.choices))
+            requests = [replace(request, sampling=sampling) for sampling in seeds]
+        return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
