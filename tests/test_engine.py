@@ -5,9 +5,9 @@ from threading import Thread
 
 import pytest
 import torch
+from prefixes import random_encoder
 
 import ptuning
-from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.loops.engine.text_stream import reply_text
@@ -16,15 +16,6 @@ from ptuning.plain.errors import GenerationError, UserError
 from ptuning.tuned.preprocess import prompt_ids
 
 WORDS = ["你好", "今天", "天气", "怎么样", "hello", "what", "is", "a", "shirt", "裙子", "类型", "材质", "1", "2", "，。！"]
-
-
-def random_encoder(model, length, seed):
-    """A prefix that was never trained but counts as loaded."""
-    torch.manual_seed(seed)
-    encoder = PrefixEncoder(prefix_config_of(model.config, length, False))
-    torch.nn.init.normal_(encoder.embedding.weight, std=0.5)
-    encoder.fresh = False
-    return encoder.eval()
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +54,7 @@ def test_a_batch_answers_as_each_request_alone(parts, request):
     """Base and prefixes of two lengths mixed, fewer rows than requests, every length: token for token as alone."""
     model, tokenizer = request.getfixturevalue(parts)
     engine = Engine(model, tokenizer, max_rows=5)
-    encoders = [None, *(random_encoder(model, length, seed) for seed, length in enumerate((4, 4, 4, 9)))]
+    encoders = [None, *(random_encoder(model.config, length, seed) for seed, length in enumerate((4, 4, 4, 9)))]
     prefixes = [None if e is None else engine.add_prefix("x", e(model.dtype)) for e in encoders]
     asked = [
         (ids, number % 5, 4 + 7 * number % 23) for number, ids in enumerate(prompts_of(tokenizer, 18))
@@ -98,7 +89,7 @@ def test_base_rows_are_bit_identical_beside_prefix_rows(tiny_parts):
     def scores(neighbour):
         engine = Engine(model, tokenizer)
         seen = []
-        prefix = engine.add_prefix("p", random_encoder(model, 6, 1)(model.dtype)) if neighbour else None
+        prefix = engine.add_prefix("p", random_encoder(model.config, 6, 1)(model.dtype)) if neighbour else None
         original = core.decode_step
         core.decode_step = lambda *args: seen.append(original(*args)) or seen[-1]
         try:
@@ -186,7 +177,8 @@ def test_broken_scores_end_that_request_alone(tiny_parts):
     """A prefix so large that its row overflows: the others, and whoever gets its slot, answer as ever."""
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=3)
-    poison = engine.add_prefix("poison", tuple((k * 0, v * torch.inf) for k, v in random_encoder(model, 4, 1)(model.dtype)))
+    healthy = random_encoder(model.config, 4, 1)(model.dtype)
+    poison = engine.add_prefix("poison", tuple((key * 0, value * torch.inf) for key, value in healthy))
     prompts = prompts_of(tokenizer, 5, seed=2)
     requests = [Request(ids, poison if number == 1 else None, max_new_tokens=8) for number, ids in enumerate(prompts)]
     found = {one.index: one for one in engine.run(requests)}
@@ -229,7 +221,7 @@ def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
 def test_prefixes_come_and_go(tiny_parts):
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=4)
-    encoders = [random_encoder(model, 5, seed) for seed in range(4)]
+    encoders = [random_encoder(model.config, 5, seed) for seed in range(4)]
     ids = prompts_of(tokenizer, 1)[0]
     wanted = [alone(model, tokenizer, ids, 6, encoder) for encoder in encoders]
     shared = [engine.add_prefix(str(number), encoder(model.dtype)) for number, encoder in enumerate(encoders)]
@@ -256,7 +248,7 @@ def test_many_rows_of_one_prefix_and_few_of_others(tiny_parts):
     """Groups of very different sizes are read apart; nothing gets another's prefix."""
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=24)
-    encoders = [random_encoder(model, 3, seed) for seed in range(8)]
+    encoders = [random_encoder(model.config, 3, seed) for seed in range(8)]
     shared = [engine.add_prefix(str(number), encoder(model.dtype)) for number, encoder in enumerate(encoders)]
     order = [0, 1, 2, *[3] * 15, 4, 5, 6, 7]
     ids = prompts_of(tokenizer, 1, seed=8)[0]
@@ -278,7 +270,7 @@ def test_a_worker_answers_threads(tiny_parts):
     threads = [Thread(target=ask, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
-    prefix = engine.add_prefix("late", random_encoder(model, 4, 1)(model.dtype))
+    prefix = engine.add_prefix("late", random_encoder(model.config, 4, 1)(model.dtype))
     for thread in threads:
         thread.join()
     for number, (text, made) in answers.items():

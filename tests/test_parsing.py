@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 
+from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
 
@@ -200,3 +201,12 @@ def test_help_lists_every_setting_and_leaves(capsys):
     assert "50% of it" in shown
     for name in Basics.__dataclass_fields__:
         assert f"--{name}" in shown
+
+
+def test_a_setting_may_be_given_again_and_again(tmp_path):
+    parser = SettingsParser({"model": ServingArguments}, prog="x", description="")
+    argv = ["--ptuning_checkpoint", "a=one,1", "--ptuning_checkpoint=b=two,2", "--ptuning_checkpoint", "c", "d"]
+    assert parser.parse(argv).build(ServingArguments).ptuning_checkpoint == ["a=one,1", "b=two,2", "c", "d"]
+    config = tmp_path / "serve.yaml"
+    config.write_text("ptuning_checkpoint: [a=one, two]\n", encoding="utf-8")
+    assert parser.parse([str(config)]).build(ServingArguments).ptuning_checkpoint == ["a=one", "two"]

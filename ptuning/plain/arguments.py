@@ -93,6 +93,21 @@ class ModelArguments:
 
 
 @dataclass
+class ServingArguments(ModelArguments):
+    """The same where one backbone answers with any number of prefixes, each by its name."""
+
+    ptuning_checkpoint: list[str] | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Prefixes to answer with: NAME=PATH, a checkpoint folder (its name is the folder's), or a folder of "
+            "checkpoints. May be given again and again; the first is the default, the base model is always there as well.",
+            "path": True,
+            "repeat": True,
+        },
+    )
+
+
+@dataclass
 class DataArguments:
     """Where the rows lie, which columns count and how long texts may be. Lengths are in tokens."""
 

@@ -251,6 +251,8 @@ class SettingsParser:
 
     def _located(self, name: str, value: Any, config: Path) -> Any:
         setting = self.settings.get(name)
+        if setting and setting.path and isinstance(value, list):
+            return [self._located(name, item, config) for item in value]
         if not (setting and setting.path and isinstance(value, str)) or Path(value).is_absolute():
             return value
         for folder in (Path(), config.parent, config.resolve().parent.parent):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import Generation, Listener, Request, Sampling
 from ptuning.loops.engine.worker import EngineWorker
+from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
 from ptuning.plain.errors import UserError
+from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.preprocess import fitting_prompt_ids
-from ptuning.uses.prefix_store import PrefixStore, StoredPrefix
+from ptuning.uses.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
+from ptuning.uses.preparation import base_model_name, prepare_model, prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -87,21 +90,6 @@ class ChatService:
         self.engine, self.store = engine, store
         self.worker = EngineWorker(engine)
 
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, checkpoints: Sequence[str] = (), **settings: Any) -> ChatService:
-        """A service for a loaded model.
-
-        Args:
-            model: in whatever folder it lay; its last part is the base model's name.
-            tokenizer: of the model.
-            checkpoints: each as in ``--ptuning_checkpoint``.
-            settings: of :class:`~ptuning.loops.engine.core.Engine`.
-        """
-        engine = Engine(model, tokenizer, **settings)
-        store = PrefixStore(engine, Path(str(model.name_or_path)).resolve().name or "base")
-        store.load_all(checkpoints)
-        return cls(engine, store)
-
     def start(self) -> ChatService:
         """Begin to answer."""
         self.worker.start()
@@ -149,3 +137,32 @@ class ChatService:
             seeds = (replace(question.sampling, seed=seed + number) for number in range(question.choices))
             requests = [replace(request, sampling=sampling) for sampling in seeds]
         return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
+
+
+def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
+    """A service from settings: the model, its tokenizer, and every prefix that is named. Not started yet.
+
+    Without a model's name the first prefix tells which one it belongs to, and without any it is the built-in one.
+
+    Args:
+        settings: which model and prefixes.
+        engine: settings of :class:`~ptuning.loops.engine.core.Engine`.
+
+    Raises:
+        UserError: whatever does not fit; checkpoints are looked at before the model is loaded.
+    """
+    given = settings.ptuning_checkpoint or []
+    for _, path in (pair for one in given for pair in named_checkpoints(one)):
+        read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
+    first = str(named_checkpoints(given[0])[0][1]) if given else None
+    values = {item.name: getattr(settings, item.name) for item in fields(ModelArguments)}
+    chosen = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})
+    if chosen.model_name_or_path is None:
+        chosen.model_name_or_path = base_model_name(chosen) if given else BUILT_IN_MODEL
+    chosen.ptuning_checkpoint = None
+    tokenizer, model = prepare_tokenizer(chosen), prepare_model(chosen)
+    base = Path(chosen.model_name_or_path).name or Path(chosen.model_name_or_path).resolve().name
+    made = Engine(model, tokenizer, **engine)
+    store = PrefixStore(made, base)
+    store.load_all(given)
+    return ChatService(made, store)
