@@ -112,11 +112,12 @@ def test_scores_during_training_choose_the_checkpoint_and_stop_early(command, tm
     result = train(argv)
     log = [entry for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
     # Nothing is learnt at this rate: the first evaluation stays the best, and two more end the run.
-    assert [entry["step"] for entry in log] == [1, 2, 3]
+    # The fourth is that of the best checkpoint, after training.
+    assert [entry["step"] for entry in log] == [1, 2, 3, 3]
     assert all({"eval_loss", "eval_bleu-4", "eval_rouge-l"} <= set(entry) for entry in log)
     assert result.checkpoint == tmp_path / "run" / "checkpoint-1"
     lines = [json.loads(line) for line in (tmp_path / "run" / "trainer_log.jsonl").read_text().splitlines()]
-    assert sum("eval_bleu-4" in line for line in lines) == 4  # the fourth: the best checkpoint, after training
+    assert sum("eval_bleu-4" in line for line in lines) == 4
 
 
 def test_scores_during_training_change_no_weight(command, tmp_path, rows_file):
