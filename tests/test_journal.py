@@ -61,6 +61,15 @@ def test_cut_off_at_any_byte_it_goes_on(tmp_path, whole):
         assert files(folder) == whole
 
 
+def test_killed_a_second_time_nothing_more_is_lost(tmp_path):
+    """What is written behind a line that was cut in half stands on a line of its own."""
+    first = journal(tmp_path)
+    first.append(ANSWERS[:2])
+    first.path.write_bytes(first.path.read_bytes()[:-5])
+    journal(tmp_path).append(ANSWERS[2:])  # neither is closed: both were killed
+    assert sorted(journal(tmp_path).answers) == [0, 2]
+
+
 def test_a_finished_one_is_taken_over_whole(tmp_path):
     for _ in range(2):
         with journal(tmp_path) as kept:
