@@ -253,6 +253,30 @@ def check_encoding(name: str) -> str:
 
 
 @dataclass
+class AnswerArguments:
+    """How a chat answers, in the terminal and on the web page; the defaults are those of the published chat."""
+
+    max_length: int = _setting(
+        2048, "Limit of prompt (with its history) and answer together, in tokens; what the model can hold is the end of it."
+    )
+    max_new_tokens: int | None = _setting(None, "Limit of the answer alone, in tokens (default: what is left).")
+    top_p: float = _setting(0.7, "Share of the probability that is sampled from.")
+    top_k: int = _setting(50, "Sample from so many of the likeliest tokens; 0: from all.")
+    temperature: float = _setting(0.95, "Of the sampling; 0 takes the likeliest token each time.")
+    do_sample: bool = _setting(
+        True, "False answers greedily, as --temperature 0 does.", shortcuts={"greedy": "False"}
+    )
+    repetition_penalty: float = _setting(1.0, "Above 1, tokens that were used already cost more.")
+    no_repeat_ngram_size: int = _setting(0, "No run of so many tokens comes twice; 0: no such rule.")
+    seed: int | None = _setting(None, "Of every answer: the same question after the same history has the same answer.")
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that leave no answer; the engine refuses the others."""
+        _at_least("max_length", self.max_length, 2)
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+
+
+@dataclass
 class RescoringArguments:
     """``ptuning evaluate --metrics-only FILE``: scores of answers that are there."""
 

@@ -1,54 +1,169 @@
-"""A conversation with one model: history, settings, and answers as pieces that never change once shown."""
+"""A conversation with one model and its prefixes: history, settings, and answers in pieces that never change."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from ptuning.plain.response import settled
+from ptuning.loops.engine.request import Sampling
+from ptuning.plain.arguments import AnswerArguments
+from ptuning.plain.errors import UserError
+from ptuning.tuned.atomic import replace_when_whole
+from ptuning.uses.chat_service import Asked, ChatService, Question
+from ptuning.uses.prefix_store import StoredPrefix
 
 
-@dataclass
+def sampling_of(settings: AnswerArguments) -> Sampling:
+    """The engine's settings.
+
+    Raises:
+        UserError: a value out of range, with the range.
+    """
+    return Sampling(
+        temperature=settings.temperature if settings.do_sample else 0.0,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+        repetition_penalty=settings.repetition_penalty,
+        no_repeat_ngram_size=settings.no_repeat_ngram_size,
+        seed=settings.seed,
+    )
+
+
+@dataclass(frozen=True)
+class Round:
+    """A question and its answer.
+
+    Attributes:
+        earlier: rounds that stood before it when it was asked.
+    """
+
+    query: str
+    reply: str
+    earlier: tuple[tuple[str, str], ...] = ()
+
+
+class Answer:
+    """One answer on its way. Iterating gives its pieces; leaving the loop early stops the model within a token.
+
+    Attributes:
+        text: what was given out so far.
+        asked: what the service says about it: tokens of the prompt, rounds that no longer fitted.
+    """
+
+    def __init__(self, conversation: Conversation, query: str, earlier: Sequence[tuple[str, str]], asked: Asked) -> None:
+        self._conversation, self._query, self._earlier, self.asked = conversation, query, tuple(earlier), asked
+        self._generation = asked.generations[0]
+        self.text = ""
+
+    @property
+    def cut(self) -> bool:
+        """Whether a limit ended it."""
+        return self._generation.finish_reason == "length"
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces; the round joins the history at the end, as far as it was given out.
+
+        Raises:
+            GenerationError: the model gives no answer; the round is forgotten.
+        """
+        pieces = self._generation.pieces()
+        try:
+            for piece in pieces:
+                self.text += piece
+                yield piece
+        finally:
+            pieces.close()  # type: ignore[attr-defined]  # it is a generator: closing it frees the row
+            if self.text and self._generation.finish_reason != "error":
+                self._conversation.rounds.append(Round(self._query, self.text, self._earlier))
+
+
 class Conversation:
     """One person talking to one model.
 
-    Attributes:
-        model: a :class:`~ptuning.tuned.model.ChatGLMForConditionalGeneration`.
-        tokenizer: of the model.
-        settings: keywords of ``model.chat`` (max_length, top_p, temperature, …).
-        keep_history: False asks every question on its own, as a prefix tuned on single questions expects.
-        history: rounds so far.
+    Args:
+        service: already answering.
+        settings: how it answers; may be changed between questions.
+        no_history: True asks every question on its own, False never does; None does what the prefix was tuned for.
     """
 
-    model: Any
-    tokenizer: Any
-    settings: dict[str, Any] = field(default_factory=dict)
-    keep_history: bool = True
-    history: list[tuple[str, str]] = field(default_factory=list)
+    def __init__(
+        self, service: ChatService, settings: AnswerArguments | None = None, no_history: bool | None = None
+    ) -> None:
+        self.service, self.settings, self.no_history = service, settings or AnswerArguments(), no_history
+        self.prefix_name = service.store.default
+        self.rounds: list[Round] = []
 
-    def ask(self, query: str) -> Iterator[str]:
-        """Answer a query in pieces; their sum is the reply. Closing the iterator stops the model.
+    @property
+    def prefix(self) -> StoredPrefix:
+        """What answers: a prefix or the base model."""
+        return self.service.store.get(self.prefix_name)
 
-        A reply that was stopped is kept in the history as far as it was shown.
+    @property
+    def alone(self) -> bool:
+        """Whether questions are asked without the rounds before them."""
+        return self.prefix.single_round if self.no_history is None else self.no_history
+
+    def choose(self, name: str | None) -> StoredPrefix:
+        """Another prefix answers from here on; None is the base model. The history stays.
+
+        Raises:
+            UserError: no such prefix.
         """
-        shown, text = "", ""
-        history = self.history if self.keep_history else []
-        stream = self.model.stream_chat(self.tokenizer, query, history, **self.settings)
-        try:
-            for text, _ in stream:
-                ready = settled(text)
-                if len(ready) > len(shown):
-                    piece, shown = ready[len(shown) :], ready
-                    yield piece
-            if len(text) > len(shown):
-                piece, shown = text[len(shown) :], text
-                yield piece
-        finally:
-            stream.close()
-            if self.keep_history and shown:
-                self.history.append((query, shown))
+        chosen = self.service.store.get(self.service.store.base_name if name is None else name)
+        self.prefix_name = chosen.name
+        return chosen
+
+    def change(self, **settings: object) -> None:
+        """Change settings of the answers.
+
+        Raises:
+            UserError: a value out of range; nothing is changed then.
+        """
+        changed = replace(self.settings, **settings)  # type: ignore[arg-type]
+        sampling_of(changed)
+        self.settings = changed
+
+    def ask(self, query: str) -> Answer:
+        """Put a question.
+
+        Raises:
+            UserError: a question that is too long, or a setting out of range.
+        """
+        earlier = [] if self.alone else [(one.query, one.reply) for one in self.rounds]
+        question = Question(
+            query,
+            earlier,
+            self.prefix_name,
+            sampling_of(self.settings),
+            max_length=self.settings.max_length,
+            max_new_tokens=self.settings.max_new_tokens,
+            stream=True,
+        )
+        return Answer(self, query, earlier, self.service.ask(question))
 
     def clear(self) -> None:
         """Forget all rounds."""
-        self.history.clear()
+        self.rounds.clear()
+
+    def save(self, path: Path) -> int:
+        """Write the rounds so that a prefix can be tuned on them: one JSON row a line with ``prompt``, ``response`` and
+        ``history``, the rounds that stood before it when it was asked.
+
+        Returns:
+            how many.
+
+        Raises:
+            UserError: nothing was said yet, or the file cannot be written.
+        """
+        if not self.rounds:
+            raise UserError("there is nothing to save yet")
+        rows = [{"prompt": one.query, "response": one.reply, "history": one.earlier} for one in self.rounds]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        try:
+            with replace_when_whole(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+        return len(rows)

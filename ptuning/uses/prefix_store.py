@@ -37,6 +37,7 @@ class StoredPrefix:
         shared: what a request of the engine names; None for the base model.
         pre_seq_len: P; 0 for the base model.
         prompt_settings: keywords of the prompt function that it was trained with.
+        single_round: it was tuned on questions without history, and a chat should ask it in the same way.
         loaded: seconds since the epoch.
     """
 
@@ -45,6 +46,7 @@ class StoredPrefix:
     shared: SharedPrefix | None = None
     pre_seq_len: int = 0
     prompt_settings: dict[str, Any] = field(default_factory=dict)
+    single_round: bool = False
     loaded: float = field(default_factory=time.time)
 
 
@@ -153,7 +155,8 @@ class PrefixStore:
             )
         with torch.no_grad():
             shared = self.engine.add_prefix(name, encoder(model.dtype))
-        stored = StoredPrefix(name, checkpoint.path, shared, checkpoint.pre_seq_len, checkpoint.prompt_settings)
+        single = checkpoint.settings.get("history") is False
+        stored = StoredPrefix(name, checkpoint.path, shared, checkpoint.pre_seq_len, checkpoint.prompt_settings, single)
         with self._lock:
             if name not in self._prefixes:
                 self._prefixes[name] = stored
