@@ -15,10 +15,15 @@ from typing import Any
 import torch
 
 
+_LONG = 0.6  # seconds of a call that is measured once, after one that warms up
+
+
 def median_seconds(run: Callable[[], Any], device: torch.device, *, repeats: int = 5, at_least: float = 0.05) -> float:
-    """Median wall time of one call, seconds; short calls are repeated inside one measurement."""
+    """Median wall time of one call, seconds; short calls are repeated inside one measurement, long ones are not repeated."""
     run()
     once = _timed(run, device, 1)
+    if once > _LONG:
+        return once
     calls = max(1, round(at_least / max(once, 1e-6)))
     return statistics.median(_timed(run, device, calls) for _ in range(repeats))
 

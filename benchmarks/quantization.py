@@ -80,7 +80,8 @@ def _contenders(device: torch.device, bits: int, dtype: str) -> list[tuple[str, 
         if bits == 4 and dtype == "bfloat16" and cpu.tile_lanes():
             found.append(("cpu, lean (tiled form)", choose.CPU, "tiled"))
         found.append(("cpu, fast (unpacked copy)", choose.CPU, "resident"))
-        return found
+        compiled = choose.start("compiled")
+        return found if compiled is None else [*found, ("compiled", compiled, "published")]
     started = [(name, choose.start(name)) for name in ("plain", "triton", "cpm")]
     return found + [(name, kernel, "published") for name, kernel in started if kernel is not None]
 
@@ -94,7 +95,8 @@ def _formed(weight: PackedWeight, form: str, dtype: str) -> PackedWeight:
     lanes = cpu.tile_lanes()
     if weight.bits == 4 and dtype == "bfloat16" and lanes:
         weight = weight._replace(data=tile_int4(weight.data, lanes), lanes=lanes)
-    return weight._replace(resident=cpu.integers(weight, getattr(torch, dtype))) if form == "resident" else weight
+    wide = cpu.widened(getattr(torch, dtype))
+    return weight._replace(resident=cpu.integers(weight, wide)) if form == "resident" else weight
 
 
 def _measure(
@@ -125,8 +127,8 @@ def _measure(
                 kernel.input_gradient(gradients[weight.rows], weight)
 
     with torch.no_grad():
-        seconds = median_seconds(forward, device) / len(blocks)
-        seconds_back = median_seconds(backward, device) / len(blocks) if rows >= 32 else None
+        seconds = median_seconds(forward, device, repeats=3) / len(blocks)
+        seconds_back = median_seconds(backward, device, repeats=3) / len(blocks) if rows >= 32 else None
     weights = sum(weight.rows * weight.columns for weight in blocks[0])
     rate = weights * (kind.itemsize if kernel is None else bits / 8) / seconds / 1e9
     return {

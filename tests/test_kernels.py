@@ -28,8 +28,8 @@ all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 
 @pytest.fixture(autouse=True)
 def default_settings(monkeypatch):
-    """Every test starts from the default settings and leaves none behind."""
-    monkeypatch.delenv(choose.KERNEL_VARIABLE, raising=False)
+    """Every test starts from the default settings, with the cpu kernel on a CPU, and leaves none behind."""
+    monkeypatch.setenv(choose.KERNEL_VARIABLE, "cpu")
     monkeypatch.delenv(choose.MEMORY_VARIABLE, raising=False)
     choose.configure()
     yield
@@ -153,8 +153,8 @@ def test_triton_kernels_give_the_dense_product_under_the_interpreter(bits, dtype
 
     if not triton_kernels._is_interpreted():
         pytest.skip("Triton was imported without TRITON_INTERPRET=1")
-    triton_kernels.start()
     kernel = choose.Kernel("triton", triton_kernels.product, triton_kernels.input_gradient, triton_kernels.refuse)
+    choose._prove(kernel, *triton_kernels.start())
     for shape in ((1, 2), (7, 6), (100, 96), (33, 600)):
         weight = packed_weight(bits, *shape)
         for rows in (1, 5, 16, 33):
@@ -309,8 +309,12 @@ def test_the_environment_chooses(monkeypatch):
     assert choose.configure() == choose.KernelSettings("plain", "fast", 1_500_000_000)
     weight = packed_weight(4, 8, 8)
     assert choose.choose(weight, torch.zeros(1, 8)) is choose.PLAIN
-    assert choose.configure(kernel="auto", memory="lean") == choose.KernelSettings()
+    assert choose.configure(kernel="cpu", memory="lean") == choose.KernelSettings("cpu")
     assert choose.choose(weight, torch.zeros(1, 8)) is choose.CPU
+    monkeypatch.delenv(choose.KERNEL_VARIABLE)
+    monkeypatch.delenv(choose.MEMORY_VARIABLE)
+    assert choose.configure() == choose.KernelSettings("auto", "lean", None)
+    assert choose.choose(weight, torch.zeros(1, 8)) is (choose.start("compiled") or choose.CPU)
 
 
 @pytest.mark.parametrize("kernel", ["cuda", ""])
@@ -347,7 +351,7 @@ def test_a_kernel_that_cannot_start_is_named_once_and_the_plain_one_is_used(name
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fast_memory_keeps_unpacked_weights_within_its_budget(bits, dtype):
     layers = [linear(bits=bits, dtype=dtype) for _ in range(3)]
-    size = 300 * 512 * dtype.itemsize
+    size = 300 * 512 * cpu.widened(dtype).itemsize
     inputs = torch.randn(40, 512).to(dtype)
     with torch.no_grad():
         lean = [layer(inputs) for layer in layers]

@@ -40,12 +40,12 @@ __all__ = [
 
 ALLOWED_BITS = (4, 8)
 
-_ROUND_AT_ONCE = 1 << 23  # weights that are float32 at a time while they are rounded: rows do not know each other
+_ROUND_AT_ONCE = 1 << 20  # weights that are rounded at a time: 4 MB in float32, five times over
 
 _TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
 
-def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, bits: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Round a weight to the published INT8 or INT4 form.
 
     ``scale = max|w| / (2^(bits-1) - 1)`` per row, stored as float16; ``q = round(w / scale)`` with the float16 scale. A row
@@ -54,6 +54,7 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     Args:
         weight: [O, I] floating point; for INT4 the number of columns is even.
         bits: 4 or 8.
+        device: where it is rounded and where the results are, some rows at a time; None: where the weight is.
 
     Returns:
         packed: int8, [O, I] (INT8) or [O, I/2] (INT4).
@@ -64,12 +65,13 @@ def quantize_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """
     _check_bits(bits)
     rows, columns = weight.shape
-    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(rows, dtype=torch.float16, device=weight.device)
+    device = weight.device if device is None else device
+    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device)
+    scale = torch.empty(rows, dtype=torch.float16, device=device)
     step = max(1, _ROUND_AT_ONCE // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        packed[part], scale[part] = _quantize_rows(weight[part].detach().float(), bits)
+        packed[part], scale[part] = _quantize_rows(weight[part].detach().to(device, torch.float32), bits)
     return packed, scale
 
 
@@ -144,15 +146,15 @@ class QuantizedLinear(nn.Module):
         if torch.is_autocast_enabled(inputs.device.type):
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
         flat = inputs.reshape(-1, self.in_features)
-        packed, bias = self._packed(flat), self.bias
+        packed, kernel = self._packed(flat)
         if torch.is_grad_enabled() and flat.requires_grad:
-            made = _PackedProduct.apply(flat, packed.data, packed.scale, packed.resident, bias, packed[2:6])
+            made = _PackedProduct.apply(flat, packed.data, packed.scale, packed.resident, self.bias, packed[2:6])
         else:
-            made = choose.choose(packed, flat).product(flat, packed, bias)
+            made = kernel.product(flat, packed, self.bias)
         return made.view(*inputs.shape[:-1], self.out_features)
 
-    def _packed(self, inputs: Tensor) -> PackedWeight:
-        """The weight as it is held now, turned first where that makes decoding faster."""
+    def _packed(self, inputs: Tensor) -> tuple[PackedWeight, choose.Kernel]:
+        """The weight as it is held now, turned first where that makes decoding faster; and the kernel for it."""
         scale, tiles = self._parameters["weight_scale"], self._tiles
         weight = self._parameters.get("weight")
         if weight is None and tiles is None:  # another thread is turning it
@@ -162,13 +164,14 @@ class QuantizedLinear(nn.Module):
             packed = PackedWeight(tiles, scale, *sizes, tiles.shape[2])  # type: ignore[union-attr, arg-type]
         else:
             packed = PackedWeight(weight, scale, *sizes)  # type: ignore[arg-type]
-        if inputs.device.type != "cpu" or choose.settings().kernel not in ("auto", "cpu"):
-            return packed
+        kernel = choose.choose(packed, inputs)
+        if kernel is not choose.CPU:
+            return packed, kernel
         if not torch.is_grad_enabled() and cpu.wants_tiles(packed, inputs):
             packed = packed._replace(data=self._turn(), lanes=cpu.tile_lanes())
         if choose.settings().memory == "fast":
             packed = packed._replace(resident=self._resident_copy(packed, inputs))
-        return packed
+        return packed, kernel
 
     def _turn(self) -> Tensor:
         """Hold the weight in the form of torch's CPU operator."""
@@ -193,17 +196,17 @@ class QuantizedLinear(nn.Module):
     def _resident_copy(self, packed: PackedWeight, inputs: Tensor) -> Tensor | None:
         """The unpacked weight, where the budget has room for it."""
         of = (packed.data.data_ptr(), packed.data._version)
-        held = self._resident
-        if held is not None and held[1] == of and held[0].dtype == inputs.dtype:
+        held, dtype = self._resident, cpu.widened(inputs.dtype)
+        if held is not None and held[1] == of and held[0].dtype == dtype:
             return held[0]
-        if inputs.shape[0] <= cpu.FEW_ROWS_RESIDENT[self.bits] or inputs.dtype == torch.float16:
+        if inputs.shape[0] <= cpu.FEW_ROWS_RESIDENT[self.bits]:
             return None
-        amount = self.out_features * self.in_features * inputs.element_size()
+        amount = self.out_features * self.in_features * dtype.itemsize
         self._resident = None
         if not choose.RESIDENT.take(amount):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            made = cpu.integers(packed, inputs.dtype)
+            made = cpu.integers(packed, dtype)
         weakref.finalize(made, choose.RESIDENT.give_back, amount)
         self._resident = (made, of)
         return made

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.kernels.choose import best_cpu_dtype
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.placement import has_fast_bfloat16, parse_dtype, pick_device
+from ptuning.tuned.placement import parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.tuned.weight_files import read_json, refuse_pointer
 from ptuning.tuned.weights import read_config
@@ -98,8 +99,8 @@ def load_model(
         quantization_bit: 4 or 8 quantises float weights while they are read; None or 0 keeps what the checkpoint holds.
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; None or ``auto`` takes the best there is.
         dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own. On a CPU, where float16
-            products are an order slower, float16 becomes float32, or bfloat16 for a quantised model on a CPU that
-            multiplies it in hardware.
+            products are an order slower, float16 becomes float32, or bfloat16 for a quantised model where that is
+            faster (see :func:`cpu_dtype`).
         pre_seq_len: without a checkpoint, a new prefix of so many tokens, to be trained; with one, held against the file.
         prefix_projection: likewise.
         revision: branch, tag or commit on the hub; ``cache_dir``, ``token`` and ``local_files_only`` as transformers'.
@@ -146,12 +147,12 @@ def _ask_for_new_prefix(config: ChatGLMConfig, pre_seq_len: int, prefix_projecti
 def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
     """The dtype that a CPU should use when nobody chose one; None is the checkpoint's own.
 
-    In place of float16 a float model gets float32. A quantised one, rounded to 4 or 8 bits anyway, gets bfloat16 where
-    the CPU multiplies that in hardware: torch's INT4 operator is fast with it only.
+    In place of float16 a float model gets float32, and a quantised one what its kernels are best with on this CPU, see
+    :func:`ptuning.blocks.kernels.choose.best_cpu_dtype`.
     """
     if config.dtype not in (torch.float16, "float16", None):
         return None
-    return torch.bfloat16 if quantization_bit and has_fast_bfloat16() else torch.float32
+    return best_cpu_dtype() if quantization_bit else torch.float32
 
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:

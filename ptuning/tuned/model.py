@@ -17,6 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ptuning.backbone.model import ChatGLMModel
 from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.half_storage import HalfEmbedding, HalfLinear
 from ptuning.blocks.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
 from ptuning.blocks.quantization import (
     QuantizedEmbedding,
@@ -82,10 +83,12 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         super().__init__(config, *args, **kwargs)
         bits = config.quantization_bit
         embedding_bits = bits if config.quantization_embeddings else 0
-        self.transformer = ChatGLMModel(
-            config, linear=quantized_linear_class(bits), embedding=quantized_embedding_class(embedding_bits)
-        )
-        self.lm_head = quantized_linear_class(embedding_bits)(config.hidden_size, config.vocab_size, bias=False)
+        # Of a quantised model, float embedding and head stay as they are stored.
+        half = bool(bits) and not embedding_bits
+        embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
+        head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
+        self.transformer = ChatGLMModel(config, linear=quantized_linear_class(bits), embedding=embedding)
+        self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
         self.prompt_settings = {}
         self.base_fingerprint: str | None = None  # of the weights that were read; see ptuning.tuned.weights

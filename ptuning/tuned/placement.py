@@ -26,12 +26,6 @@ def parse_dtype(*given: Any) -> torch.dtype | None:
     return getattr(torch, name)
 
 
-def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware: AVX-512 with bf16, or AMX."""
-    found = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(supported is not None and supported() for supported in found)
-
-
 def one_device(device: Any, device_map: Any) -> torch.device:
     """The one device that ``device`` or transformers' ``device_map`` names; the CPU where neither is given."""
     if isinstance(device_map, dict):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptuning.blocks.config import ChatGLMConfig, check_config
+from ptuning.blocks.half_storage import HalfEmbedding, HalfLinear
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.blocks.quantization import QuantizedEmbedding, QuantizedLinear, quantize_weight
 from ptuning.plain.errors import UserError
@@ -83,10 +84,12 @@ def load_weights(
                     parent.weight = nn.Parameter(shared, requires_grad=slots[name].requires_grad)
                     continue
             _fill(parent, name, tensor, slots[name].requires_grad, dtype, device, where)
-    for module in modules.values():
-        if isinstance(module, QuantizedEmbedding):
-            marker = dtype or model.transformer.final_layernorm.weight.dtype
-            module.register_buffer("_dtype_marker", torch.empty(0, dtype=marker, device=device), persistent=False)
+    rows_dtype = dtype or model.transformer.final_layernorm.weight.dtype
+    embedding = model.transformer.word_embeddings
+    if isinstance(embedding, QuantizedEmbedding):
+        embedding.register_buffer("_dtype_marker", torch.empty(0, dtype=rows_dtype, device=device), persistent=False)
+    elif isinstance(embedding, HalfEmbedding):
+        embedding.rows_dtype = rows_dtype
     # The norms tell models apart, are never quantised, and are the same in every layout of the files.
     fingerprint = hashlib.sha256(b"".join(name.encode() + norms[name] for name in sorted(norms)))
     model.base_fingerprint = fingerprint.hexdigest()[:16]
@@ -119,32 +122,20 @@ def _fill(
     if isinstance(parent, QuantizedLinear | QuantizedEmbedding):
         if leaf == "weight" and tensor.is_floating_point():
             try:
-                packed, scale = _quantize_by_rows(tensor, parent.bits, device)
+                packed, scale = quantize_weight(tensor, parent.bits, device)
             except UserError as error:
                 raise UserError(f"{where}: {name}: {error}") from error
             parent.weight = nn.Parameter(packed, requires_grad=False)
             parent.weight_scale = nn.Parameter(scale, requires_grad=False)
             return
         wanted = {"weight": torch.int8, "weight_scale": torch.float16}.get(leaf, dtype)
+    elif isinstance(parent, HalfLinear | HalfEmbedding) and dtype is not None and device.type == "cpu":
+        wanted = tensor.dtype if tensor.dtype.itemsize < dtype.itemsize else dtype  # widened where it is read
     # A copy, so that nothing keeps the mapped file alive.
     value = torch.empty(tensor.shape, dtype=wanted or tensor.dtype, device=device)
     value.copy_(tensor)
     setattr(parent, leaf, nn.Parameter(value, requires_grad=trainable))
 
-
-def _quantize_by_rows(weight: Tensor, bits: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """As :func:`quantize_weight`, some rows at a time: the float32 values on the way are several times the weight."""
-    rows, columns = weight.shape
-    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device)
-    scale = torch.empty(rows, dtype=torch.float16, device=device)
-    step = max(1, _QUANTISED_AT_ONCE // max(1, columns))
-    for start in range(0, rows, step):
-        some = slice(start, start + step)
-        packed[some], scale[some] = quantize_weight(weight[some].to(device), bits)
-    return packed, scale
-
-
-_QUANTISED_AT_ONCE = 1 << 20  # values: 4 MB in float32, five times over
 
 _HUB_KEYWORDS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
 

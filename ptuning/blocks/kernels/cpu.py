@@ -22,8 +22,10 @@ from torch.nn import functional as F
 
 from ptuning.blocks.kernels.packed import PackedWeight, signed_columns, tile_int4, untile_int4
 
-# Measured crossings (docs/performance.md): up to so many rows the operator beats unpacking.
+# Measured crossings (docs/performance.md): up to so many rows the operator beats unpacking. Where bfloat16 is emulated the
+# operator's time grows faster with the rows, and what it is compared with is float32.
 FEW_ROWS = {4: 32, 8: 8}
+FEW_ROWS_EMULATED = 16
 FEW_ROWS_RESIDENT = {4: 8, 8: 4}
 # Weights unpacked at a time. Products keep a piece and its float form in the cache; gradients cut across rows, where a
 # longer stretch of each row is worth more.
@@ -32,25 +34,67 @@ _AT_ONCE, _AT_ONCE_ACROSS = 1 << 20, 1 << 22
 
 def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """``inputs @ dequantised.T + bias`` as :func:`ptuning.blocks.kernels.plain.product`."""
-    if inputs.dtype == torch.float16:  # float16 products are an order slower on a CPU
-        return product(inputs.float(), weight, bias).half()
-    rows = inputs.shape[0]
-    if weight.resident is not None and weight.resident.dtype == inputs.dtype:
-        if rows > FEW_ROWS_RESIDENT[weight.bits] or not _operator_fits(weight, inputs):
-            return _scaled(F.linear(inputs, weight.resident), weight.scale, bias)
+    wide = widened(inputs.dtype)
+    resident = weight.resident if weight.resident is not None and weight.resident.dtype == wide else None
+    few = FEW_ROWS_RESIDENT[weight.bits] if resident is not None else few_rows(weight.bits)
+    if inputs.shape[0] <= few and _operator_fits(weight, inputs):
         return _operator_product(inputs, weight, bias)
-    if rows <= FEW_ROWS[weight.bits] and _operator_fits(weight, inputs):
-        return _operator_product(inputs, weight, bias)
+    if wide != inputs.dtype:
+        return product(inputs.to(wide), weight, bias).to(inputs.dtype)
+    if resident is not None:
+        return _scaled(linear(inputs, resident), weight.scale, bias)
     return _tiled_product(inputs, weight, bias) if weight.lanes else _published_product(inputs, weight, bias)
 
 
 def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     """``gradient @ dequantised`` as :func:`ptuning.blocks.kernels.plain.input_gradient`."""
-    if gradient.dtype == torch.float16:
-        return input_gradient(gradient.float(), weight).half()
+    wide = widened(gradient.dtype)
+    if wide != gradient.dtype:
+        return input_gradient(gradient.to(wide), weight).to(gradient.dtype)
     if weight.resident is not None and weight.resident.dtype == gradient.dtype:
         return (gradient * weight.scale).to(gradient.dtype) @ weight.resident
     return _tiled_gradient(gradient, weight) if weight.lanes else _published_gradient(gradient, weight)
+
+
+def linear(inputs: Tensor, weight: Tensor) -> Tensor:
+    """``inputs @ weight.T`` of equal dtypes; float32 with few rows through oneDNN, which is faster than MKL there."""
+    if inputs.dtype != torch.float32 or not 4 <= inputs.shape[0] <= _onednn_rows() or not weight.numel():
+        return F.linear(inputs, weight)
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, None, "none", [], "")
+    return made
+
+
+@cache
+def _onednn_rows() -> int:
+    """Up to so many rows oneDNN's float32 beats MKL's here (docs/performance.md); 0 where torch does not offer it."""
+    try:
+        torch.ops.mkldnn._linear_pointwise(torch.ones(4, 2), torch.ones(3, 2), None, "none", [], "")
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return 0
+    return 1 << 30 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 128
+
+
+@cache
+def has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware: AVX-512 with bf16, or AMX."""
+    found = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(supported is not None and supported() for supported in found)
+
+
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to multiply many rows in: float32 for float16, an order slower on a CPU, and for emulated bfloat16."""
+    slow = dtype == torch.float16 or (dtype == torch.bfloat16 and not has_fast_bfloat16())
+    return torch.float32 if slow else dtype
+
+
+def is_fast(inputs: Tensor) -> bool:
+    """Whether a dense product of these is best left to their own dtype (on other devices than a CPU it is)."""
+    return inputs.device.type != "cpu" or widened(inputs.dtype) == inputs.dtype
+
+
+def few_rows(bits: int) -> int:
+    """Up to so many rows of bfloat16 the operator is the way."""
+    return FEW_ROWS[bits] if has_fast_bfloat16() else FEW_ROWS_EMULATED
 
 
 def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
@@ -68,7 +112,7 @@ def wants_tiles(weight: PackedWeight, inputs: Tensor) -> bool:
         weight.bits == 4
         and not weight.lanes
         and inputs.dtype == torch.bfloat16
-        and 0 < inputs.shape[0] <= FEW_ROWS[4]
+        and 0 < inputs.shape[0] <= few_rows(4)
         and weight.columns % 32 == 0
         and weight.rows * weight.columns >= 1 << 16  # below that, what is saved is less than a call costs
         and tile_lanes() > 0
@@ -169,7 +213,7 @@ def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None
             made[:, half:] = piece << 4
         else:
             made.copy_(piece)
-        result[:, rows] = inputs @ made.t()
+        result[:, rows] = linear(inputs, made)
     return _scaled(result, _step_scale(weight), bias)
 
 

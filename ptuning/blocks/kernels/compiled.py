@@ -1,0 +1,118 @@
+"""The compiled CPU kernel: our C source (``packed.c``), compiled on this machine where a compiler is there; an extra.
+
+It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. Up to four
+rows with INT4 under AVX2 are multiplied in whole numbers of 24 bits, exact to 2^-24 of the largest value of a row.
+
+Legend: M rows of activations, O output rows, I input columns.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptuning.blocks.kernels.c_library import load_library
+from ptuning.blocks.kernels.packed import PackedWeight
+
+FEW_HALF_ROWS = 4  # up to so many rows with a float16 weight; more are the business of a widened piece
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def start() -> tuple[str, torch.dtype]:
+    """Compile if need be, and load. Gives device and dtype of what to try first.
+
+    Raises:
+        RuntimeError: no compiler, or one that fails.
+        OSError: a library that cannot be loaded.
+    """
+    _library()
+    return "cpu", torch.float32
+
+
+def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+    """``inputs @ dequantised.T + bias`` as :func:`ptuning.blocks.kernels.plain.product`."""
+    rows, dtype = inputs.shape[0], inputs.dtype
+    result = torch.empty(rows, weight.rows)
+    if result.numel():
+        wide, scale, added = _float32(inputs), _float32(weight.scale), None if bias is None else _float32(bias)
+        padded, room = _room(rows, weight)
+        _library().ptuning_product(
+            wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), None if added is None else added.data_ptr(),
+            room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, padded, weight.data.stride(0),
+            weight.bits, _pool(), torch.get_num_threads(),
+        )  # fmt: skip
+    return result.to(dtype)
+
+
+def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
+    """``gradient @ dequantised`` as :func:`ptuning.blocks.kernels.plain.input_gradient`."""
+    rows = gradient.shape[0]
+    if not weight.rows or not rows:
+        return gradient.new_zeros(rows, weight.columns)
+    result = torch.empty(rows, weight.columns)
+    wide, scale = _float32(gradient), _float32(weight.scale)
+    padded, room = _room(rows, weight)
+    _library().ptuning_gradient(
+        wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), room.data_ptr(), result.data_ptr(), rows, weight.rows,
+        weight.columns, padded, weight.data.stride(0), weight.bits, _pool(), torch.get_num_threads(),
+    )  # fmt: skip
+    return result.to(gradient.dtype)
+
+
+def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
+    """Why this kernel cannot multiply these; None where it can."""
+    if inputs.device.type != "cpu" or weight.data.device.type != "cpu":
+        return f"the compiled kernel works on CPU tensors, not on {inputs.device.type}"
+    if inputs.dtype not in _DTYPES:
+        return f"the compiled kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
+    if weight.lanes or (weight.data.numel() and weight.data.stride(1) != 1):
+        return "the compiled kernel reads the published form"
+    return None
+
+
+def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
+    """``inputs @ weight.T``, float32 [M, O], for a few float32 rows and a weight [O, I] of float16 or bfloat16."""
+    rows, (outputs, columns) = inputs.shape[0], weight.shape
+    result, wide = torch.empty(rows, outputs), _float32(inputs)
+    _library().ptuning_half_product(
+        wide.data_ptr(), weight.data_ptr(), None, result.data_ptr(), rows, outputs, columns, weight.stride(0),
+        weight.dtype == torch.bfloat16, _pool(), torch.get_num_threads(),
+    )  # fmt: skip
+    return result
+
+
+def _float32(values: Tensor) -> Tensor:
+    return values.detach().to(torch.float32).contiguous()
+
+
+def _room(rows: int, weight: PackedWeight) -> tuple[int, Tensor]:
+    """Columns padded to whole blocks, and room for so many rows of them."""
+    block = _library().ptuning_block(weight.bits)
+    padded = -(-weight.columns // block) * block
+    return padded, torch.empty(rows, padded)
+
+
+@cache
+def _library() -> Any:
+    library: Any = load_library()
+    library.ptuning_block.argtypes, library.ptuning_block.restype = [_INT], _LONG
+    library.ptuning_product.argtypes = [_POINTER] * 6 + [_LONG] * 5 + [_INT, _POINTER, _INT]
+    library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _POINTER, _INT]
+    library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
+    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product"):
+        getattr(library, name).restype = None
+    return library
+
+
+@cache
+def _pool() -> int | None:
+    """``GOMP_parallel`` of the OpenMP runtime that torch has loaded; None: the library starts threads of its own."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, _POINTER).value
+    except (AttributeError, OSError, TypeError):
+        return None

@@ -1,0 +1,173 @@
+"""The compiled CPU kernel: the dense product whatever the shape, and a machine on which it cannot be compiled."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_kernels import SHAPES, TOLERANCE, agree, check, packed_weight
+
+from ptuning.blocks.kernels import c_library, choose, compiled
+from ptuning.blocks.kernels.packed import dequantize_weight
+
+ROOT = Path(__file__).resolve().parent.parent
+bits_of_both = pytest.mark.parametrize("bits", [4, 8])
+
+
+@pytest.fixture(scope="module")
+def kernel():
+    """The kernel, compiled here."""
+    made = choose.start("compiled")
+    if made is None:
+        pytest.skip("no C compiler here; the reason is logged")
+    return made
+
+
+@bits_of_both
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (25, 8200)], ids=str)
+def test_the_dense_product(kernel, bits, dtype, shape):
+    for rows in (0, 1, 2, 4, 5, 33):
+        check(kernel, packed_weight(bits, *shape), dtype, rows)
+
+
+@bits_of_both
+def test_a_part_of_a_larger_weight(kernel, bits):
+    whole = packed_weight(bits, 40, 512)
+    some = whole._replace(data=whole.data[5:30], scale=whole.scale[5:30], rows=25)
+    for rows in (1, 6):
+        check(kernel, some, torch.float32, rows)
+    turned = whole._replace(data=whole.data.t().contiguous().t())
+    assert "published form" in kernel.refuse(turned, torch.zeros(1, 512))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 7])
+@pytest.mark.parametrize("wild", [1e6, 1e-30, 1e36, 0.0])
+def test_activations_of_very_different_sizes(kernel, rows, wild):
+    """One value dwarfs the others (or all are tiny, or zero): an error of 24 bits of the largest is what is allowed."""
+    weight = packed_weight(4, 130, 1024)
+    inputs = torch.randn(rows, 1024, generator=torch.Generator().manual_seed(0))
+    inputs[:, 17] = wild
+    if wild in (1e-30, 0.0):
+        inputs *= wild
+    dense = dequantize_weight(weight.data, weight.scale, 4).double()
+    agree(kernel.product(inputs, weight, None), inputs.double() @ dense.t(), torch.float32)
+
+
+@bits_of_both
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(kernel, bits, rows, broken):
+    weight = packed_weight(bits, 30, 64)
+    inputs = torch.ones(rows, 64)
+    inputs[0, 5] = broken
+    made = kernel.product(inputs, weight, None)
+    assert not made[0, weight.scale > 0].isfinite().any()
+    assert made[1:].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_half_precision(kernel, dtype):
+    for outputs, columns in ((1, 1), (70, 30), (33, 520)):
+        weight = (torch.randn(outputs, columns) * torch.logspace(-7, 3, columns)).to(dtype)
+        for rows in (1, 4):
+            inputs = torch.randn(rows, columns)
+            agree(compiled.half_product(inputs, weight), inputs.double() @ weight.double().t(), torch.float32)
+
+
+def test_threads_do_not_change_a_result(kernel):
+    weight = packed_weight(4, 513, 2048)
+    before = torch.get_num_threads()
+    try:
+        for rows in (1, 40):
+            inputs = torch.randn(rows, 2048)
+            results = []
+            for threads in (1, 2, 5):
+                torch.set_num_threads(threads)
+                results.append(kernel.product(inputs, weight, None))
+            assert torch.equal(results[0], results[1])
+            assert torch.equal(results[0], results[2])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("vector", [16, 64])
+def test_vectors_of_other_sizes(kernel, vector, tmp_path, monkeypatch):
+    """What other processors compile gives the same here (the compiler splits longer vectors)."""
+    flags = (*c_library._FLAGS, f"-DVECTOR_BYTES={vector}")
+    monkeypatch.setattr(c_library, "_FLAGS", flags)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled._library.cache_clear()
+    try:
+        for bits in (4, 8):
+            for shape in ((7, 6), (100, 96), (65, 1024)):
+                for rows in (1, 3, 6):
+                    check(kernel, packed_weight(bits, *shape), torch.float32, rows)
+    finally:
+        compiled._library.cache_clear()
+
+
+# ---- compiling -----------------------------------------------------------------------------------------------------------
+
+TRY = """
+import logging, sys, torch
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from ptuning.blocks.kernels import choose
+from ptuning.blocks.quantization import QuantizedLinear
+made = QuantizedLinear.from_linear(torch.nn.Linear(64, 30), 4).eval()
+with torch.no_grad():
+    made(torch.ones(2, 64)), made(torch.ones(1, 64))
+print("compiled" if choose.start("compiled") else "not compiled")
+"""
+
+
+def in_process(tmp_path, **changes):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PTUNING_")}
+    environment = kept | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | changes
+    return subprocess.Popen(
+        [sys.executable, "-c", TRY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def ended(process):
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    return out, error
+
+
+def test_processes_that_compile_at_once_keep_one_library(kernel, tmp_path):
+    for process in [in_process(tmp_path) for _ in range(3)]:
+        assert ended(process)[0] == "compiled\n"
+    folder = tmp_path / "ptuning" / "kernels"
+    (library,) = folder.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    library.write_bytes(b"damaged")
+    assert ended(in_process(tmp_path))[0] == "compiled\n"
+    assert library.stat().st_size > 10_000
+    assert list(folder.iterdir()) == [library]
+
+
+def test_no_compiler_is_said_once(tmp_path):
+    out, error = ended(in_process(tmp_path, PATH=""))
+    assert out == "not compiled\n"
+    assert error == "the compiled kernel cannot start (RuntimeError: no C compiler on PATH (cc, gcc, clang))\n"
+
+
+def test_a_compiler_that_fails_is_said_once(tmp_path):
+    fake = tmp_path / "bin" / "cc"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\nwhile :; do case $1 in --version) exit 0;; '') break;; esac; shift; done\n"
+                    "echo 'cc: error: no headers' >&2\nexit 1\n", encoding="ascii")
+    fake.chmod(0o755)
+    out, error = ended(in_process(tmp_path, PATH=str(fake.parent)))
+    assert out == "not compiled\n"
+    assert error == f"the compiled kernel cannot start (RuntimeError: {fake} failed: cc: error: no headers)\n"
+    assert list((tmp_path / "ptuning" / "kernels").iterdir()) == []
+
+
+def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, tmp_path):
+    (tmp_path / "ptuning").write_text("a file in the way", encoding="ascii")
+    assert ended(in_process(tmp_path))[0] == "compiled\n"
