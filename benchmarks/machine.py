@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-
 _LONG = 0.6  # seconds of a call that is measured once, after one that warms up
 
 
