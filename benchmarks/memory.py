@@ -109,7 +109,8 @@ def predict(case: dict[str, Any]) -> MemoryEstimate:
     on_gpu = case["device"] == "cuda"
     sizes = ModelSizes.from_config({} if on_gpu else SCALED)
     storage = Storage(
-        case["bits"], case.get("embeddings", False), 2 if on_gpu else 4, device="accelerator" if on_gpu else "cpu"
+        case["bits"], case.get("embeddings", False), 2 if on_gpu else 4, device="accelerator" if on_gpu else "cpu",
+        table_bytes=2 if case["bits"] else 0,  # the file is float16
     )
     prefix = PrefixSizes(case.get("prefix", 0))
     if case["use"] == "answering":

@@ -75,8 +75,9 @@ def test_one_storage_on_file_is_one_storage_in_memory(published_int4, dtype):
     model = ptuning.load_model(published_int4, device="cpu", dtype=dtype)
     head, embedding = model.lm_head.weight, model.transformer.word_embeddings.weight
     assert head.data_ptr() == embedding.data_ptr()
-    assert head.dtype == model.dtype
     stored = torch.load(published_int4 / "pytorch_model.bin", weights_only=True)[HEAD]
+    # Float tables of a quantised model stay as stored where the model is wider, and are widened where they are read.
+    assert head.dtype == (stored.dtype if model.dtype == torch.float32 else model.dtype)
     assert torch.equal(head, stored.to(head.dtype))
 
 

@@ -141,7 +141,9 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     on_file = Storage(config.quantization_bit, config.quantization_embeddings, stored_float)
     shared = head_is_shared(sizes, on_file, _file_bytes(folder)) and embeddings == config.quantization_embeddings
     width = int(dtype.itemsize) if dtype else 2
-    storage = Storage(bits, embeddings, width, shared, "cpu" if device.type == "cpu" else "accelerator")
+    on_cpu = device.type == "cpu"
+    as_stored = min(stored_float, width) if bits and on_cpu else 0  # embedding and head of a quantised model
+    storage = Storage(bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored)
     prefix = _prefix(settings, config)
     return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
 

@@ -110,6 +110,7 @@ class Storage:
         float_bytes: s, of a float weight and of an activation, 2 or 4.
         shared_head: whether the head is the embedding's storage.
         device: ``cpu`` or an accelerator.
+        table_bytes: of a number of a float embedding or head, where these stay as stored while the rest is wider; 0: s.
     """
 
     bits: int = 0
@@ -117,6 +118,7 @@ class Storage:
     float_bytes: int = 4
     shared_head: bool = False
     device: str = "cpu"
+    table_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def weight_bytes(sizes: ModelSizes, storage: Storage) -> int:
     block = stored_bytes(sizes.linear_weights, sizes.linear_rows, storage.bits, s)
     block += (sizes.linear_rows + 4 * hidden) * s
     bits = storage.bits if storage.embeddings else 0
-    table = stored_bytes(sizes.embedding_weights, sizes.vocab_size, bits, s)
+    table = stored_bytes(sizes.embedding_weights, sizes.vocab_size, bits, storage.table_bytes or s)
     return sizes.num_layers * block + (1 if storage.shared_head else 2) * table + 2 * hidden * s
 
 

@@ -63,6 +63,7 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
         bool(config.quantization_embeddings),
         int(model.dtype.itemsize),
         device="cpu" if model.device.type == "cpu" else "accelerator",
+        table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
     )
     encoder: Any = model.prefix_encoder
     return tuning_memory(
