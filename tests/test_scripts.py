@@ -95,6 +95,8 @@ def test_a_script_is_sound_and_says_what_it_is_for(path):
         ("evaluate.sh", ["mine.yaml"], "evaluate mine.yaml"),
         ("evaluate.sh", ["--ptuning_checkpoint", "x"], "evaluate --ptuning_checkpoint x"),
         ("chat.sh", [], "chat"),
+        ("api.sh", [], "serve"),
+        ("api.sh", ["--ptuning_checkpoint", "x=y z"], "serve --ptuning_checkpoint x=y z"),
         ("chat.sh", ["--ptuning_checkpoint", "x"], "chat --ptuning_checkpoint x"),
     ],
 )

@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "evaluate": ("ptuning.edges.evaluate", "predict test rows with the base model or a prefix, and score the replies"),
     "chat": ("ptuning.edges.chat", "talk to the base model or a prefix in the terminal"),
     "inspect": ("ptuning.edges.inspect_rows", "look at a file of rows before training on it"),
+    "serve": ("ptuning.edges.serve", "answer over HTTP, base model and any number of prefixes in one process"),
     "quantize": ("ptuning.edges.quantize", "write a model folder in INT4 or INT8"),
     "info": ("ptuning.edges.info", "predict how much memory a model needs, without loading it"),
 }

@@ -1,0 +1,89 @@
+"""Prefixes loaded and unloaded while the server runs, behind a key of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.concurrency import run_in_threadpool
+
+from ptuning.edges.http.bodies import PrefixBody
+from ptuning.edges.http.errors import ApiError
+from ptuning.edges.http.gate import bearer, same_key
+from ptuning.plain.errors import UserError
+from ptuning.uses.chat_service import ChatService
+from ptuning.uses.prefix_store import StoredPrefix, UnknownPrefixError, check_name
+
+
+def admin_router(service: ChatService, admin_key: str | None, root: Path) -> APIRouter:
+    """The routes.
+
+    Args:
+        service: whose prefixes.
+        admin_key: None switches the routes off.
+        root: only checkpoints below this folder are loaded.
+    """
+
+    def with_key(request: Request) -> None:
+        if not admin_key:
+            raise ApiError(403, "prefixes cannot be changed over HTTP: the server was started without --admin_key")
+        if not same_key(bearer(request.headers), admin_key):
+            raise ApiError(401, "wrong admin key: Authorization: Bearer KEY", code="invalid_api_key")
+
+    router = APIRouter(prefix="/admin", dependencies=[Depends(with_key)])
+
+    @router.get("/prefixes")
+    async def prefixes() -> dict[str, Any]:
+        """Everything that is loaded."""
+        return {"default": service.store.default, "prefixes": [_described(one) for one in service.store.all()]}
+
+    @router.post("/prefixes", status_code=201)
+    async def load(body: PrefixBody) -> dict[str, Any]:
+        """Load a checkpoint from this machine's disk."""
+        path = below(body.path, root)
+        return _described(await run_in_threadpool(_load, service, body.name, path))
+
+    @router.delete("/prefixes/{name}")
+    async def unload(name: Annotated[str, "as in /v1/models"]) -> dict[str, Any]:
+        """Let a prefix go; answers that run with it are finished."""
+        await run_in_threadpool(service.store.unload, name)
+        return {"unloaded": name}
+
+    return router
+
+
+def below(path: str, root: Path) -> Path:
+    """A checkpoint below a folder, links followed.
+
+    Raises:
+        ApiError: it lies elsewhere, or nowhere. Both read the same, so that nobody learns what lies elsewhere.
+    """
+    try:
+        found = (root / path).resolve()
+        fine = found.is_relative_to(root.resolve()) and found.exists()
+    except (OSError, ValueError, RuntimeError):
+        fine = False
+    if not fine:
+        raise ApiError(400, f"path: no such checkpoint below {root}", "path")
+    return found
+
+
+def _load(service: ChatService, name: str, path: Path) -> StoredPrefix:
+    try:
+        check_name(name)
+        return service.store.load(name, path)
+    except UnknownPrefixError:
+        raise
+    except UserError as error:
+        taken = name in service.store.names()
+        raise ApiError(409 if taken else 400, str(error), "name" if taken else None) from None
+
+
+def _described(stored: StoredPrefix) -> dict[str, Any]:
+    return {
+        "name": stored.name,
+        "path": None if stored.path is None else str(stored.path),
+        "pre_seq_len": stored.pre_seq_len,
+        "loaded": int(stored.loaded),
+    }

@@ -1,0 +1,74 @@
+"""The application: routes, errors, health and metrics around one service. A web page may be mounted on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from ptuning import __version__
+from ptuning.edges.http.admin import admin_router
+from ptuning.edges.http.errors import add_handlers
+from ptuning.edges.http.gate import Gate
+from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.http.openai_routes import openai_router
+from ptuning.edges.http.published import published_router
+from ptuning.uses.chat_service import ChatService
+
+MOST_BYTES = 2_000_000
+
+
+def create_app(
+    service: ChatService,
+    *,
+    api_key: str | None = None,
+    admin_key: str | None = None,
+    checkpoint_root: Path = Path(),
+    most_bytes: int = MOST_BYTES,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
+    """The application for a service that was started.
+
+    Args:
+        service: answers.
+        api_key: needed for everything but ``/health``; None: nobody needs one.
+        admin_key: needed to load and unload prefixes; None: nobody can.
+        checkpoint_root: only checkpoints below it can be loaded over HTTP.
+        most_bytes: of a request's body.
+        cors_origins: web pages of other origins that may call it; ``*`` for all.
+    """
+    app = FastAPI(title="ptuning", version=__version__, description="ChatGLM-6B with any number of P-Tuning prefixes")
+    metrics = Metrics(service)
+    app.include_router(published_router(service, metrics))
+    app.include_router(openai_router(service, metrics))
+    app.include_router(admin_router(service, admin_key, checkpoint_root))
+    add_handlers(app)
+
+    @app.get("/health", response_model=None)
+    async def health() -> Response:
+        """Whether it answers, and how busy it is."""
+        engine, alive = service.engine, service.worker.alive
+        found: dict[str, Any] = {
+            "status": "ok" if alive else "stopped",
+            "model": service.store.base_name,
+            "prefixes": service.store.names()[1:],
+            "running": len(engine.rows),
+            "waiting": len(engine.waiting),
+            "version": __version__,
+        }
+        return JSONResponse(found, 200 if alive else 503)
+
+    @app.get("/metrics", response_model=None)
+    async def prometheus() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app.add_middleware(Gate, key=api_key, admin_key=admin_key, most_bytes=most_bytes)
+    if cors_origins:
+        from fastapi.middleware.cors import CORSMiddleware
+
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+    return app

@@ -1,0 +1,95 @@
+"""Every error of the server in OpenAI's form: what was wrong, in which field, and a status that clients act on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from ptuning.loops.engine.request import QueueFullError
+from ptuning.plain.errors import GenerationError, UserError
+from ptuning.uses.prefix_store import UnknownPrefixError
+
+_KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+CLIENT_GONE = 499  # what servers log for a client that went away; nobody reads it
+
+
+class ApiError(Exception):
+    """An answer with an error status.
+
+    Args:
+        status: of HTTP.
+        message: for the user.
+        param: the field that is wrong.
+        code: for programs.
+    """
+
+    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+
+class ClientGoneError(Exception):
+    """The client closed the connection."""
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """What OpenAI's clients expect of an error."""
+    kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
+    """The same as a response."""
+    headers = {429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
+    return JSONResponse(error_body(status, message, param, code), status, headers)
+
+
+def validation_error(error: ValidationError | RequestValidationError, *, status: int) -> ApiError:
+    """The first thing that is wrong with a body, with its field. What was sent is not repeated: it may be no JSON."""
+    found = error.errors()[0]
+    place = [str(part) for part in found["loc"] if part != "body"]
+    field = ".".join(place) or None
+    return ApiError(status, f"{field}: {found['msg']}" if field else str(found["msg"]), field, found["type"])
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What an error below means over HTTP."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UnknownPrefixError):
+        return ApiError(404, str(error), "model", "model_not_found")
+    if isinstance(error, QueueFullError):
+        return ApiError(429, f"the server is busy: {error}", code="queue_full")
+    if isinstance(error, GenerationError):
+        return ApiError(500, str(error), code="generation_error")
+    return ApiError(400, str(error))
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Give every error its form."""
+
+    async def known(_: Request, error: Exception) -> Response:
+        if isinstance(error, ClientGoneError):
+            return Response(status_code=CLIENT_GONE)
+        made = as_api_error(error)
+        return error_response(made.status, made.message, made.param, made.code)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        status = 400 if request.url.path.startswith("/v1/") else 422
+        return await known(request, validation_error(error, status=status))  # type: ignore[arg-type]
+
+    async def http(_: Request, error: Exception) -> Response:
+        status = getattr(error, "status_code", 500)
+        response = error_response(status, str(getattr(error, "detail", error)))
+        response.headers.update(getattr(error, "headers", None) or {})
+        return response
+
+    for kind in (ApiError, ClientGoneError, UserError, QueueFullError, GenerationError):
+        app.add_exception_handler(kind, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)

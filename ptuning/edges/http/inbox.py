@@ -1,0 +1,96 @@
+"""From the engine's thread to the event loop: pieces of answers, and the news that the client went away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from ptuning.edges.http.errors import ClientGoneError
+from ptuning.edges.http.metrics import Metrics
+from ptuning.loops.engine.request import Generation
+from ptuning.uses.chat_service import Asked, ChatService, Question
+
+
+class Inbox:
+    """Where the answers to one request arrive, in the event loop."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.loop, self.metrics = asyncio.get_running_loop(), metrics
+        self.queue: asyncio.Queue[tuple[Generation, str] | None] = asyncio.Queue()
+
+    def listen(self, generation: Generation, piece: str) -> None:
+        """The engine's listener."""
+        if generation.finish_reason is not None and not piece:
+            self.metrics.observe(generation)
+        try:
+            self.loop.call_soon_threadsafe(self.queue.put_nowait, (generation, piece))
+        except RuntimeError:  # the loop is closed: nobody listens any more
+            generation.cancel()
+
+    async def events(self, count: int) -> AsyncIterator[tuple[Generation, str]]:
+        """Pieces of the answers, until ``count`` of them are over; each answer's last one is "".
+
+        Raises:
+            ClientGoneError: see :meth:`watch`.
+        """
+        while count:
+            item = await self.queue.get()
+            if item is None:
+                raise ClientGoneError
+            yield item
+            count -= item[1] == ""
+
+    async def watch(self, request: Request) -> None:
+        """Wait for the client to go away."""
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        self.queue.put_nowait(None)
+
+
+async def ask(service: ChatService, question: Question, inbox: Inbox) -> Asked:
+    """Put a question from the event loop; the tokenizer works in another thread."""
+    return await run_in_threadpool(service.ask, question, inbox.listen)
+
+
+async def answers(service: ChatService, question: Question, request: Request, metrics: Metrics) -> Asked:
+    """Ask, and wait for all choices.
+
+    Raises:
+        ClientGoneError: the client went away; its answers were cancelled.
+        GenerationError: the model's scores were not finite.
+    """
+    inbox = Inbox(metrics)
+    asked = await ask(service, question, inbox)
+    watching = asyncio.create_task(inbox.watch(request))
+    try:
+        async for _ in inbox.events(len(asked.generations)):
+            pass
+    finally:
+        watching.cancel()
+        asked.cancel()
+    for generation in asked.generations:
+        generation.raise_for_error()
+    return asked
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However it ends, also before the first piece, the answers behind it are cancelled."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]) -> None:
+        # Buffering proxies would hold a stream back until it is over.
+        super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
+        self.asked = asked
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send; Starlette ends it when the client goes away."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.asked.cancel()

@@ -1,0 +1,81 @@
+"""Running the application: a socket that is known to be free before the model is loaded, and an orderly end."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from threading import Timer
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+
+from ptuning.plain.errors import UserError
+
+if TYPE_CHECKING:  # it imports torch, and a taken address is told before that
+    from ptuning.uses.chat_service import ChatService
+
+logger = logging.getLogger(__name__)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that has its address but takes no connections yet; port 0 takes a free one.
+
+    Raises:
+        UserError: the address is taken, or not this machine's.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        opened = socket.socket(family, socket.SOCK_STREAM)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, port))
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason}); give another") from None
+    return opened
+
+
+class Server(uvicorn.Server):
+    """A server that ends in order: no new connections, then a while for answers that run, then they are cut and closed.
+
+    Args:
+        config: uvicorn's.
+        service: whose answers.
+        seconds: how long running answers may go on.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: ChatService, seconds: float) -> None:
+        super().__init__(config)
+        self.service, self.seconds = service, seconds
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGINT or SIGTERM: finish; a second one: now. The signal is not raised again: this is an orderly end."""
+        if self.should_exit:
+            self.service.engine.cancel_all()
+            self.force_exit = True
+            return
+        self.should_exit = True
+        timer = Timer(self.seconds, self.service.engine.cancel_all)
+        timer.daemon = True
+        timer.start()
+
+
+def serve(app: Any, service: ChatService, opened: socket.socket, *, seconds: float, log_requests: bool) -> None:
+    """Answer until a signal comes."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=log_requests,
+        timeout_graceful_shutdown=int(seconds) + 5,
+        server_header=False,
+    )
+    if log_requests:
+        logging.getLogger("uvicorn.access").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    service.start()
+    try:
+        Server(config, service, seconds).run(sockets=[opened])
+    finally:
+        service.stop()
+        opened.close()
+    logger.info("stopped")

@@ -1,0 +1,142 @@
+"""``ptuning serve``: the base model and any number of prefixes over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ptuning.plain.arguments import ServingArguments
+from ptuning.plain.errors import UserError
+from ptuning.plain.parsing import Given, SettingsParser
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class ServerArguments:
+    """How the server answers, and whom."""
+
+    host: str | None = field(
+        default=None,
+        metadata={"help": "Address to listen on (default: API_HOST, or 127.0.0.1: this machine alone; 0.0.0.0: all)."},
+    )
+    port: int | None = field(default=None, metadata={"help": "Port (default: API_PORT, or 8000); 0 takes a free one."})
+    api_key: str | None = field(
+        default=None, metadata={"help": "Clients must send it as Authorization: Bearer KEY (default: API_KEY, or none)."}
+    )
+    admin_key: str | None = field(
+        default=None,
+        metadata={"help": "Key for loading and unloading prefixes over HTTP (default: API_ADMIN_KEY; none: nobody can)."},
+    )
+    checkpoint_root: str = field(
+        default=".", metadata={"help": "Only checkpoints below this folder can be loaded over HTTP.", "path": True}
+    )
+    max_rows: int = field(default=32, metadata={"help": "Answers that are made at the same time; memory grows with it."})
+    max_waiting: int = field(default=256, metadata={"help": "Requests that may wait beside them; more get status 429."})
+    max_length: int | None = field(
+        default=None, metadata={"help": "Limit of prompt and answer together, in tokens (default: the model's own)."}
+    )
+    max_body_bytes: int = field(
+        default=2_000_000, metadata={"help": "Largest body of a request; larger ones get status 413."}
+    )
+    cors_origins: list[str] | None = field(
+        default=None, metadata={"help": "Web pages of other origins that may call the server (https://example.com, or *)."}
+    )
+    shutdown_seconds: int = field(
+        default=10, metadata={"help": "How long answers may go on after Ctrl-C or SIGTERM before they are cut."}
+    )
+    log_requests: bool = field(default=False, metadata={"help": "One line for every request."})
+
+    def __post_init__(self) -> None:
+        """Fill in from the environment what no flag says, and refuse what cannot work."""
+        self.host = self.host or os.environ.get("API_HOST") or "127.0.0.1"
+        if self.port is None:
+            self.port = _port(os.environ.get("API_PORT") or "8000")
+        self.api_key = self.api_key or os.environ.get("API_KEY") or None
+        self.admin_key = self.admin_key or os.environ.get("API_ADMIN_KEY") or None
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}: allowed are 0 to 65535")
+        for name, least in (("max_rows", 1), ("max_waiting", 0), ("max_body_bytes", 1), ("shutdown_seconds", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+        if self.max_length is not None and self.max_length < 8:
+            raise UserError(f"--max_length {self.max_length}: must be 8 or more")
+        if not Path(self.checkpoint_root).is_dir():
+            raise UserError(f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {Path.cwd()})")
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal():
+        raise UserError(f"API_PORT={text}: a port is a number from 0 to 65535")
+    return int(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb and return its exit code.
+
+    Raises:
+        UserError: settings, checkpoints or an address that do not fit; a package that is missing.
+    """
+    parser = SettingsParser(
+        {"model and prefixes": ServingArguments, "server": ServerArguments},
+        prog="ptuning serve",
+        description="Answer over HTTP: POST / as published, and OpenAI's /v1. Without settings: the built-in tiny-chatglm.",
+        positional="[CONFIG] [CHECKPOINT]",
+    )
+    given = parser.parse(argv)
+    model, settings = model_arguments(given), given.build(ServerArguments)
+    try:
+        from ptuning.edges.http.server import open_socket, serve
+
+        opened = open_socket(settings.host, settings.port)
+        from ptuning.edges.http.app import create_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)") from None
+    from ptuning.uses.chat_service import load_service
+
+    service = load_service(
+        model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
+    )
+    app = create_app(
+        service,
+        api_key=settings.api_key,
+        admin_key=settings.admin_key,
+        checkpoint_root=Path(settings.checkpoint_root),
+        most_bytes=settings.max_body_bytes,
+        cors_origins=settings.cors_origins or (),
+    )
+    _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
+    serve(app, service, opened, seconds=settings.shutdown_seconds, log_requests=settings.log_requests)
+    return 0
+
+
+def model_arguments(given: Given) -> ServingArguments:
+    """Which model and prefixes; a folder named first is one more checkpoint."""
+    model: ServingArguments = given.build(ServingArguments)
+    if given.folder is not None:
+        model.ptuning_checkpoint = [given.folder, *(model.ptuning_checkpoint or [])]
+    return model
+
+
+def _announce(settings: ServerArguments, port: int, names: Sequence[str], default: str) -> None:
+    """Say where it listens, with what, and whether strangers may come in."""
+    host = f"[{settings.host}]" if ":" in str(settings.host) else settings.host
+    logger.info("serving %s (default: %s)", ", ".join(names), default)
+    logger.info("listening on http://%s:%d  (POST /, /v1/chat/completions, /v1/models, /health, /metrics)", host, port)
+    if not is_loopback(str(settings.host)) and not settings.api_key:
+        logger.warning(
+            "WARNING: the server listens on %s without a key: everybody who reaches this machine can use it. Give --api_key "
+            "(or API_KEY), or --host 127.0.0.1", settings.host,
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
+    except ValueError:
+        return host == "localhost"
