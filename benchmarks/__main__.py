@@ -10,6 +10,7 @@ BENCHMARKS = {
     "decode_6b": "a random 6.2B INT4 model on the CPU: loading, memory, prompt, decoding",
     "train": "one training step against the published trainer's habits",
     "evaluate": "an evaluation, one row at a time against the engine",
+    "serving": "many clients of one engine, one prefix and many, against one answer at a time",
     "memory": "peak memory, measured beside what ptuning info predicts",
     "calibration": "float, INT4 rounded and INT4 calibrated: loss and divergence",
 }
