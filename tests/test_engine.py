@@ -173,20 +173,32 @@ def test_a_full_queue_refuses_and_recovers(tiny_parts):
     assert len(engine.submit([request])) == 1
 
 
-def test_broken_scores_end_that_request_alone(tiny_parts):
-    """A prefix so large that its row overflows: the others, and whoever gets its slot, answer as ever."""
+@pytest.mark.parametrize("when", ["in the prompt", "while decoding"])
+def test_broken_scores_end_that_request_alone(tiny_parts, when):
+    """A prefix that makes its row overflow: base rows and other prefixes beside it, and whoever gets its slot, answer as
+    ever. Its numbers turn bad before its prompt is read, or after the third step."""
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=3)
-    healthy = random_encoder(model.config, 4, 1)(model.dtype)
-    poison = engine.add_prefix("poison", tuple((key * 0, value * torch.inf) for key, value in healthy))
-    prompts = prompts_of(tokenizer, 5, seed=2)
-    requests = [Request(ids, poison if number == 1 else None, max_new_tokens=8) for number, ids in enumerate(prompts)]
-    found = {one.index: one for one in engine.run(requests)}
-    assert found[1].finish_reason == "error"
+    healthy = random_encoder(model.config, 4, 1)
+    poison, other = (engine.add_prefix(name, healthy(model.dtype)) for name in ("poison", "other"))
+    prompts = prompts_of(tokenizer, 6, seed=2)
+    prefixes = [None, poison, other, None, other, None]
+    requests = [Request(ids, prefix, max_new_tokens=12) for ids, prefix in zip(prompts, prefixes, strict=True)]
+    made = engine.submit(requests)
+    steps = 0
+    while steps == 0 or engine.step():
+        if steps == (0 if when == "in the prompt" else 3):
+            with torch.inference_mode():
+                for value in engine.bank.by_length[4].values:
+                    value[poison.position].fill_(torch.inf)
+        steps += 1
+    assert made[1].finish_reason == "error"
+    assert len(made[1].ids) == (0 if when == "in the prompt" else 4)
     with pytest.raises(GenerationError, match="NaN or infinite"):
-        found[1].raise_for_error()
-    for index in (0, 2, 3, 4):
-        assert found[index].ids == alone(model, tokenizer, prompts[index], 8)
+        made[1].raise_for_error()
+    for index in (0, 2, 3, 4, 5):
+        encoder = None if prefixes[index] is None else healthy
+        assert made[index].ids == alone(model, tokenizer, prompts[index], 12, encoder)
 
 
 def test_the_cache_is_not_made_anew_per_token(tiny_parts):

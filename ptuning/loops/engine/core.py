@@ -1,9 +1,9 @@
 """The engine: requests join and leave a running batch at token steps, over one backbone, with any prefix in any row.
 
-A step admits waiting requests (their prompts go through the backbone in one pass per prefix: a GLM prompt sees all of
-itself, so it cannot come in pieces), gives every running row one more token, and lets finished rows go. One thread at a
-time drives :meth:`Engine.step`: :class:`~ptuning.loops.engine.worker.EngineWorker` in a server, :meth:`Engine.run`
-offline. ``submit``, ``cancel`` and ``wait`` may be called from any thread.
+A step admits waiting requests (their prompts go through the backbone in one pass: a GLM prompt sees all of itself, so it
+cannot come in pieces), gives every running row one more token, and lets finished rows go. One thread at a time drives
+:meth:`Engine.step`: :class:`~ptuning.loops.engine.worker.EngineWorker` in a server, :meth:`Engine.run` offline. ``submit``,
+``cancel`` and ``wait`` may be called from any thread.
 
 Legend: A running rows, B rows of a prefill, T tokens, V vocabulary.
 """
@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.backbone.positions import build_position_ids
 from ptuning.blocks.prefix_encoder import PrefixKeyValues
 from ptuning.loops.engine.choice import BROKEN, Choice, RowChoice
-from ptuning.loops.engine.decode import PrefixReads, StepCache, decode_step
+from ptuning.loops.engine.decode import StepCache, decode_step
+from ptuning.loops.engine.prefill import prefill
+from ptuning.loops.engine.prefix_attention import PrefixReads
 from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
 from ptuning.loops.engine.request import FinishReason, Generation, Listener, QueueFullError, Request
 from ptuning.loops.engine.row import Counters, Row
-from ptuning.loops.engine.slot_cache import PrefillWriter, SlotCache
+from ptuning.loops.engine.slot_cache import SlotCache
 from ptuning.loops.engine.text_stream import TextStream, reply_text
 from ptuning.plain.errors import UserError
 
@@ -248,49 +249,40 @@ class Engine:
                 if chosen and longest * (len(chosen) + 1) > self.prefill_tokens:
                     break
                 chosen.append(self.waiting.popleft())
-        groups: dict[SharedPrefix | None, list[Generation]] = {}
+        if self.device.type == "cpu":
+            self._prefill(chosen)
+            return
+        groups: dict[SharedPrefix | None, list[Generation]] = {}  # elsewhere a mixed pass would need the scores in memory
         for generation in chosen:
             groups.setdefault(generation.request.prefix, []).append(generation)
-        for prefix, generations in groups.items():
-            try:
-                logits = self._prefill(prefix, generations)
-            except RuntimeError as error:  # the device's; torch's out-of-memory error is one
-                logger.exception("prefill of %d prompts failed", len(generations))
-                for slot in range(len(self.rows), min(self.cache.rows, len(self.rows) + len(generations))):
-                    self.cache.wipe(slot)
-                for generation in generations:
-                    self._count_end(generation, "error", str(error))
-                continue
-            self._join(prefix, generations, logits)
+        for generations in groups.values():
+            self._prefill(generations)
 
-    def _prefill(self, prefix: SharedPrefix | None, generations: Sequence[Generation]) -> Tensor:
-        """Prompts of one prefix through the backbone in one pass, into the slots behind the running rows.
-
-        Returns:
-            scores of the first tokens, [B, V].
-        """
+    def _prefill(self, generations: Sequence[Generation]) -> None:
+        """Read prompts in one pass into the slots behind the running rows, and make rows of them."""
         prompts = [generation.request.prompt_ids for generation in generations]
-        lengths = [len(ids) for ids in prompts]
-        longest, first, config = max(lengths), len(self.rows), self.model.config
-        self.cache.reserve(first + len(prompts), longest + 1)
-        padded = [[config.pad_token_id] * (longest - len(ids)) + ids for ids in prompts]
-        ids = torch.tensor(padded, device=self.device)
-        real: Tensor | None = None
-        if min(lengths) < longest:
-            missing = torch.tensor([longest - length for length in lengths], device=self.device)
-            real = torch.arange(longest, device=self.device) >= missing[:, None]
-        positions = build_position_ids(ids, real, config.bos_token_id, config.mask_token_id, config.gmask_token_id)
-        output = self.model.transformer(
-            ids, real, positions, PrefillWriter(self.cache, first, lengths), prefix_key_values=self.bank.key_values(prefix)
-        )
+        prefixes = [generation.request.prefix for generation in generations]
+        first = len(self.rows)
+        for prefix in prefixes:
+            self.bank.take(prefix)
+        try:
+            logits, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
+        except RuntimeError as error:  # the device's; torch's out-of-memory error is one
+            logger.exception("prefill of %d prompts failed", len(prompts))
+            for slot in range(first, min(self.cache.rows, first + len(prompts))):
+                self.cache.wipe(slot)
+            for generation, prefix in zip(generations, prefixes, strict=True):
+                self.bank.release(prefix)
+                self._count_end(generation, "error", str(error))
+            return
         rows = slice(first, first + len(prompts))
-        self._positions[rows] = positions[:, :, -1]
-        self._columns[rows] = torch.tensor(lengths, device=self.device)
+        self._positions[rows] = positions
+        self._columns[rows] = torch.tensor([len(ids) for ids in prompts], device=self.device)
         self.counters.prefills += 1
-        self.counters.prompt_tokens += sum(lengths)
-        return self.model.lm_head(output.last_hidden_state[:, -1:])[:, 0]
+        self.counters.prompt_tokens += sum(map(len, prompts))
+        self._join(generations, logits)
 
-    def _join(self, prefix: SharedPrefix | None, generations: Sequence[Generation], logits: Tensor) -> None:
+    def _join(self, generations: Sequence[Generation], logits: Tensor) -> None:
         """Make rows of prompts that were just read, and choose their first tokens."""
         rows = []
         for generation in generations:
@@ -300,7 +292,6 @@ class Engine:
             text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
             choice = RowChoice(request, self.model.config.vocab_size, self.device)
             rows.append(Row(generation, choice, limit, length, text))
-            self.bank.take(prefix)
         first = len(self.rows)
         self.rows += rows
         tokens = Choice([row.choice for row in rows], self.device).choose(logits)

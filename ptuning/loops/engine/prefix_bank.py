@@ -10,6 +10,7 @@ the rows of one prefix share its reading.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -113,7 +114,8 @@ class LengthBank:
         found: list[Read] = []
         places: list[tuple[int, int]] = []
         device, offset = self.keys[0].device, 0
-        for start, stop in _runs([len(group) for group in asking], 0, self.in_use):
+        sizes = [len(group) for group in asking]
+        for start, stop in (run for asked in _stretches(sizes) for run in _runs(sizes, *asked)):
             most = max(len(group) for group in asking[start:stop])
             filled = [group + [0] * (most - len(group)) for group in asking[start:stop]]
             whole = stop - start == 1 and len(filled[0]) == len(rows)
@@ -133,6 +135,12 @@ class LengthBank:
         entries = self.entries
         entries[one], entries[other] = entries[other], entries[one]
         entries[one].position, entries[other].position = one, other
+
+
+def _stretches(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbours that are all asked by somebody."""
+    ends = [-1, *(place for place, size in enumerate(sizes) if size == 0), len(sizes)]
+    return [(left + 1, right) for left, right in pairwise(ends) if right > left + 1]
 
 
 def _runs(sizes: Sequence[int], start: int, stop: int) -> list[tuple[int, int]]:

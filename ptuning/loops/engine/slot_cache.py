@@ -5,7 +5,6 @@ Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -81,31 +80,6 @@ class SlotCache:
         """Forget a slot whose numbers may not be finite."""
         for tensor in (*self.keys, *self.values):
             tensor[slot].zero_()
-
-
-class PrefillWriter:
-    """Stands where the backbone expects a cache while prompts go through it, and puts their keys and values in slots.
-
-    Args:
-        cache: where they go.
-        first: slot of the first row; the others follow.
-        lengths: real tokens of every row; they stand on the right.
-    """
-
-    def __init__(self, cache: SlotCache, first: int, lengths: Sequence[int]) -> None:
-        self.cache, self.first, self.lengths = cache, first, lengths
-
-    def get_seq_length(self) -> int:
-        """Nothing was seen before."""
-        return 0
-
-    def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Keep [B, N, T, H] of a layer and give the same back."""
-        for row, length in enumerate(self.lengths):
-            slot = self.first + row
-            self.cache.keys[layer][slot, :, :length] = key[row, :, -length:]
-            self.cache.values[layer][slot, :, :length] = value[row, :, -length:]
-        return key, value
 
 
 def _doubled(size: int, wanted: int) -> int:
