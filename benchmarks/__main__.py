@@ -12,6 +12,7 @@ BENCHMARKS = {
     "evaluate": "an evaluation, one row at a time against the engine",
     "serving": "many clients of one engine, one prefix and many, against one answer at a time",
     "memory": "peak memory, measured beside what ptuning info predicts",
+    "bare_tuning": "tuning on INT4 weights with no compiler and no PATH, beside float",
     "calibration": "float, INT4 rounded and INT4 calibrated: loss and divergence",
 }
 

@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.machine import json_line, table
 from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.kernels import choose
 from ptuning.plain.memory import (
     GIB,
     MemoryEstimate,
@@ -48,6 +49,8 @@ ON_CPU: tuple[dict[str, Any], ...] = (
     {"use": "tuning", "bits": 4, "batch": 2, "source": 64, "target": 64, "prefix": 128, "accumulation": 4},
     {"use": "answering", "bits": 0, "batch": 4, "prompt": 64, "length": 128, "prefix": 32},
     {"use": "answering", "bits": 4, "batch": 8, "prompt": 128, "length": 160},
+    {"use": "tuning", "bits": 4, "batch": 2, "source": 64, "target": 64, "prefix": 32, "dtype": "bfloat16"},
+    {"use": "answering", "bits": 8, "batch": 4, "prompt": 96, "length": 128, "dtype": "bfloat16"},
 )
 _TUNED = {"use": "tuning", "batch": 1, "source": 64, "target": 64, "prefix": 128, "accumulation": 16}
 ON_GPU: tuple[dict[str, Any], ...] = (
@@ -108,9 +111,11 @@ def predict(case: dict[str, Any]) -> MemoryEstimate:
     """What the formulae say."""
     on_gpu = case["device"] == "cuda"
     sizes = ModelSizes.from_config({} if on_gpu else SCALED)
+    dtype = torch.float16 if on_gpu else getattr(torch, case.get("dtype", "float32"))
     storage = Storage(
-        case["bits"], case.get("embeddings", False), 2 if on_gpu else 4, device="accelerator" if on_gpu else "cpu",
+        case["bits"], case.get("embeddings", False), dtype.itemsize, device="accelerator" if on_gpu else "cpu",
         table_bytes=2 if case["bits"] else 0,  # the file is float16
+        compiled=not on_gpu and choose.uses_compiled(dtype),
     )
     prefix = PrefixSizes(case.get("prefix", 0))
     if case["use"] == "answering":
@@ -151,7 +156,8 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
 
 def _load(folder: Path, case: dict[str, Any]) -> ChatGLMForConditionalGeneration:
     model = load_model(
-        folder, device="cpu", dtype="float32", quantization_bit=case["bits"], pre_seq_len=case.get("prefix") or None
+        folder, device="cpu", dtype=case.get("dtype", "float32"), quantization_bit=case["bits"],
+        pre_seq_len=case.get("prefix") or None,
     )
     if model.prefix_encoder is not None:
         model.prefix_encoder.fresh = False

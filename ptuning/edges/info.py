@@ -115,6 +115,9 @@ def _model_settings(given: Given) -> ModelArguments:
 
 def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     """Read ``config.json`` and the header of the prefix; nothing else."""
+    import torch
+
+    from ptuning.blocks.kernels.choose import uses_compiled
     from ptuning.tuned.hub import resolve_folder
     from ptuning.tuned.load import cpu_dtype
     from ptuning.tuned.placement import parse_dtype, pick_device
@@ -143,7 +146,10 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     width = int(dtype.itemsize) if dtype else 2
     on_cpu = device.type == "cpu"
     as_stored = min(stored_float, width) if bits and on_cpu else 0  # embedding and head of a quantised model
-    storage = Storage(bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored)
+    storage = Storage(
+        bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
+        compiled=on_cpu and bool(bits) and uses_compiled(dtype or torch.float16),
+    )
     prefix = _prefix(settings, config)
     return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
 

@@ -21,11 +21,12 @@ input stays, sBTD; while one layer is computed anew, its activations and the pre
 when it ends and all gradients of the prefix come together: the gradients per layer and the same stacked, 2sn, or the
 stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs nothing more.
 
-**Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer
-while the prompt is read; logits of one position in several float32 copies, 28BV.
+**Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
+either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV.
 
-**The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured (without
-that, with MALLOC_MMAP_THRESHOLD_=131072 in the environment, the other parts add up to what is measured).
+**The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
+quantised model has it give back pieces from 1 MB on (ptuning.tuned.mapped_pages); without what it keeps, the other parts add
+up to what is measured.
 
 Not counted: Python and its libraries (about 0.5 GB on a CPU, 0.5 GB of driver context on a GPU).
 """
@@ -42,11 +43,11 @@ GIB = 2**30
 _KERNEL_CPU = {"product": 16 * 2**20, "gradient": 24 * 2**20}
 """What the CPU kernel unpacks at a time, with its products (ptuning.blocks.kernels.cpu)."""
 
-_ROUND_AT_ONCE = 8 * 2**20
+_ROUND_AT_ONCE = 2**20
 """Weights that are rounded at a time while a float checkpoint is read (ptuning.blocks.quantization)."""
 
-_KEPT_SHARE, _ALWAYS_RETURNED = 0.7, 32 * 2**20
-"""Of pieces that are freed, glibc keeps so much, and nothing of larger pieces."""
+_KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**20
+"""Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ class Storage:
         shared_head: whether the head is the embedding's storage.
         device: ``cpu`` or an accelerator.
         table_bytes: of a number of a float embedding or head, where these stay as stored while the rest is wider; 0: s.
+        compiled: whether the compiled kernel multiplies (CPU).
     """
 
     bits: int = 0
@@ -119,6 +121,7 @@ class Storage:
     shared_head: bool = False
     device: str = "cpu"
     table_bytes: int = 0
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -215,23 +218,27 @@ def answering_memory(
     _positive(batch_size=batch, max_length=length)
     s, hidden = storage.float_bytes, sizes.hidden_size
     states, trained = prefix_numbers(sizes, prefix)
-    read = batch * (length if prompt is None else min(prompt, length))
+    tokens = length if prompt is None else min(prompt, length)
+    read, per_token = batch * tokens, 2 * s * batch * hidden
     # One block reading the prompt: attention (float32 copies while turning), or the MLP around GELU; and its residual.
-    attention = read * hidden * (4 * s + 12) + 2 * s * batch * (prefix.length + length) * hidden
+    attention = read * hidden * (4 * s + 12) + per_token * (prefix.length + tokens)
     mlp = 2 * s * read * sizes.inner_hidden_size
-    moment = max(attention, mlp) + 3 * s * read * hidden
-    passing = {
-        "activations": moment,
-        "logits": 28 * batch * sizes.vocab_size,
-        "unpacking": unpacking_bytes(sizes, storage, "product"),
+    reading = {
+        "activations": max(attention, mlp) + 3 * s * read * hidden,
+        "cache": sizes.num_layers * per_token * tokens,
+        "unpacking": unpacking_bytes(sizes, storage, "product", read),
     }
-    fixed = {
-        "weights": weight_bytes(sizes, storage),
-        "prefix": 4 * trained + s * states,
-        "cache": 2 * s * sizes.num_layers * batch * length * hidden,
+    # One block at the last token: keys and values once more with the new ones, and with the prefix.
+    stepping = {
+        "activations": per_token * (length + prefix.length),
+        "cache": sizes.num_layers * per_token * length,
+        "unpacking": unpacking_bytes(sizes, storage, "product", batch),
     }
-    kept = kept_by_allocator(storage, passing, s * read * sizes.inner_hidden_size, 4 * batch * sizes.vocab_size)
-    return MemoryEstimate(fixed | passing | {"allocator": kept}, "answering")
+    worst = max(reading, stepping, key=lambda parts: sum(parts.values())) | {"logits": 28 * batch * sizes.vocab_size}
+    fixed = {"weights": weight_bytes(sizes, storage), "prefix": 4 * trained + s * states}
+    passing = {name: size for name, size in worst.items() if name != "cache"}
+    kept = kept_by_allocator(storage, passing, s * read * sizes.inner_hidden_size, 4 * batch * sizes.vocab_size, sizes)
+    return MemoryEstimate(fixed | worst | {"allocator": kept}, "answering")
 
 
 def tuning_memory(
@@ -275,7 +282,7 @@ def tuning_memory(
         "prefix": 4 * trained,
         "gradients": 4 * trained if accumulation > 1 else 0,
         "optimiser": 8 * trained,
-        "unpacking": unpacking_bytes(sizes, storage, "gradient"),
+        "unpacking": unpacking_bytes(sizes, storage, "gradient", rows),
     }
     worst, moment = max(
         ((at_start, "when backward begins"), (at_end, "when the prefix gets its gradient")),
@@ -283,32 +290,41 @@ def tuning_memory(
     )
     passes = worst | {"unpacking": fixed["unpacking"]}
     kept_back = kept_by_allocator(
-        storage, passes, s * rows * sizes.inner_hidden_size, 4 * batch * target * sizes.vocab_size
+        storage, passes, s * rows * sizes.inner_hidden_size, 4 * batch * target * sizes.vocab_size, sizes
     )
     return MemoryEstimate(fixed | worst | {"allocator": kept_back}, moment)
 
 
-def kept_by_allocator(storage: Storage, passing: Mapping[str, int], largest_activation: int, largest_logits: int) -> int:
+def kept_by_allocator(
+    storage: Storage, passing: Mapping[str, int], largest_activation: int, largest_logits: int, sizes: ModelSizes
+) -> int:
     """What a CPU's allocator keeps of parts that come and go.
 
     Args:
-        storage: of the backbone; its device counts.
+        storage: of the backbone; its device and whether it is quantised count.
         passing: name to bytes.
-        largest_activation: bytes of the largest single tensor among the activations.
+        largest_activation: bytes of the largest single tensor among the activations, [B, T, I].
         largest_logits: likewise among the logits.
+        sizes: of the backbone.
     """
     if storage.device != "cpu":
         return 0
-    pieces = {"activations": largest_activation, "unpacking": largest_activation}
-    returned = {name for name in passing if pieces.get(name, largest_logits) > _ALWAYS_RETURNED}
+    limit, activation = _ALWAYS_RETURNED, largest_activation
+    if storage.bits:  # most activations are [B, T, D]
+        limit, activation = _RETURNED_LEAN, largest_activation * sizes.hidden_size // sizes.inner_hidden_size
+    pieces = {"activations": activation, "unpacking": activation}
+    returned = {name for name in passing if pieces.get(name, largest_logits) >= limit}
     return int(_KEPT_SHARE * sum(size for name, size in passing.items() if name not in returned))
 
 
-def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str) -> int:
-    """What the kernels of quantised linears hold while they multiply: a few pieces on a CPU, one linear elsewhere."""
+def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -> int:
+    """What the kernels of quantised linears hold while they multiply: on a CPU a few pieces, or (compiled) the activations
+    of so many rows in another order; elsewhere one linear."""
     if not storage.bits:
         return 0
-    return _KERNEL_CPU[what] if storage.device == "cpu" else sizes.largest_linear * storage.float_bytes
+    if storage.device == "cpu":
+        return 4 * rows * sizes.inner_hidden_size if storage.compiled else _KERNEL_CPU[what]
+    return sizes.largest_linear * storage.float_bytes
 
 
 def _positive(**values: int) -> None:

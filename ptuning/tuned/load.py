@@ -11,9 +11,11 @@ import torch
 
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.kernels.choose import best_cpu_dtype
+from ptuning.blocks.kernels.choose import settings as kernel_settings
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
+from ptuning.tuned.mapped_pages import return_freed_memory
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
@@ -129,6 +131,8 @@ def load_model(
     place, wanted = pick_device(device), parse_dtype(dtype)
     if wanted is None and place.type == "cpu":
         wanted = cpu_dtype(config, config.quantization_bit or quantization_bit)
+    if place.type == "cpu" and (config.quantization_bit or quantization_bit) and kernel_settings().memory == "lean":
+        return_freed_memory()
     model = ChatGLMForConditionalGeneration.from_pretrained(
         path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ptuning.blocks.kernels.choose import uses_compiled
 from ptuning.loops.checkpoints import checkpoints
 from ptuning.loops.training_arguments import Arguments
 from ptuning.plain.memory import GIB, ModelSizes, PrefixSizes, Storage, tuning_memory
@@ -64,6 +65,7 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
         int(model.dtype.itemsize),
         device="cpu" if model.device.type == "cpu" else "accelerator",
         table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
+        compiled=model.device.type == "cpu" and bool(config.quantization_bit) and uses_compiled(model.dtype),
     )
     encoder: Any = model.prefix_encoder
     return tuning_memory(

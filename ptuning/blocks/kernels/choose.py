@@ -138,6 +138,11 @@ def has_compiled() -> bool:
     return settings().kernel in ("auto", "compiled") and start("compiled") is not None
 
 
+def uses_compiled(dtype: torch.dtype) -> bool:
+    """Whether products on a CPU in this dtype go to the compiled kernel."""
+    return "compiled" in _order(settings().kernel, "cpu", dtype) and start("compiled") is not None
+
+
 def best_cpu_dtype() -> torch.dtype:
     """The dtype of activations in which a CPU multiplies quantised weights best.
 
