@@ -312,19 +312,25 @@ def kept_by_allocator(
     limit, activation = _ALWAYS_RETURNED, largest_activation
     if storage.bits:  # most activations are [B, T, D]
         limit, activation = _RETURNED_LEAN, largest_activation * sizes.hidden_size // sizes.inner_hidden_size
-    pieces = {"activations": activation, "unpacking": activation}
+    pieces = {"activations": activation, "unpacking": 4 * largest_activation // storage.float_bytes}
     returned = {name for name in passing if pieces.get(name, largest_logits) >= limit}
     return int(_KEPT_SHARE * sum(size for name, size in passing.items() if name not in returned))
 
 
 def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -> int:
-    """What the kernels of quantised linears hold while they multiply: on a CPU a few pieces, or (compiled) the activations
-    of so many rows in another order; elsewhere one linear."""
+    """What the kernels of quantised linears hold while they multiply.
+
+    On a CPU a few pieces; the compiled kernel the activations of so many rows in another order, in float32 (the widest ones
+    where only one of the two [B, T, I] around GELU is left). Elsewhere one linear.
+    """
     if not storage.bits:
         return 0
-    if storage.device == "cpu":
-        return 4 * rows * sizes.inner_hidden_size if storage.compiled else _KERNEL_CPU[what]
-    return sizes.largest_linear * storage.float_bytes
+    if storage.device != "cpu":
+        return sizes.largest_linear * storage.float_bytes
+    if not storage.compiled:
+        return _KERNEL_CPU[what]
+    wide = 4 if what == "gradient" else 0 if storage.float_bytes == 4 else 6  # bytes beside the two of GELU
+    return rows * (wide * sizes.inner_hidden_size + 4 * sizes.hidden_size)
 
 
 def _positive(**values: int) -> None:
