@@ -40,7 +40,7 @@ from typing import Any
 from ptuning.plain.errors import UserError
 
 GIB = 2**30
-_KERNEL_CPU = {"product": 16 * 2**20, "gradient": 24 * 2**20}
+_KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}
 """What the CPU kernel unpacks at a time, with its products (ptuning.blocks.kernels.cpu)."""
 
 _ROUND_AT_ONCE = 2**20

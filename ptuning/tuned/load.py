@@ -129,10 +129,8 @@ def load_model(
     elif pre_seq_len is not None:
         _ask_for_new_prefix(config, pre_seq_len, prefix_projection)
     place, wanted = pick_device(device), parse_dtype(dtype)
-    if wanted is None and place.type == "cpu":
-        wanted = cpu_dtype(config, config.quantization_bit or quantization_bit)
-    if place.type == "cpu" and (config.quantization_bit or quantization_bit) and kernel_settings().memory == "lean":
-        return_freed_memory()
+    if place.type == "cpu":
+        wanted = _settle_on_cpu(config, config.quantization_bit or quantization_bit, wanted)
     model = ChatGLMForConditionalGeneration.from_pretrained(
         path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )
@@ -146,6 +144,13 @@ def _ask_for_new_prefix(config: ChatGLMConfig, pre_seq_len: int, prefix_projecti
     if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
         raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
     config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+
+
+def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype to load in; a lean quantised model also has freed memory given back."""
+    if bits and kernel_settings().memory == "lean":
+        return_freed_memory()
+    return cpu_dtype(config, bits) if dtype is None else dtype
 
 
 def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
