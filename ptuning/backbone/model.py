@@ -23,10 +23,11 @@ from ptuning.backbone.positions import (
     build_position_ids,
     continue_positions,
     finish_visibility,
+    pack,
     prefix_lm_visibility,
     step_visibility,
 )
-from ptuning.blocks.attention import LinearFactory, SelfAttention, Visibility
+from ptuning.blocks.attention import LinearFactory, Packing, SelfAttention, Visibility
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.prefix_encoder import PrefixKeyValues
 from ptuning.blocks.rotary import rotary_table
@@ -37,7 +38,7 @@ class BackboneOutput(NamedTuple):
     """What the backbone gives back.
 
     Attributes:
-        last_hidden_state: [B, T, D], after the final layer norm.
+        last_hidden_state: [B, T, D], after the final layer norm; [W, D] where only some positions were wanted.
         past_key_values: the cache, or None when none was asked for.
         hidden_states: L+1 tensors [B, T, D] when asked for, else None.
     """
@@ -79,10 +80,13 @@ class Block(GradientCheckpointingLayer):
         rotary: tuple[Tensor, Tensor],
         visibility: Visibility,
         cache: Cache | None,
+        packing: Packing | None = None,
     ) -> Tensor:
-        """[B, T, D] to [B, T, D]; the arguments are those of :class:`SelfAttention`."""
+        """[B, T, D] to the same, with a packing [n, D] to [n or w, D]; the arguments are those of :class:`SelfAttention`."""
         normed = self.input_layernorm(hidden_states)
-        attended = self.attention(normed, rotary, visibility, prefix_key, prefix_value, cache)
+        attended = self.attention(normed, rotary, visibility, prefix_key, prefix_value, cache, packing)
+        if packing is not None:
+            normed = packing.narrow(normed)
         hidden_states = self.alpha * normed + attended
         normed = self.post_attention_layernorm(hidden_states)
         return self.alpha * normed + self.mlp(normed)
@@ -119,6 +123,7 @@ class ChatGLMModel(nn.Module):
         prefix_key_values: PrefixKeyValues | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
+        wanted: Tensor | None = None,
     ) -> BackboneOutput:
         """Run the backbone.
 
@@ -132,27 +137,42 @@ class ChatGLMModel(nn.Module):
             prefix_key_values: per layer a key and a value, [1 or B, N, P, H].
             use_cache: whether to return a cache.
             output_hidden_states: whether to return every layer's output.
+            wanted: bool [B, T], positions whose states are asked for (of a sequence from its start, without
+                ``output_hidden_states``). Padding, and what no wanted position sees, is not computed then.
 
         Raises:
             UserError: ids without ``<sop>`` or mask token, or shapes that do not fit.
         """
         if input_ids is None:
             raise UserError("input_ids are needed: masks and positions are built from them (inputs_embeds may be added)")
-        hidden_states = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
         cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
         prefix = 0 if prefix_key_values is None else prefix_key_values[0][0].shape[2]
         positions, visibility, state = self._place(input_ids, attention_mask, position_ids, cache, prefix)
         rotary = rotary_table(positions, self.config.head_dim)
+        packing = None if wanted is None else pack(input_ids, state.real, wanted, self.config.bos_token_id)
+        hidden_states = self._embed(input_ids, inputs_embeds, packing)
         collected = [hidden_states] if output_hidden_states else []
         for index, layer in enumerate(self.layers):
             key, value = (None, None) if prefix_key_values is None else prefix_key_values[index]
-            hidden_states = layer(hidden_states, key, value, rotary, visibility, cache)
+            last = index + 1 == len(self.layers)  # it alone may leave tokens out
+            packed = packing if last or packing is None else packing._replace(kept=None)
+            hidden_states = layer(hidden_states, key, value, rotary, visibility, cache, packed)
             if output_hidden_states:
                 collected.append(hidden_states)
         if cache is not None:
             cache.glm_state = state  # type: ignore[attr-defined]  # the cache is where the sequence stands
         hidden_states = self.final_layernorm(hidden_states)
         return BackboneOutput(hidden_states, cache, tuple(collected) if output_hidden_states else None)
+
+    def _embed(self, input_ids: Tensor, inputs_embeds: Tensor | None, packing: Packing | None) -> Tensor:
+        """[B, T, D]; with a packing [n, D]."""
+        if packing is None:
+            return self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        places = slice(None) if packing.places is None else packing.places
+        if inputs_embeds is not None:
+            return inputs_embeds.flatten(0, 1)[places]
+        embedded: Tensor = self.word_embeddings(input_ids.flatten()[places])
+        return embedded
 
     def _place(
         self,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptuning.blocks.attention import Visibility
+from ptuning.blocks.attention import Packing, Visibility
 from ptuning.plain.errors import UserError
 
 
@@ -104,6 +104,29 @@ def prefix_lm_visibility(input_ids: Tensor, real: Tensor | None, bos_token_id: i
     if real is not None:
         allowed = allowed & real[:, None, :] & real[:, :, None]
     return finish_visibility(allowed[:, None], prefix)
+
+
+def pack(input_ids: Tensor, real: Tensor | None, wanted: Tensor, bos_token_id: int) -> Packing:
+    """Which tokens of a batch have to be computed for the wanted ones: no padding, and nothing behind the last of them.
+
+    Args:
+        input_ids: [B, T].
+        real: bool [B, T], False at padding, or None.
+        wanted: bool [B, T].
+        bos_token_id: id of ``<sop>``; the context before it sees all of itself and is needed whole.
+    """
+    batch, tokens = input_ids.shape
+    column = torch.arange(tokens, device=input_ids.device)
+    wanted = wanted if real is None else wanted & real
+    last = torch.where(wanted, column, -1).amax(dim=1, keepdim=True)
+    needed = (column <= last) | (column < context_lengths(input_ids, bos_token_id)[:, None])
+    needed = (needed if real is None else needed & real).flatten()
+    places = needed.nonzero()[:, 0]
+    kept = wanted.flatten()[places].nonzero()[:, 0]
+    every = batch * tokens
+    return Packing(
+        batch, tokens, None if len(places) == every else places, None if len(kept) == len(places) else kept
+    )
 
 
 def step_visibility(real: Tensor | None, tokens: int, seen: int, prefix: int, device: torch.device) -> Visibility:

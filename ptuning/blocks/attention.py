@@ -31,6 +31,39 @@ class Visibility(NamedTuple):
     blind: Tensor | None = None
 
 
+class Packing(NamedTuple):
+    """Where the tokens that are computed stand in a padded batch. Between attention they lie one behind the other, so that
+    linears and layer norms do no work for padding.
+
+    Attributes:
+        batch: B.
+        tokens: T.
+        places: [n] of the tokens among the B*T, rising; None when all are computed.
+        kept: [w] among the n, those whose output is asked for; None when all are. The last layer ends with these alone.
+    """
+
+    batch: int
+    tokens: int
+    places: Tensor | None
+    kept: Tensor | None = None
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[n, C] to [B*T, C], zeros at padding."""
+        if self.places is None:
+            return values
+        return values.new_zeros(self.batch * self.tokens, values.shape[1]).index_copy(0, self.places, values)
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[B*T, C] to [n, C], or to [w, C]."""
+        if self.places is None:
+            return values if self.kept is None else values[self.kept]
+        return values[self.places if self.kept is None else self.places[self.kept]]
+
+    def narrow(self, values: Tensor) -> Tensor:
+        """[n, C] to [w, C], or as it is."""
+        return values if self.kept is None else values[self.kept]
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention with the published parameter names ``query_key_value`` and ``dense``.
 
@@ -56,38 +89,59 @@ class SelfAttention(nn.Module):
         prefix_key: Tensor | None,
         prefix_value: Tensor | None,
         cache: Cache | None,
+        packing: Packing | None = None,
     ) -> Tensor:
         """Attend.
 
         Args:
-            hidden_states: [B, T, D], normalised.
+            hidden_states: [B, T, D], normalised; with a packing [n, D].
             rotary: cos and sin, each [B, 1, T, H].
             visibility: over P+S columns, the prefix first.
             prefix_key: [1 or B, N, P, H] or None; not rotated, takes no position. Likewise ``prefix_value``.
             cache: receives the new keys and values and gives back all of them; None keeps nothing. One that can
                 ``attend`` (the generation engine's, which knows every row's prefix) does the attention itself.
+            packing: where the tokens stand, if they are packed.
 
         Returns:
-            [B, T, D].
+            [B, T, D]; with a packing [n, D], or [w, D] where it asks for some tokens only.
         """
-        batch, tokens, hidden = hidden_states.shape
+        fused = self.query_key_value(hidden_states)
+        if packing is None:
+            batch, tokens, hidden = hidden_states.shape
+        else:
+            (batch, tokens), hidden = packing[:2], hidden_states.shape[-1]
+            fused = packing.spread(fused)
         # Interleaved per head: [.., N, 3H], not three blocks of D.
-        fused = self.query_key_value(hidden_states).view(batch, tokens, self.num_attention_heads, 3, -1)
-        fused = fused.permute(3, 0, 2, 1, 4)  # [3, B, N, T, H]
+        fused = fused.view(batch, tokens, self.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)  # [3, B, N, T, H]
         query, key = apply_rotary(fused[:2], *rotary)
-        value = fused[2]
+        mixed = self._attend(query, key, fused[2], visibility, prefix_key, prefix_value, cache).transpose(1, 2)
+        if packing is None:
+            return self.dense(mixed.reshape(batch, tokens, hidden))
+        return self.dense(packing.gather(mixed.reshape(batch * tokens, hidden)))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        visibility: Visibility,
+        prefix_key: Tensor | None,
+        prefix_value: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        """[B, N, T, H] to the same."""
         attend = getattr(cache, "attend", None)
         if attend is not None:
-            mixed = attend(query, key, value, self.layer_index)
-            return self.dense(mixed.transpose(1, 2).reshape(batch, tokens, hidden))
+            mixed: Tensor = attend(query, key, value, self.layer_index)
+            return mixed
         if cache is not None:
             key, value = cache.update(key, value, self.layer_index)
         if prefix_key is not None and prefix_value is not None:
+            batch = key.shape[0]
             key = torch.cat((prefix_key.to(key.dtype).expand(batch, -1, -1, -1), key), dim=2)
             value = torch.cat((prefix_value.to(value.dtype).expand(batch, -1, -1, -1), value), dim=2)
         if visibility.blind is not None:
             query = query.masked_fill(visibility.blind, 0.0)
         # scaled_dot_product_attention accumulates scores and softmax in float32 for half-precision inputs, so the
         # published trick of dividing by layer_index + 1 is not needed.
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visibility.allowed)
-        return self.dense(mixed.transpose(1, 2).reshape(batch, tokens, hidden))
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=visibility.allowed)

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from ptuning.blocks.kernels.choose import settings
 from ptuning.loops.checkpoints import (
     barrier,
     changes_since,
@@ -32,6 +33,7 @@ from ptuning.loops.progress import TrainingProgress
 from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
 from ptuning.plain.errors import TrainingError, UserError
+from ptuning.tuned.allocator import keep_freed_memory
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
@@ -137,6 +139,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         self._losses = RunningLoss(read_run(str(resume_from_checkpoint)).get("loss") if resumed else None)
         if resumed and (done := self._finished(str(resume_from_checkpoint))) is not None:
             return done
+        if self.model.device.type == "cpu" and (not self.model.config.quantization_bit or settings().memory == "fast"):
+            keep_freed_memory()
         try:
             with self.stop.listening():
                 return super().train(resume_from_checkpoint, *args, **kwargs)

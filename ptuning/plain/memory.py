@@ -15,7 +15,8 @@ inputs of the two layer norms, rotated queries and the output of attention, 4sBT
 with the prefix in front, 2sB(P+T)D; the mask as attention wants it, sBT(P+T). With gradient checkpointing only a layer's
 input stays, sBTD; while one layer is computed anew, its activations and the prefix itself (sn) are there.
 
-**Loss.** Logits exist for target tokens only, at most R a row. Softmax and its backward are float32: 12BRV at the worst.
+**Loss.** Logits exist for target tokens only, at most R a row, and of these as many at a time as make 128 MB in float32, W:
+4WV, which become their own gradient; beside them a half-precision model has them and their gradient in its dtype, 2sWV.
 
 **When the peak comes.** Either when backward begins (activations, loss, and the gradients of the earlier micro-steps), or
 when it ends and all gradients of the prefix come together: the gradients per layer and the same stacked, 2sn, or the
@@ -25,7 +26,7 @@ stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs 
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
-quantised model has it give back pieces from 1 MB on (ptuning.tuned.mapped_pages); without what it keeps, the other parts add
+quantised model has it give back pieces from 1 MB on (ptuning.tuned.allocator); without what it keeps, the other parts add
 up to what is measured.
 
 Not counted: Python and its libraries (about 0.5 GB on a CPU, 0.5 GB of driver context on a GPU).
@@ -45,6 +46,9 @@ _KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}
 
 _ROUND_AT_ONCE = 2**20
 """Weights that are rounded at a time while a float checkpoint is read (ptuning.blocks.quantization)."""
+
+_LOGITS_AT_ONCE = 2**27
+"""Bytes of float32 logits that the loss makes at a time (ptuning.tuned.loss)."""
 
 _KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**20
 """Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
@@ -274,7 +278,7 @@ def tuning_memory(
     outputs = 4 * states if prefix.projection else 0  # of the projection, in float32
     activations = layers * s * rows * hidden + kept + s * states if checkpointing else layers * kept
     passing = 3 * s * rows * sizes.inner_hidden_size  # around GELU, forwards or backwards
-    loss = 12 * batch * target * sizes.vocab_size
+    loss = logits_bytes(batch * target, sizes.vocab_size, s)
     at_start = {"activations": activations + states + outputs + s * states, "logits and loss": loss}
     at_end = {"activations": states + outputs + passing + max(2 * s, 8) * states, "logits and loss": 0}
     fixed = {
@@ -290,9 +294,16 @@ def tuning_memory(
     )
     passes = worst | {"unpacking": fixed["unpacking"]}
     kept_back = kept_by_allocator(
-        storage, passes, s * rows * sizes.inner_hidden_size, 4 * batch * target * sizes.vocab_size, sizes
+        storage, passes, s * rows * sizes.inner_hidden_size, min(loss, 4 * batch * target * sizes.vocab_size), sizes
     )
     return MemoryEstimate(fixed | worst | {"allocator": kept_back}, moment)
+
+
+def logits_bytes(targets: int, vocabulary: int, float_bytes: int) -> int:
+    """What the loss of so many target tokens holds at a time: equal pieces of their logits, in float32 and in s bytes."""
+    pieces = -(-4 * vocabulary * targets // _LOGITS_AT_ONCE)
+    beside = 2 * float_bytes if float_bytes < 4 else 0
+    return -(-targets // pieces) * vocabulary * (4 + beside)
 
 
 def kept_by_allocator(

@@ -14,8 +14,8 @@ from ptuning.blocks.kernels.choose import best_cpu_dtype
 from ptuning.blocks.kernels.choose import settings as kernel_settings
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
+from ptuning.tuned.allocator import return_freed_memory
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
-from ptuning.tuned.mapped_pages import return_freed_memory
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix

@@ -1,5 +1,5 @@
-"""Memory that is given back to the system: the pages of a mapped file once a tensor in it was used, so that reading a
-checkpoint needs no memory for it; and what a lean model frees while it computes.
+"""The pages of a mapped file are given back to the system once a tensor in it was used: reading a checkpoint needs no memory
+for it.
 
 A mapped file counts as resident memory page by page as it is read, up to its whole size, beside the copies made of it.
 """
@@ -17,24 +17,6 @@ from pathlib import Path
 from torch import Tensor
 
 _DONTNEED = 4  # MADV_DONTNEED of Linux; on pages of a file: forget them, and read the file again if they are asked for
-
-
-_MMAP_THRESHOLD, _LARGE = -3, 1 << 20  # M_MMAP_THRESHOLD of glibc; bytes
-
-
-@functools.cache
-def return_freed_memory() -> bool:
-    """From now on, memory of 1 MB or more goes back to the system when a tensor lets it go; False where glibc is not.
-
-    By default glibc raises that limit up to 32 MB by itself, and activations of one layer after the other leave gaps between
-    the keys and values that stay: 0.1 GB for a prompt of 128 tokens on the 6B model. It holds for the whole process.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, _LARGE))
-    except (AttributeError, OSError):
-        return False
 
 
 class MappedFile:

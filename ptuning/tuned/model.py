@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -27,13 +28,13 @@ from ptuning.blocks.quantization import (
 )
 from ptuning.plain.errors import UserError
 from ptuning.tuned.chat import ChatMixin
-from ptuning.tuned.loss import target_loss
+from ptuning.tuned.loss import target_loss, target_positions
 from ptuning.tuned.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.tuned.weights import from_pretrained
 
 
 class CausalLMOutput(CausalLMOutputWithPast):
-    """Loss and logits. Beside a loss the logits of all positions are made when someone reads them, not before."""
+    """Loss and logits. Beside a loss the logits of all positions are made, by a second run, when someone reads them."""
 
     _make_logits: Callable[[], Tensor] | None = None
     _logits: Tensor | None = None
@@ -191,7 +192,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
             use_cache = bool(self.config.use_cache) and labels is None and not self.training
         if prefix_key_values is None:
             prefix_key_values = self.prefix_key_values()
-        output = self.transformer(
+        run = partial(
+            self.transformer,
             input_ids,
             attention_mask,
             position_ids,
@@ -201,13 +203,20 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
             use_cache=use_cache and not (self.training and self.is_gradient_checkpointing),
             output_hidden_states=bool(output_hidden_states),
         )
-        states = output.last_hidden_state
-        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
-        if labels is not None:
-            result["loss"] = target_loss(states, labels, self.lm_head, num_items_in_batch)
-            result.defer_logits(lambda: self.lm_head(states[:, -logits_to_keep:]))
+        if labels is None:
+            output = run()
+            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+            result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
-            result["logits"] = self.lm_head(states[:, -logits_to_keep:])
+            chosen, targets = target_positions(labels)
+            chosen = chosen.to(self.device)
+            alone = past_key_values is None and not use_cache and not output_hidden_states
+            output = run(wanted=chosen) if alone else run()
+            states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
+            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+            result["loss"] = target_loss(states, targets, self.lm_head, num_items_in_batch)
+            every = run if alone else lambda: output
+            result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
         return result.as_tuple() if return_dict is False else result
 
     def prepare_inputs_for_generation(  # type: ignore[override]

@@ -101,8 +101,9 @@ def prefill(
         bias = _bias(ids, real, config.bos_token_id, cache.dtype)
         writer = MixedPrefillWriter(cache, first, lengths, PrefixReads(bank, prefixes, device), bias)
         key_values = None
-    output = model.transformer(ids, real, positions, writer, prefix_key_values=key_values)
-    return model.lm_head(output.last_hidden_state[:, -1:])[:, 0], positions[:, :, -1]
+    last = torch.arange(longest, device=device).expand(ids.shape) == longest - 1
+    output = model.transformer(ids, real, positions, writer, prefix_key_values=key_values, wanted=last)
+    return model.lm_head(output.last_hidden_state), positions[:, :, -1]
 
 
 def _bias(ids: Tensor, real: Tensor | None, bos_token_id: int, dtype: torch.dtype) -> Tensor:
