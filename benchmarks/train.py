@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import cell, json_line, products_per_second, table
 from benchmarks.memory import resident
 from benchmarks.models import add_model_options, device_of, made_model, read_examples
 from benchmarks.peft_baseline import PeftStep, importable
 from benchmarks.plain_habits import HABITS, PlainStep, Row, batch_of, made_rows
+from benchmarks.work import Work
 from ptuning.blocks.kernels import choose
 
 Options = argparse.Namespace
@@ -200,9 +200,9 @@ def _add_ceilings(results: list[dict[str, Any]], ways: dict[str, Way], bench: Be
     step, trained = bench.step(own)
     work = []
     for number in range(1, bench.options.steps + 1):
-        with FlopCounterMode(display=False) as counter:
+        with Work() as counter:
             step(bench.batch(number, False))
-        work.append(counter.get_total_flops())
+        work.append(counter.flops)
         for parameter in trained:
             parameter.grad = None
     dtypes = {way.dtype for way in ways.values() if not way.bits}
