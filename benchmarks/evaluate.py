@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import cell, json_line, table
-from benchmarks.models import add_model_options, device_of, made_model, made_prompts, tokenizer
+from benchmarks.models import add_model_options, default_dtypes, device_of, made_model, made_prompts, tokenizer
 from benchmarks.plain_generation import plain_copy
 from ptuning.loops.generation import PRESETS, generate_answers
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     options.device = str(device)
     if options.size == "6b" and device.type == "cpu" and not options.bits:
         options.bits = 4
-    options.dtypes = options.dtypes or (["float16"] if device.type == "cuda" else ["float32", "bfloat16"])
+    options.dtypes = options.dtypes or default_dtypes(device)
     prompts, limits = made_prompts(options.rows, options.new, options.file)
     results: list[dict[str, Any]] = []
     for dtype in options.dtypes:

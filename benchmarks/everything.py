@@ -7,7 +7,6 @@ fails does not keep the others from running.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -27,7 +26,7 @@ _MODEST = {
     "quantization": {"tiny": "", "mid": "", "6b": "--rows 1 8 32 128"},
     "serving": {"tiny": "", "mid": "--repeats 1 --new 24", "6b": "--repeats 1 --new 8 --clients 1 8 --alone 2"},
     "startup": {"tiny": "", "mid": "", "6b": ""},
-    "growth": {"tiny": "--plots docs/pictures", "mid": "", "6b": ""},
+    "growth": {"tiny": "", "mid": "--prompts 128 2048 --prefix-rows 64 --prefixes 1 64 --repeats 1", "6b": ""},
 }
 _TINY_ONLY = ("half_loss", "startup")
 
@@ -70,7 +69,7 @@ def main(arguments: list[str]) -> int:
         code, line = run(words)
         if line is not None:
             with output.open("a", encoding="utf-8") as lines:
-                lines.write(json.dumps({**json.loads(line), "command": shlex.join(words)}) + "\n")
+                lines.write(line)
         if code or line is None:
             failed.append(name)
         print(f"== {name}: {'failed' if code else 'done'} in {time.perf_counter() - began:.0f} s", flush=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -66,7 +68,10 @@ def cell(value: Any, digits: int = 3) -> str:
 def json_line(benchmark: str, settings: dict[str, Any], results: Any) -> str:
     """One line that says what ran where and what came out."""
     return json.dumps(
-        {"benchmark": benchmark, "machine": machine(), "commit": commit(), "settings": settings, "results": results}
+        {
+            "benchmark": benchmark, "command": shlex.join(sys.argv[1:]), "machine": machine(), "commit": commit(),
+            "settings": settings, "results": results,
+        }
     )
 
 

@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.memory import IDS
 from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.kernels.cpu import has_fast_bfloat16
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import embedded_folder
@@ -49,6 +50,14 @@ def device_of(options: argparse.Namespace) -> torch.device:
     if options.device == "cuda" and not there:
         raise SystemExit("--device cuda was given, and torch finds no CUDA device here; allowed are cpu and auto")
     return torch.device("cuda" if there and options.device != "cpu" else "cpu")
+
+
+def default_dtypes(device: torch.device) -> list[str]:
+    """Of float weights, where nobody named any: float16 and bfloat16 on a GPU; float32 on a CPU, and bfloat16 beside it
+    where the CPU multiplies that in hardware (elsewhere one step takes as long as dozens in float32)."""
+    if device.type == "cuda":
+        return ["float16", "bfloat16"]
+    return ["float32", "bfloat16"] if has_fast_bfloat16() else ["float32"]
 
 
 def made_model(

@@ -50,7 +50,8 @@ def main(arguments: list[str]) -> int:
     modules: dict[str, list[str]] = {}
     details: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as place:
-        for repeat in range(-1, options.repeats):  # the first round fills the system's file cache
+        # A first round that is not counted fills the system's file cache.
+        for repeat in range(-1 if options.repeats > 1 else 0, options.repeats):
             for name, _, start in ways:
                 taken = start(Path(place))
                 if repeat >= 0:

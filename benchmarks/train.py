@@ -23,7 +23,7 @@ from torch import Tensor
 
 from benchmarks.machine import cell, json_line, products_per_second, table
 from benchmarks.memory import resident
-from benchmarks.models import add_model_options, device_of, made_model, read_examples
+from benchmarks.models import add_model_options, default_dtypes, device_of, made_model, read_examples
 from benchmarks.peft_baseline import PeftStep, importable
 from benchmarks.plain_habits import HABITS, PlainStep, Row, batch_of, made_rows
 from benchmarks.work import Work
@@ -89,8 +89,7 @@ def _parse(arguments: list[str]) -> Options:
     options = parser.parse_args(arguments)
     options.device = str(device_of(options))
     half = options.device == "cuda" or options.size == "6b"
-    if options.dtypes is None:
-        options.dtypes = ["float16", "bfloat16"] if options.device == "cuda" else ["float32", "bfloat16"]
+    options.dtypes = options.dtypes or default_dtypes(torch.device(options.device))
     if options.size == "6b" and not options.bits:
         options.bits = [4]
     if options.peft is None:

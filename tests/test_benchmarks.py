@@ -123,3 +123,89 @@ def test_the_commands_of_all_are_understood(size, name, capsys):
 def test_every_name_has_its_module():
     for name in BENCHMARKS:
         assert (ROOT / "benchmarks" / f"{'everything' if name == 'all' else name}.py").is_file(), name
+
+
+def test_growth_measures_every_axis_and_draws_it_the_same_each_time(tmp_path):
+    from benchmarks.plots import draw_growth
+
+    results = run(
+        "growth", "--prompts", "8", "16", "--batches", "1", "2", "--prefix-lengths", "1", "2", "--prefixes", "1", "2",
+        "--prefix-rows", "2", "--repeats", "1", "--plots", tmp_path,
+    )
+    axes = ["prompt length", "batch", "prefix length", "number of prefixes"]
+    assert [row["what grows"] for row in results["rows"]] == [axis for axis in axes for _ in range(2)]
+    assert list(results["fits"]) == axes
+    drawn = (tmp_path / "growth.svg").read_bytes()
+    assert draw_growth(results["rows"], tmp_path / "again").read_bytes() == drawn
+    assert b"number of prefixes" in drawn
+
+
+def test_exponents_and_flags_of_growth():
+    from benchmarks.growth import add_exponents, fit
+
+    rows = [{"size": size, "prompt ms": 10.0 * size**2, "step ms": 10.0 * size} for size in (1, 2, 4)]
+    add_exponents(rows)
+    assert [row["flag"] for row in rows] == ["", "reading 2.00", "reading 2.00"]
+    assert fit(rows) == pytest.approx({"reading": 2.0, "decoding": 1.0})
+    for row in rows:
+        row["attention ms"] = row["prompt ms"] - 10.0 * row["size"]  # attention itself may be quadratic
+    add_exponents(rows)
+    assert [row["flag"] for row in rows] == ["", "", ""]
+
+
+def test_startup_reaches_the_prompt_and_the_first_step():
+    results = run("startup", "--repeats", "1", "--goals", "1000", "1000", "1000")
+    modules = {row["start"]: row["heavy modules"] for row in results}
+    assert modules["ptuning --help"] == []
+    assert "torch" in modules["ptuning chat, first prompt"]
+    used_elsewhere = {"jieba", "nltk", "rouge_chinese", "datasets", "gradio", "matplotlib"}
+    assert not used_elsewhere & set(modules["ptuning chat, first prompt"])
+    assert used_elsewhere <= {*modules["everything imported at once"], "gradio"}
+    assert all(row["median s"] > 0 for row in results)
+
+
+def test_profile_names_operators_of_both_steps():
+    results = run(
+        "profile_step", "--size", "tiny", "--steps", "1", "--prefix", "4", "--batch", "1", "--rows", "2", "--top", "3"
+    )
+    steps = [row["step"] for row in results]
+    assert steps == ["training step"] * 5 + ["decode step"] * 5
+    assert any("mm" in row["operator"] for row in results)
+    for step in set(steps):
+        shares = [row["share"] for row in results if row["step"] == step]
+        assert sum(shares[:-1]) == pytest.approx(1.0)
+
+
+def test_recorded_lines_fill_their_marks_and_nothing_else(tmp_path, capsys):
+    from benchmarks import record
+
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- evaluate -->\nold\n<!-- /evaluate -->\nbetween\n<!-- train -->\nkept\n<!-- /train -->\nafter\n"
+    )
+    machine = {"cpu": "A", "capability": "AVX2", "threads": 2, "torch": "2", "load": 0.1}
+    row = {"way": "published way", "dtype": "float32", "rows": 3, "tokens/s": 12.345, "equal answers": 1.0}
+    line = {
+        "benchmark": "evaluate", "command": "evaluate --file /somewhere/rows.json", "machine": machine, "commit": "abc",
+        "settings": {}, "results": [row],
+    }
+    (tmp_path / "lines").write_text(json.dumps(line) + "\n")
+    assert record.main([str(tmp_path / "lines"), "--page", str(page)]) == 0
+    text = page.read_text()
+    assert text.startswith("before\n<!-- evaluate -->\n`bash scripts/benchmark.sh evaluate --file rows.json` (A, AVX2,")
+    assert "| way | dtype | rows | tokens/s | equal answers |" in text
+    assert "| published way | float32 | 3 | 12.3 | 1 |\n<!-- /evaluate -->\nbetween\n<!-- train -->\nkept\n" in text
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert record.main([str(tmp_path / "lines"), "--page", str(page)]) == 0
+    assert page.read_text() == text
+    served = {**line, "benchmark": "serving", "results": {"rows": [row], "equal answers": 1}}
+    (tmp_path / "lines").write_text(json.dumps(served))
+    assert record.main([str(tmp_path / "lines"), "--page", str(page)]) == 1
+    assert "no place for: serving" in capsys.readouterr().out
+
+
+def test_the_page_has_a_place_for_everything_that_all_measures():
+    page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    for name in (*NAMES, "decode_6b", "profile_step"):
+        assert page.count(f"<!-- {name} -->\n") == page.count(f"<!-- /{name} -->") == 1, name
