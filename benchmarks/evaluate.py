@@ -74,7 +74,7 @@ def _compare(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     few = sorted({order[place * len(order) // options.alone] for place in range(min(options.alone, len(order)))})
     ways: dict[str, Callable[[], Answers]] = {
-        PLAIN: lambda: one_at_a_time(plain_copy(model), words, prompts, limits, few),
+        PLAIN: partial(one_at_a_time, plain_copy(model), words, prompts, limits, few),
         "our generate, one row at a time": lambda: one_at_a_time(model, words, prompts, limits, few),
         **{f"engine, batch {batch}": partial(engine, batch) for batch in options.batches},
     }

@@ -3,7 +3,8 @@
 transformers' ``generate`` drives it, as it drove the published model. The habits: logits of every position of the prompt;
 the prefix made for every row in float32 and put at the front of the cache; a cache that is copied whole at every token; a
 square mask that grows by a row and a column at every token; every row's ids turned into a Python list at every token, to
-look for ``<sop>`` and the mask token; attention as two products with the scores in float32 between them.
+look for ``<sop>`` and the mask token; attention as two products with the scores in float32 between them; a packed weight
+made float whole for every product.
 
 Answers are those of our own ``generate``.
 """
@@ -21,6 +22,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from benchmarks.plain_habits import PackedLinears, packed_linears, published_products
 from ptuning.backbone.positions import build_position_ids
 from ptuning.blocks.rotary import apply_rotary, rotary_table
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
@@ -29,7 +31,13 @@ _HIDDEN = -10000.0  # the published score of a masked column
 
 
 class PlainGeneration(ChatGLMForConditionalGeneration):
-    """A model that shares every weight with another and answers the published way; made by :func:`plain_copy`."""
+    """A model that shares every weight with another and answers the published way; made by :func:`plain_copy`.
+
+    Attributes:
+        packed: its quantised linears, whose whole weight is made float for every product.
+    """
+
+    packed: PackedLinears
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self, input_ids: Tensor, past_key_values: Any = None, attention_mask: Tensor | None = None, **kwargs: Any
@@ -101,13 +109,15 @@ class PlainGeneration(ChatGLMForConditionalGeneration):
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own."""
-        return GenerationMixin.generate(self, *args, past_key_values=DynamicCache(), **kwargs)  # type: ignore[arg-type]
+        with published_products(self.packed):
+            return GenerationMixin.generate(self, *args, past_key_values=DynamicCache(), **kwargs)  # type: ignore[arg-type]
 
 
 def plain_copy(model: ChatGLMForConditionalGeneration) -> PlainGeneration:
     """The same weights, prefix included, under the published way of answering."""
     made: Any = copy.copy(model)
     made.__class__ = PlainGeneration
+    made.packed = packed_linears(model)
     return made  # type: ignore[no-any-return]
 
 

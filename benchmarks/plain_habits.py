@@ -82,7 +82,7 @@ class PlainStep:
         """Run forward and backward; the gradient stays in the prefix."""
         with self._habits(), ExitStack() as stack:
             if "weight_gradients" in self.habits:
-                stack.enter_context(published_products(self.model))
+                stack.enter_context(published_products(packed_linears(self.model)))
             keywords: dict[str, Any] = {"attention_mask": batch.get("attention_mask")}
             if "prefix_rows" in self.habits:
                 keywords["prefix_key_values"] = self._prefix_of_every_row(batch["input_ids"].shape[0])
@@ -135,19 +135,30 @@ class _PublishedProduct(torch.autograd.Function):
         return made, None, None, None
 
 
-@contextmanager
-def published_products(model: ChatGLMForConditionalGeneration) -> Iterator[None]:
-    """Within this context the quantised linears of the blocks, if there are any, multiply as published."""
-    quantised = [m for m in model.transformer.layers.modules() if isinstance(m, QuantizedLinear)]
-    for module in quantised:
+PackedLinears = list[tuple[QuantizedLinear, Tensor, Tensor]]
+"""Quantised linears with their weights and scales in the published form."""
 
-        def product(inputs: Tensor, module: QuantizedLinear = module) -> Tensor:
-            made: Tensor = _PublishedProduct.apply(inputs, module.weight, module.weight_scale, module.bits)
+
+def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
+    """Those of the blocks; none in a float model."""
+    found = [m for m in model.transformer.layers.modules() if isinstance(m, QuantizedLinear)]
+    return [(module, module.weight, module.weight_scale) for module in found]
+
+
+@contextmanager
+def published_products(linears: PackedLinears) -> Iterator[None]:
+    """Within this context these linears multiply as published."""
+    for module, packed, scale in linears:
+
+        def product(
+            inputs: Tensor, module: QuantizedLinear = module, packed: Tensor = packed, scale: Tensor = scale
+        ) -> Tensor:
+            made: Tensor = _PublishedProduct.apply(inputs, packed, scale, module.bits)
             return made if module.bias is None else made + module.bias
 
         module.forward = product  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for module in quantised:
+        for module, _, _ in linears:
             del module.forward
