@@ -17,8 +17,8 @@ from benchmarks.models import add_model_options, device_of
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("train", "half_loss", "generate", "evaluate", "quantization", "serving", "startup", "growth")
-# What each does beside the size. A mid-size model answers one row at a time at a few tokens a second; of 6.2 B packed weights
-# the published way makes every one float for every token, which takes a CPU half a minute.
+# What each does beside the size. A mid-size model answers one row at a time at a few tokens a second; of 6.2 B packed
+# weights the published way makes every one float for every token, which takes a CPU half a minute.
 _MODEST = {
     "train": {"tiny": "--steps 5 --bits 4", "mid": "--steps 3 --bits 4", "6b": "--steps 1 --batch 1 --no-habits"},
     "half_loss": {"tiny": "--steps 200", "mid": "", "6b": ""},

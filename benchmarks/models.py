@@ -105,7 +105,11 @@ def _random_model(sizes: dict[str, int], dtype: torch.dtype, bits: int, device: 
     config = ChatGLMConfig(vocab_size=_VOCABULARY, quantization_bit=bits, **sizes, **IDS)  # type: ignore[arg-type]
     with torch.device("meta"):
         model: Any = ChatGLMForConditionalGeneration(config)
-    model = model.to(dtype).to_empty(device=device)
+    model = model.to(dtype)
+    if bits and device.type == "cpu":  # as load_model leaves them: float16, as published
+        for module in (model.lm_head, model.transformer.word_embeddings):
+            module.weight = torch.nn.Parameter(module.weight.to(torch.float16), requires_grad=False)
+    model = model.to_empty(device=device)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(False)
