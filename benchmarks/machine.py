@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -46,16 +48,30 @@ def read_gigabytes_per_second(device: torch.device, size: int = 1 << 28) -> floa
     return 2 * size / best / 1e9
 
 
+def products_per_second(device: torch.device, dtype: torch.dtype, size: int = 1536) -> float:
+    """Rate of square matrix products of this device, floating point operations a second: the ceiling of dense work."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    return 2 * size**3 / min(median_seconds(lambda: left @ right, device, repeats=3) for _ in range(2))
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A Markdown table."""
     lines = [heads, ["---"] * len(heads), *[[str(cell) for cell in row] for row in rows]]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def cell(value: Any, digits: int = 3) -> str:
+    """A number of a table with so many digits; nothing for None."""
+    return "" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
 def json_line(benchmark: str, settings: dict[str, Any], results: Any) -> str:
     """One line that says what ran where and what came out."""
     return json.dumps(
-        {"benchmark": benchmark, "machine": machine(), "commit": commit(), "settings": settings, "results": results}
+        {
+            "benchmark": benchmark, "command": shlex.join(sys.argv[1:]), "machine": machine(), "commit": commit(),
+            "settings": settings, "results": results,
+        }
     )
 
 

@@ -6,13 +6,15 @@ Mathematically every habit gives the same loss, gradients and answers; what diff
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.blocks.kernels.packed import dequantize_weight
+from ptuning.blocks.quantization import QuantizedLinear
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 
 HABITS = {
@@ -25,35 +27,44 @@ HABITS = {
 """Name → what :class:`PlainStep` calls it."""
 
 
-def batches(config: Any, rows: int, count: int, source: int, target: int, padded: bool) -> Iterator[dict[str, Tensor]]:
-    """Batches of made-up ids with lengths as in ADGEN (prompts mostly short of the limit, replies mostly at it).
+Row = tuple[list[int], list[int]]
+"""Ids and labels of one training row."""
+
+
+def made_rows(config: Any, count: int, source: int, target: int) -> list[Row]:
+    """Made-up ids with lengths as in ADGEN (prompts mostly short of the limit, replies mostly at it).
 
     Args:
         config: of the model.
-        rows: B.
-        count: how many batches.
+        count: how many rows.
         source: most tokens of a prompt, the mark included.
         target: most tokens of a reply, its two end tokens included.
-        padded: to ``source + target`` instead of the batch's longest row.
     """
     generator = torch.Generator().manual_seed(0)
 
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
+    made: list[Row] = []
     for _ in range(count):
-        made: list[tuple[list[int], list[int]]] = []
-        for _ in range(rows):
-            prompt = torch.randint(100, config.vocab_size - 600, (draw(source // 4, source - 1),), generator=generator)
-            reply = torch.randint(100, config.vocab_size - 600, (draw(3 * target // 4, target - 2),), generator=generator)
-            ids = [*prompt.tolist(), config.gmask_token_id, config.bos_token_id, *reply.tolist(), config.eos_token_id]
-            labels = [-100] * (len(prompt) + 1) + ids[len(prompt) + 1 :]
-            made.append((ids, labels))
-        width = source + target if padded else max(len(ids) for ids, _ in made)
-        yield {
-            "input_ids": torch.tensor([ids + [config.pad_token_id] * (width - len(ids)) for ids, _ in made]),
-            "labels": torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in made]),
-        }
+        prompt = torch.randint(100, config.vocab_size - 600, (draw(source // 4, source - 1),), generator=generator)
+        reply = torch.randint(100, config.vocab_size - 600, (draw(3 * target // 4, target - 2),), generator=generator)
+        ids = [*prompt.tolist(), config.gmask_token_id, config.bos_token_id, *reply.tolist(), config.eos_token_id]
+        made.append((ids, [-100] * (len(prompt) + 1) + ids[len(prompt) + 1 :]))
+    return made
+
+
+def batch_of(rows: Sequence[Row], pad: int, width: int | None, device: torch.device) -> dict[str, Tensor]:
+    """Rows padded on the right: to ``width``, as published, or to the longest, with the mask that our trainer gives."""
+    padded = max(len(ids) for ids, _ in rows) if width is None else width
+    batch = {
+        "input_ids": torch.tensor([ids + [pad] * (padded - len(ids)) for ids, _ in rows], device=device),
+        "labels": torch.tensor([labels + [-100] * (padded - len(labels)) for _, labels in rows], device=device),
+    }
+    if width is None:
+        real = [[1] * len(ids) + [0] * (padded - len(ids)) for ids, _ in rows]
+        batch["attention_mask"] = torch.tensor(real, device=device)
+    return batch
 
 
 class PlainStep:
@@ -69,8 +80,10 @@ class PlainStep:
 
     def __call__(self, batch: dict[str, Tensor]) -> float:
         """Run forward and backward; the gradient stays in the prefix."""
-        with self._habits():
-            keywords: dict[str, Any] = {}
+        with self._habits(), ExitStack() as stack:
+            if "weight_gradients" in self.habits:
+                stack.enter_context(published_products(packed_linears(self.model)))
+            keywords: dict[str, Any] = {"attention_mask": batch.get("attention_mask")}
             if "prefix_rows" in self.habits:
                 keywords["prefix_key_values"] = self._prefix_of_every_row(batch["input_ids"].shape[0])
             if "logits" in self.habits:
@@ -89,7 +102,7 @@ class PlainStep:
 
     @contextmanager
     def _habits(self) -> Iterator[None]:
-        frozen = [p for p in self.model.transformer.layers.parameters() if p.dim() == 2]
+        frozen = [p for p in self.model.transformer.layers.parameters() if p.dim() == 2 and p.is_floating_point()]
         if "recompute" in self.habits:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         if "weight_gradients" in self.habits:
@@ -102,3 +115,50 @@ class PlainStep:
             for parameter in frozen:
                 parameter.requires_grad_(False)
                 parameter.grad = None
+
+
+class _PublishedProduct(torch.autograd.Function):
+    """A product with a packed weight as published: the whole weight made float, forward and again backward, and a gradient
+    of the weight that nobody takes."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, packed: Tensor, scale: Tensor, bits: int) -> Tensor:
+        ctx.save_for_backward(inputs, packed, scale)
+        ctx.bits = bits
+        return inputs @ dequantize_weight(packed, scale, bits, inputs.dtype).t()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        inputs, packed, scale = ctx.saved_tensors
+        made = gradient @ dequantize_weight(packed, scale, ctx.bits, gradient.dtype)
+        gradient.reshape(-1, gradient.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
+        return made, None, None, None
+
+
+PackedLinears = list[tuple[QuantizedLinear, Tensor, Tensor]]
+"""Quantised linears with their weights and scales in the published form."""
+
+
+def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
+    """Those of the blocks; none in a float model."""
+    found = [m for m in model.transformer.layers.modules() if isinstance(m, QuantizedLinear)]
+    return [(module, module.weight, module.weight_scale) for module in found]
+
+
+@contextmanager
+def published_products(linears: PackedLinears) -> Iterator[None]:
+    """Within this context these linears multiply as published."""
+    for module, packed, scale in linears:
+
+        def product(
+            inputs: Tensor, module: QuantizedLinear = module, packed: Tensor = packed, scale: Tensor = scale
+        ) -> Tensor:
+            made: Tensor = _PublishedProduct.apply(inputs, packed, scale, module.bits)
+            return made if module.bias is None else made + module.bias
+
+        module.forward = product  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for module, _, _ in linears:
+            del module.forward

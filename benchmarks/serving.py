@@ -15,24 +15,21 @@ from typing import Any
 
 import torch
 
-from benchmarks.evaluate import model_ids
 from benchmarks.machine import json_line, table
-from benchmarks.train import SIZES, random_model
-from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
+from benchmarks.models import add_model_options, device_of, made_model, random_encoder, tokenizer
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.prefix_bank import SharedPrefix
 from ptuning.loops.engine.request import Generation, Request
-from ptuning.tuned.hub import embedded_folder
-from ptuning.tuned.load import load_model, load_tokenizer
 
 HEADS = ("way", "clients", "prefixes", "tokens/s", "spread", "requests/s", "first token p50 ms", "p99 ms", "times as fast")
 
 
 def main(arguments: list[str]) -> int:
-    """Measure, print a table and one JSON line; 1 where answers differ on the built-in model."""
+    """Measure, print a table and one JSON line; 1 where answers differ on tiny-chatglm."""
     parser = argparse.ArgumentParser(prog="benchmark.sh serving", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--size", choices=("built-in", *sorted(SIZES)), default="built-in")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_model_options(parser)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--bits", type=int, choices=(0, 4, 8), help="packed weights (default: 4 at 6b, else 0)")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--prefixes", type=int, nargs="+", default=[1, 8, 32], help="how many take turns")
     parser.add_argument("--prefix-length", type=int, default=128)
@@ -41,13 +38,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--alone", type=int, default=6, help="answers that are made one at a time")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args(arguments)
+    options.device = str(device_of(options))
+    options.bits = (4 if options.size == "6b" else 0) if options.bits is None else options.bits
     bench = Bench(options)
     results = bench.measure()
     print(table(HEADS, [[_cell(result.get(head)) for head in HEADS] for result in results]))
     equal = bench.equal_answers()
     print(f"answers of a full batch equal to generate's: {equal:.0%}")
     print(json_line("serving", vars(options), {"rows": results, "equal answers": equal}))
-    return 0 if equal == 1 or options.size != "built-in" else 1
+    return 0 if equal == 1 or options.size != "tiny" else 1
 
 
 class Bench:
@@ -55,19 +54,13 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.tokenizer = load_tokenizer(embedded_folder())
-        if options.size == "built-in":
-            self.model: Any = load_model(embedded_folder(), device="cpu", dtype=options.dtype)
-        else:
-            self.model = random_model(options.size, options.dtype, 1, model_ids(self.tokenizer)).eval()
-            self.model.detach_prefix()
+        self.tokenizer = tokenizer()
+        self.model: Any = made_model(options.size, options.dtype, bits=options.bits, device=options.device)
         config = self.model.config
         self.encoders = []
         for seed in range(max(options.prefixes)):
             torch.manual_seed(seed)
-            encoder = PrefixEncoder(prefix_config_of(config, options.prefix_length, False, dropout=0.0))
-            torch.nn.init.normal_(encoder.embedding.weight, std=0.5)
-            self.encoders.append(encoder.eval())
+            self.encoders.append(random_encoder(config, options.prefix_length).to(self.model.device))
         draw = random.Random(0)
         ends = [config.gmask_token_id, config.bos_token_id]
         self.prompts = [[draw.randrange(100, 1500) for _ in range(draw.randint(14, 62))] + ends for _ in range(512)]
@@ -151,8 +144,9 @@ class Bench:
     def _alone(self, ids: list[int], prefix: int) -> list[int]:
         """What transformers' generate answers, as long as every other answer."""
         made = self.model.generate(
-            torch.tensor([ids]), max_new_tokens=self.options.new, do_sample=False, eos_token_id=None,
-            pad_token_id=self.tokenizer.pad_token_id, prefix_key_values=self.encoders[prefix](self.model.dtype),
+            torch.tensor([ids], device=self.model.device), max_new_tokens=self.options.new, do_sample=False,
+            eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id,
+            prefix_key_values=self.encoders[prefix](self.model.dtype),
         )
         return made[0, len(ids) :].tolist()
 

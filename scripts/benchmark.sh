@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Runs one benchmark: prints a table and one JSON line (machine, commit, settings, results).
-#   bash scripts/benchmark.sh NAME [options]      without a NAME it lists them; --help behind it lists options
+# Runs one benchmark: prints a table and one JSON line (command, machine, commit, settings, results).
+#   bash scripts/benchmark.sh NAME [--size tiny|mid|6b] [--device cpu|cuda] [options]   --help behind the NAME lists options
+#   bash scripts/benchmark.sh                           lists the names
+#   bash scripts/benchmark.sh all --output FILE         every one with modest settings, their JSON lines in one file
+#   bash scripts/benchmark.sh record FILE               those lines into the tables of docs/performance.md
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 

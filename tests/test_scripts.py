@@ -107,6 +107,13 @@ def test_a_script_calls_its_verb(desk, script, argv, expected):
     assert done.stderr == ""
 
 
+def test_benchmark_sh_calls_the_benchmarks_with_what_it_is_given(desk):
+    done, log = desk.run("benchmark.sh", "train", "--size", "tiny")
+    assert (done.returncode, log, done.stderr) == (0, ["-m benchmarks train --size tiny"], "")
+    done, _ = desk.run("benchmark.sh", "train", failing="benchmarks")
+    assert done.returncode == 1
+
+
 def test_every_verb_that_a_script_calls_exists():
     for path in SCRIPTS:
         for verb in re.findall(r"-m ptuning (\w+)", path.read_text(encoding="utf-8")):

@@ -1,0 +1,111 @@
+"""The operators that a training step and a decode step of the engine spend their time in.
+
+Time is an operator's own, without what it calls, as torch's profiler counts it; on a GPU it is time on the GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.machine import cell, json_line, table
+from benchmarks.models import add_model_options, device_of, made_model, read_examples, tokenizer
+from benchmarks.plain_habits import HABITS, PlainStep, batch_of, made_rows
+from ptuning.loops.engine.core import Engine
+from ptuning.loops.engine.request import GREEDY, Request
+
+HEADS = ("step", "operator", "calls", "ms", "share")
+
+
+def main(arguments: list[str]) -> int:
+    """Profile, print a table and one JSON line."""
+    parser = argparse.ArgumentParser(prog="benchmark.sh profile_step", description=(__doc__ or "").splitlines()[0])
+    add_model_options(parser, "mid")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
+    parser.add_argument("--bits", type=int, choices=(0, 4, 8), help="packed weights (default: 4 at 6b, else 0)")
+    parser.add_argument("--steps", type=int, default=3, help="profiled steps, behind one that warms up")
+    parser.add_argument("--batch", type=int, default=4, help="rows of the training step")
+    parser.add_argument("--rows", type=int, default=8, help="rows of the decode step")
+    parser.add_argument("--prefix", type=int, default=128)
+    parser.add_argument("--file", help="real rows for training (columns content and summary)")
+    parser.add_argument("--top", type=int, default=10, help="operators shown")
+    parser.add_argument("--published", action="store_true", help="the published trainer's step as well")
+    options = parser.parse_args(arguments)
+    device = device_of(options)
+    options.device = str(device)
+    options.bits = (4 if options.size == "6b" else 0) if options.bits is None else options.bits
+    model = made_model(options.size, options.dtype, prefix=options.prefix, bits=options.bits, device=device)
+    results: list[dict[str, Any]] = []
+    if options.published:
+        results += _profiled("published training step", _training(model, options, tuple(HABITS.values())), options)
+    results += _profiled("training step", _training(model, options, ()), options)
+    results += _profiled("decode step", _decoding(model, options), options)
+    print(table(HEADS, [[cell(result[head]) for head in HEADS] for result in results]))
+    print(json_line("profile_step", vars(options), results))
+    return 0
+
+
+def _profiled(name: str, step: Callable[[], Any], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The operators with most time of their own, what is left, and the whole."""
+    step()
+    on_gpu = options.device.startswith("cuda")
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(options.steps):
+            step()
+
+    def own(event: Any) -> float:
+        return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1000 / options.steps
+
+    events = sorted(profiler.key_averages(), key=own, reverse=True)
+    whole = sum(map(own, events)) or 1.0
+    rows: list[dict[str, Any]] = [
+        {
+            "step": name, "operator": event.key, "calls": event.count / options.steps, "ms": own(event),
+            "share": own(event) / whole,
+        }
+        for event in events[: options.top]
+    ]
+    rest = events[options.top :]
+    left = sum(map(own, rest))
+    rows.append(
+        {
+            "step": name, "operator": f"{len(rest)} others", "calls": sum(event.count for event in rest) / options.steps,
+            "ms": left, "share": left / whole,
+        }
+    )
+    return [*rows, {"step": name, "operator": "all", "calls": None, "ms": whole, "share": 1.0}]
+
+
+def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) -> Callable[[], Any]:
+    config = model.config
+    if options.file:
+        rows = [(one.input_ids, one.labels) for one in read_examples(options.file, 64, 64)[: options.batch]]
+    else:
+        rows = made_rows(config, options.batch, 64, 64)
+    batch = batch_of(rows, config.pad_token_id, 128 if habits else None, model.device)
+    run = PlainStep(model, habits)
+
+    def step() -> None:
+        model.train()
+        run(batch)
+        for parameter in model.prefix_encoder.parameters():
+            parameter.grad = None
+
+    return step
+
+
+def _decoding(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    """Steps of an engine all of whose rows run."""
+    engine = Engine(model, tokenizer(), max_rows=options.rows)
+    engine.end_ids = frozenset()
+    with torch.no_grad():
+        prefix = engine.add_prefix("prefix", model.prefix_key_values())
+    ends = [model.config.gmask_token_id, model.config.bos_token_id]
+    engine.submit([Request([100 + row] * 62 + ends, prefix, GREEDY, 1000) for row in range(options.rows)])
+    engine.step()
+    return engine.step
