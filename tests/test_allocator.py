@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+
+from ptuning.blocks.allocator import on_large_pages
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
 
 FREED_AND_ASKED_FOR_AGAIN = """
 import resource, sys, torch
-from ptuning.tuned import allocator
+from ptuning.blocks import allocator
 if sys.argv[1] != "neither" and not getattr(allocator, sys.argv[1])():
     sys.exit("not taken")
 def step():
@@ -38,3 +42,31 @@ def test_kept_memory_is_used_again():
 
 def test_returned_memory_is_asked_for_anew():
     assert megabytes_given_by_the_system("return_freed_memory") > 300
+
+
+LARGE = """
+import torch
+from ptuning.blocks.allocator import on_large_pages
+made = on_large_pages(torch.empty(16 << 20, dtype=torch.uint8))
+made.fill_(1)
+lines, inside = open("/proc/self/smaps").read().splitlines(), False
+for line in lines:
+    head = line.split()[0]
+    if "-" in head and not head.endswith(":"):
+        low, high = (int(number, 16) for number in head.split("-"))
+        inside = low < made.data_ptr() + (8 << 20) < high
+    elif inside and head == "VmFlags:":
+        print("hg" in line.split())
+"""
+
+
+def test_weights_ask_for_large_pages():
+    """The mark that the system puts on memory that was asked for so; whether it has such pages is its own affair."""
+    if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii"):
+        pytest.skip("this system has no large pages")
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_a_small_tensor_is_left_alone():
+    assert on_large_pages(torch.ones(3)).tolist() == [1, 1, 1]

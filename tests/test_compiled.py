@@ -57,6 +57,47 @@ def test_activations_of_very_different_sizes(kernel, rows, wild):
     agree(kernel.product(inputs, weight, None), inputs.double() @ dense.t(), torch.float32)
 
 
+@pytest.mark.parametrize("columns", [2, 254, 256, 258, 2046, 2048, 4098])
+@pytest.mark.parametrize("rows", [1, 4, 5, 67])
+def test_stretches_and_groups_that_are_not_full(kernel, rows, columns):
+    check(kernel, packed_weight(4, 70, columns), torch.float32, rows)
+
+
+@bits_of_both
+def test_scales_of_every_size_and_sign(kernel, bits):
+    """Also those that float16 holds with fewer bits, and negative ones, which some quantisers write."""
+    weight = packed_weight(bits, 64, 64)
+    scale = torch.tensor([6e-8, 1e-6, 6.1e-5, 0.0, 1.0, 65504.0, -0.3, -2e-7], dtype=torch.float16).repeat(8)
+    for rows in (1, 5):
+        check(kernel, weight._replace(scale=scale), torch.float32, rows)
+
+
+def test_activations_that_share_a_sign(kernel):
+    """Weights are taken as 0 to 15 and eight times the sum is taken back: that must cost no precision."""
+    weight = packed_weight(4, 40, 16384)
+    for rows in (1, 9):
+        inputs = torch.rand(rows, 16384, generator=torch.Generator().manual_seed(0)) + 1
+        dense = dequantize_weight(weight.data, weight.scale, 4).double()
+        wanted = inputs.double() @ dense.t()
+        assert ((kernel.product(inputs, weight, None) - wanted).abs() < 2e-7 * wanted.abs().max()).all()
+
+
+def test_sixteen_bits_where_torch_is_told_that_they_will_do(kernel):
+    weight, inputs = packed_weight(4, 130, 1024), torch.randn(7, 1024)
+    wanted = inputs.double() @ dequantize_weight(weight.data, weight.scale, 4).double().t()
+
+    def error():
+        return float((kernel.product(inputs, weight, None) - wanted).abs().max() / wanted.abs().max())
+
+    assert error() < 1e-6
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert error() < 2**-14
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 @bits_of_both
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])

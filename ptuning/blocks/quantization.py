@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ptuning.blocks.allocator import on_large_pages
 from ptuning.blocks.kernels import choose, cpu
 from ptuning.blocks.kernels.packed import (
     PackedWeight,
@@ -66,7 +67,7 @@ def quantize_weight(weight: Tensor, bits: int, device: torch.device | None = Non
     _check_bits(bits)
     rows, columns = weight.shape
     device = weight.device if device is None else device
-    packed = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device)
+    packed = on_large_pages(torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device))
     scale = torch.empty(rows, dtype=torch.float16, device=device)
     step = max(1, _ROUND_AT_ONCE // max(columns, 1))
     for start in range(0, rows, step):

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
+from ptuning.blocks.allocator import keep_freed_memory
 from ptuning.blocks.kernels.choose import settings
 from ptuning.loops.checkpoints import (
     barrier,
@@ -33,7 +34,6 @@ from ptuning.loops.progress import TrainingProgress
 from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
 from ptuning.plain.errors import TrainingError, UserError
-from ptuning.tuned.allocator import keep_freed_memory
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix

@@ -26,7 +26,7 @@ stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs 
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
-quantised model has it give back pieces from 1 MB on (ptuning.tuned.allocator); without what it keeps, the other parts add
+quantised model has it give back pieces from 1 MB on (ptuning.blocks.allocator); without what it keeps, the other parts add
 up to what is measured.
 
 Not counted: Python and its libraries (about 0.5 GB on a CPU, 0.5 GB of driver context on a GPU).

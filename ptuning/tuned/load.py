@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from ptuning.blocks.allocator import return_freed_memory
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.kernels.choose import best_cpu_dtype
 from ptuning.blocks.kernels.choose import settings as kernel_settings
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
-from ptuning.tuned.allocator import return_freed_memory
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import parse_dtype, pick_device

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptuning.blocks.allocator import on_large_pages
 from ptuning.blocks.config import ChatGLMConfig, check_config
 from ptuning.blocks.half_storage import HalfEmbedding, HalfLinear
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
@@ -132,7 +133,7 @@ def _fill(
     elif isinstance(parent, HalfLinear | HalfEmbedding) and dtype is not None and device.type == "cpu":
         wanted = tensor.dtype if tensor.dtype.itemsize < dtype.itemsize else dtype  # widened where it is read
     # A copy, so that nothing keeps the mapped file alive.
-    value = torch.empty(tensor.shape, dtype=wanted or tensor.dtype, device=device)
+    value = on_large_pages(torch.empty(tensor.shape, dtype=wanted or tensor.dtype, device=device))
     value.copy_(tensor)
     setattr(parent, leaf, nn.Parameter(value, requires_grad=trainable))
 

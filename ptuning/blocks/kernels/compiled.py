@@ -1,7 +1,8 @@
 """The compiled CPU kernel: our C source (``packed.c``), compiled on this machine where a compiler is there; an extra.
 
-It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. Up to four
-rows with INT4 under AVX2 are multiplied in whole numbers of 24 bits, exact to 2^-24 of the largest value of a row.
+It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
+AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
+under ``torch.set_float32_matmul_precision("high")``: exact to 2^-24 and 2^-16 of the largest value of a row.
 
 Legend: M rows of activations, O output rows, I input columns.
 """
@@ -39,12 +40,12 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     rows, dtype = inputs.shape[0], inputs.dtype
     result = torch.empty(rows, weight.rows)
     if result.numel():
-        wide, scale, added = _float32(inputs), _float32(weight.scale), None if bias is None else _float32(bias)
+        wide, scale, added = _float32(inputs), _scale(weight), None if bias is None else _float32(bias)
         padded, room = _room(rows, weight)
         _library().ptuning_product(
             wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), None if added is None else added.data_ptr(),
             room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, padded, weight.data.stride(0),
-            weight.bits, _pool(), torch.get_num_threads(),
+            weight.bits, _digits(dtype), _pool(), torch.get_num_threads(),
         )  # fmt: skip
     return result.to(dtype)
 
@@ -55,7 +56,7 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     if not weight.rows or not rows:
         return gradient.new_zeros(rows, weight.columns)
     result = torch.empty(rows, weight.columns)
-    wide, scale = _float32(gradient), _float32(weight.scale)
+    wide, scale = _float32(gradient), _scale(weight)
     padded, room = _room(rows, weight)
     _library().ptuning_gradient(
         wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), room.data_ptr(), result.data_ptr(), rows, weight.rows,
@@ -70,6 +71,8 @@ def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
         return f"the compiled kernel works on CPU tensors, not on {inputs.device.type}"
     if inputs.dtype not in _DTYPES:
         return f"the compiled kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
+    if weight.scale.dtype != torch.float16:
+        return f"the compiled kernel reads float16 scales, not {weight.scale.dtype}"
     if weight.lanes or (weight.data.numel() and weight.data.stride(1) != 1):
         return "the compiled kernel reads the published form"
     return None
@@ -86,22 +89,33 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def _digits(dtype: torch.dtype) -> int:
+    """Bytes of the whole numbers that stand for activations: three are float32's precision. Two are half precision's, and
+    torch's own promise of ``torch.set_float32_matmul_precision("high")``: 16 bits."""
+    return 3 if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+
+
 def _float32(values: Tensor) -> Tensor:
-    return values.detach().to(torch.float32).contiguous()
+    return values if values.dtype == torch.float32 and values.is_contiguous() else values.detach().float().contiguous()
+
+
+def _scale(weight: PackedWeight) -> Tensor:
+    return weight.scale if weight.scale.is_contiguous() else weight.scale.contiguous()
 
 
 def _room(rows: int, weight: PackedWeight) -> tuple[int, Tensor]:
     """Columns padded to whole blocks, and room for so many rows of them."""
     block = _library().ptuning_block(weight.bits)
     padded = -(-weight.columns // block) * block
-    return padded, torch.empty(rows, padded)
+    return padded, torch.empty(rows, _library().ptuning_room(padded))
 
 
 @cache
 def _library() -> Any:
     library: Any = load_library()
     library.ptuning_block.argtypes, library.ptuning_block.restype = [_INT], _LONG
-    library.ptuning_product.argtypes = [_POINTER] * 6 + [_LONG] * 5 + [_INT, _POINTER, _INT]
+    library.ptuning_product.argtypes = [_POINTER] * 6 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
+    library.ptuning_room.argtypes, library.ptuning_room.restype = [_LONG], _LONG
     library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _POINTER, _INT]
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
     for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product"):

@@ -41,7 +41,6 @@ typedef int32_t integers __attribute__((vector_size(VECTOR_BYTES)));
 #define ROWS 4
 #define PANEL (WEIGHTS * 4)  /* rows of a weight that are unpacked at a time ... */
 #define STRETCH 1024         /* ... over so many columns, a multiple of every block */
-#define FEW 4                /* so many rows may go the way of whole numbers */
 #define DEEP 64              /* a gradient unpacks so many rows at a time ... */
 #define BROAD 256            /* ... over so many columns */
 
@@ -50,15 +49,24 @@ typedef void (*parallel)(task, void *, unsigned, unsigned); /* GOMP_parallel doe
 
 typedef struct {
     const uint8_t *data;   /* [O, stride] */
-    const float *scale;    /* [O] */
+    const uint16_t *scale; /* [O] float16 */
     const float *arranged; /* [M, padded] */
     const float *bias;     /* [O] or NULL */
     float *result;
     int64_t rows, outputs, columns, padded, stride, next;
     int bits;
-    float step[FEW];  /* of whole numbers, per row of activations, and their sums */
-    int64_t all[FEW];
+    const float *given;       /* of whole numbers: [M, columns], */
+    int64_t stretch;          /* columns that are summed in whole numbers, */
+    int digits, broken;       /* bytes of a number, and whether a row of activations cannot be turned */
 } job;
+
+/* Exponent and fraction move to their place, and the exponent's other base is multiplied in. A scale is finite. */
+INLINE float scale_of(const job *j, int64_t o) {
+    uint32_t bits = (j->scale[o] & 0x7FFFu) << 13 | (j->scale[o] & 0x8000u) << 16;
+    float made;
+    memcpy(&made, &bits, sizeof made);
+    return made * 0x1p112f;
+}
 
 INLINE int64_t fetch(job *j) { return __atomic_fetch_add(&j->next, 1, __ATOMIC_RELAXED); }
 
@@ -146,7 +154,7 @@ INLINE void one_row(job *j, int bits, int count, int64_t first) {
         }
     }
     for (int r = 0; r < count; r++) {
-        float made = sum(total[r]) * (j->scale[first + r] * unit(bits));
+        float made = sum(total[r]) * (scale_of(j, first + r) * unit(bits));
         j->result[first + r] = j->bias ? made + j->bias[first + r] : made;
     }
 }
@@ -161,87 +169,11 @@ INLINE void one_row_work(job *j, int bits) {
     }
 }
 
-/* ---- few rows with INT4 under AVX2: whole numbers ----
+/* ---- INT4 under AVX2: whole numbers ---- */
 
-   A row of activations is turned to whole numbers of 24 bits, at most 2^-24 of its largest value off, and these to three
-   signed bytes. Products of bytes and their sums are exact then, at half the instructions of the float way. */
 #if defined(__AVX2__) && VECTOR_BYTES >= 32 /* blocks of whole numbers are 64 columns */
 #define WHOLE_NUMBERS 1
-#define LARGEST 8355711.0f /* 127 * (65536 + 256 + 1) */
-
-/* digits [3, 2, padded/2]: per block of 64 columns, for each of the three bytes, 32 odd columns and 32 even ones. */
-static int to_digits(const float *from, int64_t columns, int64_t padded, int8_t *digits, float *step, int64_t *all) {
-    float most = 0;
-    for (int64_t c = 0; c < columns; c++) most = fabsf(from[c]) > most ? fabsf(from[c]) : most;
-    float check = 0; /* not a number where one of them is not */
-    for (int64_t c = 0; c < columns; c++) check += from[c] * 0.0f;
-    *step = most / LARGEST;
-    *all = 0;
-    float per = *step > 0 ? LARGEST / most : 0.0f;
-    if (!(check == 0) || !isfinite(per) || (*step == 0 && most > 0)) return 0;
-    for (int64_t block = 0; block < padded; block += 64)
-        for (int i = 0; i < 64; i++) {
-            int64_t c = block + i;
-            int32_t value = c < columns ? (int32_t)lrintf(from[c] * per) : 0;
-            value = value > 8355711 ? 8355711 : value < -8355711 ? -8355711 : value;
-            *all += value;
-            int8_t *to = digits + 3 * block + (i & 1 ? 0 : 32) + i / 2;
-            for (int p = 0; p < 3; p++) {
-                to[64 * p] = (int8_t)(value & 255);
-                value = (value - to[64 * p]) >> 8;
-            }
-        }
-    return 1;
-}
-
-INLINE int64_t lanes_sum(__m256i of) {
-    int32_t held[8];
-    int64_t total = 0;
-    memcpy(held, &of, 32);
-    for (int i = 0; i < 8; i++) total += held[i];
-    return total;
-}
-
-/* The sum over one row of the weight, of value+8 times the whole number. */
-INLINE int64_t dot(const uint8_t *from, int64_t bytes, const int8_t *digits) {
-    const __m256i sign = _mm256_set1_epi8((char)0x88), low = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
-    __m256i total[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-    for (int64_t at = 0; at < bytes;) {
-        __m256i some[3] = {_mm256_setzero_si256(), _mm256_setzero_si256(), _mm256_setzero_si256()};
-        for (int i = 0; i < 4 && at < bytes; i++, at += 32, digits += 192) { /* 8 sums of at most 3840 fit 16 bits */
-            uint8_t last[32] = {0};
-            const uint8_t *here = from + at;
-            if (bytes - at < 32) here = memcpy(last, here, (size_t)(bytes - at));
-            __m256i got = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)here), sign);
-            _mm_prefetch((const char *)(from + at + 2048), _MM_HINT_T0);
-            __m256i odd = _mm256_and_si256(got, low), even = _mm256_and_si256(_mm256_srli_epi16(got, 4), low);
-#pragma GCC unroll 3
-            for (int p = 0; p < 3; p++) {
-                const __m256i *with = (const __m256i *)(digits + 64 * p);
-                some[p] = _mm256_add_epi16(some[p], _mm256_maddubs_epi16(odd, _mm256_loadu_si256(with)));
-                some[p] = _mm256_add_epi16(some[p], _mm256_maddubs_epi16(even, _mm256_loadu_si256(with + 1)));
-            }
-        }
-#pragma GCC unroll 3
-        for (int p = 0; p < 3; p++) total[p] = _mm256_add_epi32(total[p], _mm256_madd_epi16(some[p], one));
-    }
-    return (lanes_sum(total[2]) * 256 + lanes_sum(total[1])) * 256 + lanes_sum(total[0]);
-}
-
-static void *whole_numbers(void *given) {
-    job *j = given;
-    const int8_t *digits = (const int8_t *)j->arranged;
-    for (int64_t start; (start = fetch(j) * AT_ONCE) < j->outputs;) {
-        int64_t end = start + AT_ONCE < j->outputs ? start + AT_ONCE : j->outputs;
-        for (int64_t o = start; o < end; o++)
-            for (int64_t m = 0; m < j->rows; m++) {
-                int64_t whole = dot(j->data + o * j->stride, j->columns / 2, digits + 3 * m * j->padded) - 8 * j->all[m];
-                float made = (float)((double)whole * ((double)j->step[m] * j->scale[o]));
-                j->result[m * j->outputs + o] = j->bias ? made + j->bias[o] : made;
-            }
-    }
-    return 0;
-}
+#include "integers.h"
 #endif
 
 static void *one_row_4(void *j) { return one_row_work(j, 4), (void *)0; }
@@ -320,7 +252,7 @@ INLINE void panel(job *j, int bits, int64_t first, float *held) {
     for (int64_t m = 0; m < j->rows; m++) {
         float *to = j->result + m * j->outputs + first;
         for (int64_t o = 0; o < count; o++) {
-            float made = to[o] * j->scale[first + o];
+            float made = to[o] * scale_of(j, first + o);
             to[o] = j->bias ? made + j->bias[first + o] : made;
         }
     }
@@ -379,7 +311,7 @@ INLINE void stripes(job *j, int bits) {
         int64_t width = j->padded - column < BROAD ? j->padded - column : BROAD;
         for (int64_t o = 0; o < j->outputs || o == 0; o += DEEP) {
             int64_t deep = j->outputs - o < DEEP ? j->outputs - o : DEEP;
-            for (int64_t i = 0; i < deep; i++) factor[i] = j->scale[o + i];
+            for (int64_t i = 0; i < deep; i++) factor[i] = scale_of(j, o + i);
             unpack(j, bits, o, deep, column, width, factor, 1, held);
             for (int64_t m = 0; m < j->rows; m += ROWS) {
                 int64_t some = j->rows - m < ROWS ? j->rows - m : ROWS;
@@ -496,23 +428,26 @@ static void *brain_rows(void *j) { return half_work(j, 1), (void *)0; }
 /* Columns of a block: rows of activations are padded to a multiple. */
 int64_t ptuning_block(int bits) { return 32 / bits * L; }
 
-/* result [M, O] = inputs [M, I] @ dequantised^T + bias; arranged: room for M rows of padded columns. */
-void ptuning_product(const float *inputs, const uint8_t *data, const float *scale, const float *bias, float *arranged,
+/* Floats of room for a row of so many padded columns. */
+int64_t ptuning_room(int64_t padded) {
+#ifdef WHOLE_NUMBERS
+    return integer_room(padded) > padded ? integer_room(padded) : padded;
+#else
+    return padded;
+#endif
+}
+
+/* result [M, O] = inputs [M, I] @ dequantised^T + bias; arranged: room for M rows; digits: 3, or 2 for inputs that were of half
+   precision. */
+void ptuning_product(const float *inputs, const uint8_t *data, const uint16_t *scale, const float *bias, float *arranged,
                      float *result, int64_t rows, int64_t outputs, int64_t columns, int64_t padded, int64_t stride, int bits,
-                     parallel pool, int threads) {
+                     int digits, parallel pool, int threads) {
     job j;
 #ifdef WHOLE_NUMBERS
-    if (bits == 4 && rows <= FEW) {
-        j = (job){.data = data, .scale = scale, .arranged = arranged, .bias = bias, .result = result, .rows = rows,
-                  .outputs = outputs, .columns = columns, .padded = padded, .stride = stride, .bits = bits};
-        int fits = 1;
-        for (int64_t m = 0; m < rows && fits; m++)
-            fits = to_digits(inputs + m * columns, columns, padded, (int8_t *)arranged + 3 * m * padded, j.step + m, j.all + m);
-        if (fits) {
-            run(whole_numbers, &j, pool, threads);
-            return;
-        }
-    }
+    j = (job){.data = data, .scale = scale, .arranged = arranged, .bias = bias, .result = result, .rows = rows,
+              .outputs = outputs, .columns = columns, .padded = padded, .stride = stride, .bits = bits, .given = inputs,
+              .digits = digits};
+    if (bits == 4 && integer_product(&j, pool, threads)) return;
 #endif
     j = (job){.arranged = inputs, .result = arranged, .rows = rows, .columns = columns, .padded = padded, .bits = bits};
     run(arrange, &j, pool, rows < 4 ? 1 : threads);
@@ -523,7 +458,7 @@ void ptuning_product(const float *inputs, const uint8_t *data, const float *scal
 }
 
 /* result [M, I] = gradient [M, O] @ dequantised; arranged: room for M rows of padded columns. */
-void ptuning_gradient(const float *gradient, const uint8_t *data, const float *scale, float *arranged, float *result,
+void ptuning_gradient(const float *gradient, const uint8_t *data, const uint16_t *scale, float *arranged, float *result,
                       int64_t rows, int64_t outputs, int64_t columns, int64_t padded, int64_t stride, int bits,
                       parallel pool, int threads) {
     job j = {.data = data, .scale = scale, .arranged = gradient, .result = arranged, .rows = rows, .outputs = outputs,
