@@ -87,9 +87,9 @@ class Block(GradientCheckpointingLayer):
         attended = self.attention(normed, rotary, visibility, prefix_key, prefix_value, cache, packing)
         if packing is not None:
             normed = packing.narrow(normed)
-        hidden_states = self.alpha * normed + attended
+        hidden_states = torch.add(attended, normed, alpha=self.alpha)
         normed = self.post_attention_layernorm(hidden_states)
-        return self.alpha * normed + self.mlp(normed)
+        return torch.add(self.mlp(normed), normed, alpha=self.alpha)
 
 
 class ChatGLMModel(nn.Module):

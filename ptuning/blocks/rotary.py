@@ -23,7 +23,7 @@ def rotary_table(position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
         head_dim: H.
 
     Returns:
-        cos, sin: [B, 1, T, H] float32.
+        cos, sin: [B, 1, T, H] float32; the sines with the sign that :func:`apply_rotary` gives the other half.
     """
     size = head_dim // 2
     steps = torch.arange(0, size, 2, dtype=torch.float32, device=position_ids.device)
@@ -31,7 +31,8 @@ def rotary_table(position_ids: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
     angles = position_ids.to(torch.float32)[..., None] * frequencies  # [B, 2, T, H/4]
     turn, block_turn = angles[:, 0], angles[:, 1]
     table = torch.cat((turn, turn, block_turn, block_turn), dim=-1)[:, None]
-    return table.cos(), table.sin()
+    signed = torch.cat((-turn, turn, -block_turn, block_turn), dim=-1)[:, None]
+    return table.cos(), signed.sin()
 
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -41,6 +42,7 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         states: [..., B, N, T, H].
         cos: [B, 1, T, H] from :func:`rotary_table`; likewise ``sin``.
     """
-    first, second, block_first, block_second = states.float().chunk(4, dim=-1)
-    across = torch.cat((-second, first, -block_second, block_first), dim=-1)
-    return (states.float() * cos + across * sin).to(states.dtype)
+    wide = states.float()
+    first, second, block_first, block_second = wide.chunk(4, dim=-1)
+    across = torch.cat((second, first, block_second, block_first), dim=-1)
+    return torch.addcmul(wide * cos, across, sin).to(states.dtype)
