@@ -11,11 +11,13 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--new", type=int, default=32, help="tokens to decode")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--memory", default="lean", help="lean or fast[:GB], see ptuning.blocks.kernels.choose")
+    parser.add_argument("--precision", choices=("highest", "high"), help="torch.set_float32_matmul_precision")
     parser.add_argument("--dtype", default=None, help="of the activations (default: what load_model chooses)")
     parser.add_argument("--chatglm_cpp", metavar="PYTHON", help="a Python that has the package chatglm-cpp")
     parser.add_argument("--folder", help="where the temporary checkpoint goes (default: the system's place)")
@@ -52,7 +55,8 @@ def main(arguments: list[str]) -> int:
         read_per_token = found.pop("bytes read per token")
         results.append(
             {
-                "model": f"ptuning, {options.memory}, {embeddings} embeddings", "file GB": size / 1e9, **found,
+                "model": f"ptuning, {options.memory}, {embeddings} embeddings, {options.precision or 'highest'}",
+                "file GB": size / 1e9, **found,
                 "peak / file": found["peak GB"] * 1e9 / size, "ceiling tokens/s": ceiling * 1e9 / read_per_token,
             }
         )
@@ -70,6 +74,8 @@ def _in_subprocess(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         sys.executable, "-m", "benchmarks", "decode_6b", "--inside", str(folder), "--prompt", str(options.prompt),
         "--new", str(options.new), "--batches", *map(str, options.batches),
     ]
+    if options.precision:
+        command += ["--precision", options.precision]
     if options.dtype:
         command += ["--dtype", options.dtype]
     done = subprocess.run(
@@ -90,25 +96,44 @@ def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
     read.pop(model.transformer.word_embeddings.weight.data_ptr(), None)
     read[model.lm_head.weight.data_ptr()] = model.lm_head.weight.nbytes
     results["bytes read per token"] = sum(read.values())
-    config = model.config
+    if options.precision:
+        torch.set_float32_matmul_precision(options.precision)
     for batch in options.batches:
-        generator = torch.Generator().manual_seed(1)
-        prompt = torch.randint(10, 100000, (batch, options.prompt), generator=generator)
-        prompt[:, -2], prompt[:, -1] = config.gmask_token_id, config.bos_token_id
-        _generate(model, prompt[:, -8:], 2)  # weights take the form for decoding
-        first = min(_generate(model, prompt, 1) for _ in range(2))
-        whole = min(_generate(model, prompt, 1 + options.new) for _ in range(2))
-        results[f"prompt tokens/s, batch {batch}"] = batch * options.prompt / first
-        results[f"decode tokens/s, batch {batch}"] = batch * options.new / (whole - first)
+        results |= _rates(model, batch, options)
     return results | {"peak GB": _peak()}
 
 
-def _generate(model: Any, prompt: torch.Tensor, new: int) -> float:
-    start = time.perf_counter()
-    made = model.generate(prompt, max_new_tokens=new, min_new_tokens=new, do_sample=False)
-    if made.shape[1] != prompt.shape[1] + new:
-        raise RuntimeError(f"{made.shape[1] - prompt.shape[1]} tokens came out where {new} were asked for")
-    return time.perf_counter() - start
+def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, float]:
+    """Tokens of prompts and of answers a second, from the time of the engine's steps: medians."""
+    from ptuning.loops.engine.core import Engine
+    from ptuning.loops.engine.request import Request
+
+    config = model.config
+    engine = Engine(model, SimpleNamespace(eos_token_id=-1), max_rows=batch, max_length=options.prompt + options.new + 2)
+    generator = torch.Generator().manual_seed(1)
+    prompts = torch.randint(10, 100000, (batch, options.prompt), generator=generator)
+    prompts[:, -2], prompts[:, -1] = config.gmask_token_id, config.bos_token_id
+    first: list[float] = []
+    steps: list[float] = []
+    for repeat in range(3):  # in the first one, weights take the form for decoding
+        requests = [Request(ids if repeat else ids[-8:], max_new_tokens=options.new + 2) for ids in prompts.tolist()]
+        generations = engine.submit(requests, lambda generation, piece: None)
+        times = []
+        while not engine.idle:
+            start = time.perf_counter()
+            engine.step()
+            times.append(time.perf_counter() - start)
+        if any(len(generation.ids) != options.new + 2 for generation in generations):
+            raise RuntimeError("an answer has another number of tokens than was asked for")
+        if repeat:
+            first.append(times[0])
+            steps += times[1 : options.new + 1]
+    # The first step reads the prompts and makes one token more than they are.
+    step = statistics.median(steps)
+    return {
+        f"prompt tokens/s, batch {batch}": batch * options.prompt / (statistics.median(first) - step),
+        f"decode tokens/s, batch {batch}": batch / step,
+    }
 
 
 def _peak() -> float:

@@ -82,7 +82,7 @@ def test_activations_that_share_a_sign(kernel):
         assert ((kernel.product(inputs, weight, None) - wanted).abs() < 2e-7 * wanted.abs().max()).all()
 
 
-def test_sixteen_bits_where_torch_is_told_that_they_will_do(kernel):
+def test_sixteen_bits_where_they_will_do(kernel):
     weight, inputs = packed_weight(4, 130, 1024), torch.randn(7, 1024)
     wanted = inputs.double() @ dequantize_weight(weight.data, weight.scale, 4).double().t()
 
@@ -90,12 +90,15 @@ def test_sixteen_bits_where_torch_is_told_that_they_will_do(kernel):
         return float((kernel.product(inputs, weight, None) - wanted).abs().max() / wanted.abs().max())
 
     assert error() < 1e-6
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
     try:
-        assert error() < 2**-14
+        choose.configure(precision="high")
+        assert 1e-6 < error() < 2**-14
+        choose.configure(precision="highest")
+        torch.set_float32_matmul_precision("high")
+        assert 1e-6 < error() < 2**-14
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
+        choose.configure()
 
 
 @bits_of_both

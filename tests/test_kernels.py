@@ -306,7 +306,9 @@ def test_what_would_not_gain_is_not_turned(rows, columns, dtype):
 def test_the_environment_chooses(monkeypatch):
     monkeypatch.setenv(choose.KERNEL_VARIABLE, "plain")
     monkeypatch.setenv(choose.MEMORY_VARIABLE, "fast:1.5")
-    assert choose.configure() == choose.KernelSettings("plain", "fast", 1_500_000_000)
+    monkeypatch.setenv(choose.PRECISION_VARIABLE, "high")
+    assert choose.configure() == choose.KernelSettings("plain", "fast", 1_500_000_000, "high")
+    monkeypatch.delenv(choose.PRECISION_VARIABLE)
     weight = packed_weight(4, 8, 8)
     assert choose.choose(weight, torch.zeros(1, 8)) is choose.PLAIN
     assert choose.configure(kernel="cpu", memory="lean") == choose.KernelSettings("cpu")
@@ -315,6 +317,11 @@ def test_the_environment_chooses(monkeypatch):
     monkeypatch.delenv(choose.MEMORY_VARIABLE)
     assert choose.configure() == choose.KernelSettings("auto", "lean", None)
     assert choose.choose(weight, torch.zeros(1, 8)) is (choose.start("compiled") or choose.CPU)
+
+
+def test_a_precision_that_does_not_exist_is_refused():
+    with pytest.raises(UserError, match="allowed are highest and high"):
+        choose.configure(precision="medium")
 
 
 @pytest.mark.parametrize("kernel", ["cuda", ""])

@@ -9,6 +9,8 @@ Settings come from :func:`configure` or, where that was not called, from the env
 * ``PTUNING_MEMORY`` (CPU only): ``lean`` (default) keeps one copy of the packed weight, 0.5 or 1 byte a weight. ``fast``, or
   ``fast:6`` for 6 GB, also keeps the weights of the layers that were used first unpacked (2 bytes a weight in bfloat16, 4 in
   float32) until the budget is spent; without a number the budget is half of the memory that is free when the first is made.
+* ``PTUNING_PRECISION`` (the compiled kernel, float32): ``highest`` (default) takes activations at 24 bits, ``high`` at 16,
+  which is faster; so does ``torch.set_float32_matmul_precision("high")``, whose words these are.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from ptuning.plain.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-KERNEL_VARIABLE, MEMORY_VARIABLE = "PTUNING_KERNEL", "PTUNING_MEMORY"
+KERNEL_VARIABLE, MEMORY_VARIABLE, PRECISION_VARIABLE = "PTUNING_KERNEL", "PTUNING_MEMORY", "PTUNING_PRECISION"
 KERNEL_NAMES = ("auto", "plain", "cpu", "compiled", "triton", "cpm")
 _MODULES = {
     "compiled": "ptuning.blocks.kernels.compiled",
@@ -66,24 +68,31 @@ class KernelSettings:
         kernel: one of ``KERNEL_NAMES``.
         memory: ``lean`` or ``fast``.
         budget: bytes that unpacked weights may take under ``fast``; None: half of what is free.
+        precision: ``highest`` or ``high``.
     """
 
     kernel: str = "auto"
     memory: str = "lean"
     budget: int | None = None
+    precision: str = "highest"
 
 
 _configured: list[KernelSettings] = []
 
 
-def configure(kernel: str | None = None, memory: str | None = None) -> KernelSettings:
-    """Choose kernel and memory for the whole process; None stands for the environment's choice, else the default.
+def configure(
+    kernel: str | None = None, memory: str | None = None, precision: str | None = None
+) -> KernelSettings:
+    """Choose for the whole process; None stands for the environment's choice, else the default.
 
     Raises:
         UserError: a name that does not exist.
     """
     kernel = os.environ.get(KERNEL_VARIABLE, "auto") if kernel is None else kernel
     memory = os.environ.get(MEMORY_VARIABLE, "lean") if memory is None else memory
+    precision = os.environ.get(PRECISION_VARIABLE, "highest") if precision is None else precision
+    if precision not in ("highest", "high"):
+        raise UserError(f"precision {precision!r} was given; allowed are highest and high ({PRECISION_VARIABLE})")
     if kernel not in KERNEL_NAMES:
         raise UserError(f"kernel {kernel!r} was given; allowed are {', '.join(KERNEL_NAMES)} ({KERNEL_VARIABLE})")
     mode, colon, number = memory.partition(":")
@@ -96,7 +105,7 @@ def configure(kernel: str | None = None, memory: str | None = None) -> KernelSet
         raise UserError(
             f"memory {memory!r} was given; allowed are lean, fast, and fast:NUMBER with a budget in GB ({MEMORY_VARIABLE})"
         )
-    made = KernelSettings(kernel, mode, None if gigabytes is None else int(gigabytes * 1e9))
+    made = KernelSettings(kernel, mode, None if gigabytes is None else int(gigabytes * 1e9), precision)
     _configured[:] = [made]
     return made
 

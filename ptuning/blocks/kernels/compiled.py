@@ -2,7 +2,7 @@
 
 It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
 AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
-under ``torch.set_float32_matmul_precision("high")``: exact to 2^-24 and 2^-16 of the largest value of a row.
+where :mod:`~ptuning.blocks.kernels.choose` is set to ``high``: exact to 2^-24 and 2^-16 of the largest value of a row.
 
 Legend: M rows of activations, O output rows, I input columns.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ptuning.blocks.kernels.c_library import load_library
+from ptuning.blocks.kernels.choose import settings
 from ptuning.blocks.kernels.packed import PackedWeight
 
 FEW_HALF_ROWS = 4  # up to so many rows with a float16 weight; more are the business of a widened piece
@@ -90,9 +91,10 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 
 
 def _digits(dtype: torch.dtype) -> int:
-    """Bytes of the whole numbers that stand for activations: three are float32's precision. Two are half precision's, and
-    torch's own promise of ``torch.set_float32_matmul_precision("high")``: 16 bits."""
-    return 3 if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else 2
+    """Bytes of the whole numbers that stand for activations: three are float32's precision, two are half precision's, and
+    what ``high`` asks for."""
+    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == settings().precision == "highest"
+    return 3 if exact else 2
 
 
 def _float32(values: Tensor) -> Tensor:
