@@ -22,6 +22,8 @@ def theme() -> Any:
     ).set(
         body_background_fill="#f6f7f9",
         body_background_fill_dark="#12161c",
+        background_fill_primary_dark="#1a2029",
+        background_fill_secondary_dark="#12161c",
         block_background_fill="#ffffff",
         block_background_fill_dark="#1a2029",
         block_border_width="1px",

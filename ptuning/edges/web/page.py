@@ -78,7 +78,7 @@ class Page:
         self.columns, self.chats, self.notes = ([parts[place] for parts in made] for place in range(3))
         self.message = gr.HTML("", elem_id="message", visible=False)
         self.box = gr.Textbox(
-            lines=2, max_lines=10, show_label=False, container=False, autofocus=True, elem_id="question",
+            lines=2, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
             label=texts("question"), placeholder=texts("ask_here"),
         )
         with gr.Row(elem_id="buttons"):
@@ -90,8 +90,8 @@ class Page:
     def _lay_out_column(self, texts: Texts, number: int) -> tuple[Any, Any, Any]:
         with gr.Column(min_width=260, visible=number == 1, elem_id=f"column-{number}") as column:
             chat = gr.Chatbot(
-                show_label=False, height="100%", elem_id=f"chat-{number}", buttons=["copy"], sanitize_html=True,
-                placeholder=texts("greeting"), latex_delimiters=_FORMULAS, feedback_options=None, layout="bubble",
+                label=self.service.store.default, height="100%", elem_id=f"chat-{number}", buttons=["copy"], layout="bubble",
+                placeholder=texts("greeting"), sanitize_html=True, latex_delimiters=_FORMULAS, feedback_options=None,
             )
             note = gr.HTML("", elem_id=f"note-{number}", elem_classes="note")
         return column, chat, note
@@ -156,8 +156,13 @@ class Page:
         self.compare.input(
             self._on_compare, self.compare, [*self.columns, self.second, *talk], api_name="compare", **hidden
         )
-        self.refresh.click(self._on_refresh, [self.model, self.second], [self.model, self.second, self.heading],
-                           api_name="refresh", **hidden)  # fmt: skip
+        chosen = [self.model, self.second]
+        self.refresh.click(
+            self._on_refresh, chosen, [*chosen, *self.chats, self.heading], api_name="refresh", **hidden
+        )
+        gr.on(
+            [self.model.input, self.second.input], self._on_choose, chosen, self.chats, api_visibility="private", **hidden
+        )
         self.languages.input(self._on_language, [self.languages, self.model, self.second], [*labels, *talk],
                              api_name="language", **hidden)  # fmt: skip
         self.reports_tab.select(self._on_reports, self.report, self.report, api_name="reports", **hidden)
@@ -175,7 +180,7 @@ class Page:
         async for _ in self.answers.send(visit, question or "", _wishes(*wishes)):
             update = self._talk(visit, texts)
             if not busy and visit.run is not None:
-                busy, update[self.box] = True, ""
+                busy, update[self.box] = True, gr.update(value="")
             yield update
 
     async def _on_retry(self, request: gr.Request, *wishes: Any) -> AsyncIterator[Updates]:
@@ -202,17 +207,19 @@ class Page:
         texts = self._visit(request)[1]
         return self._models(texts, model, second) | {self.heading: self._heading(texts)}
 
+    def _on_choose(self, model: str | None, second: str | None) -> Updates:
+        return {chat: gr.update(label=name) for chat, name in zip(self.chats, (model, second), strict=True)}
+
     def _on_language(
         self, language: Language, model: str | None, second: str | None, request: gr.Request
     ) -> Updates:
         visit, _ = self._visit(request)
         visit.language = language
-        texts = Texts(language)
-        return self._labels(texts) | self._models(texts, model, second) | self._talk(visit, texts)
+        return self._everything(visit, Texts(language), model, second)
 
     def _on_load(self, model: str | None, second: str | None, request: gr.Request) -> Updates:
         visit, texts = self._visit(request)
-        return self._labels(texts) | self._models(texts, model, second) | self._talk(visit, texts)
+        return self._everything(visit, texts, model, second)
 
     def _on_leave(self, request: gr.Request) -> None:
         self.visits.leave(request.session_hash)
@@ -248,11 +255,18 @@ class Page:
         for column, chat, note in zip(visit.columns, self.chats, self.notes, strict=True):
             shown[chat] = gr.update(value=_messages(column), placeholder=texts("greeting"))
             shown[note] = _notes(column, texts)
-        shown[self.box] = gr.skip() if visit.returned is None else visit.returned
+        shown[self.box] = gr.update() if visit.returned is None else gr.update(value=visit.returned)
         visit.returned = None
         shown[self.send] = gr.update(interactive=not busy, value=texts("send"))
         shown[self.stop] = gr.update(interactive=busy, value=texts("stop"))
         shown[self.retry] = gr.update(interactive=not busy and bool(visit.columns[0].rounds), value=texts("retry"))
+        return shown
+
+    def _everything(self, visit: Visit, texts: Texts, model: str | None, second: str | None) -> Updates:
+        shown = self._labels(texts) | self._talk(visit, texts)
+        more = self._models(texts, model, second) | {self.box: gr.update(placeholder=texts("ask_here"))}
+        for component, update in more.items():
+            shown[component] = shown.get(component, {}) | update
         return shown
 
     def _labels(self, texts: Texts) -> Updates:
@@ -284,6 +298,7 @@ class Page:
         return {
             self.model: gr.update(choices=choices, value=first, label=texts("model")),
             self.second: gr.update(choices=choices, value=other, label=texts("second")),
+            **self._on_choose(first, other),
         }
 
     def _choices(self, texts: Texts) -> list[tuple[str, str]]:

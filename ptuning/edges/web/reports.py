@@ -39,16 +39,17 @@ def read_report(root: Path, folder: str) -> str:
         UserError: the folder lies elsewhere or nowhere, or has no report. All read the same, so that nobody learns what
             lies elsewhere.
     """
-    missing = UserError(f"there is no {REPORT_FILE} in {folder!r} below {root}")
     try:
         path = (root / folder.strip() / REPORT_FILE).resolve()
-        if not path.is_relative_to(root.resolve()) or path.name != REPORT_FILE or not path.is_file():
-            raise missing
-        if path.stat().st_size > MOST_BYTES:
-            raise UserError(f"the report in {folder!r} is larger than {MOST_BYTES} bytes: open the file itself")
-        return path.read_text(encoding="utf-8", errors="replace")
+        fine = path.is_relative_to(root.resolve()) and path.name == REPORT_FILE and path.is_file()
+        page = path.read_bytes() if fine and path.stat().st_size <= MOST_BYTES else None
     except (OSError, ValueError, RuntimeError):
-        raise missing from None
+        fine = False
+    if not fine:
+        raise UserError(f"there is no {REPORT_FILE} in {folder!r} below {root}")
+    if page is None:
+        raise UserError(f"the report in {folder!r} is larger than {MOST_BYTES} bytes: open the file itself")
+    return page.decode(errors="replace")
 
 
 def framed(page: str, title: str) -> str:

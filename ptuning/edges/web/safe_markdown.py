@@ -12,7 +12,7 @@ import string
 
 _FENCE = re.compile(r"(?:[>\-*+ ]|\d{1,9}[.)])*(`{3,}|~{3,})(.*)")
 _TICKS = re.compile(r"`+")
-_DIAGRAM = re.compile(r"((?:`{3,}|~{3,}))(?=mermaid)", re.IGNORECASE)
+_DIAGRAM = re.compile(r"(?:(?<=```)|(?<=~~~))(?=mermaid)", re.IGNORECASE)
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 _PUNCTUATION = str.maketrans({character: f"&#{ord(character)};" for character in string.punctuation})
@@ -31,7 +31,7 @@ def safe_markdown(text: str) -> str:
     lines: list[str] = []
     prose: list[str] = []
     fence = ""
-    for line in _DIAGRAM.sub(r"\1 ", text).split("\n"):  # a diagram would be drawn by a program: it is shown as its source
+    for line in _DIAGRAM.sub(" ", text).split("\n"):  # a diagram would be drawn by a program: it is shown as its source
         found = _FENCE.fullmatch(line)
         marks, rest = (found[1], found[2]) if found else ("", "")
         if fence:

@@ -6,7 +6,7 @@ from ptuning.edges.language import Language
 from ptuning.edges.web.visits import Note
 
 _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
-    "subtitle": ("{} · {} 个前缀", "{} · {} prefixes"),
+    "subtitle": ("{} · 前缀 {} 个", "{} · prefixes: {}"),
     "subtitle_none": ("{} · 没有加载前缀", "{} · no prefix loaded"),
     "chat_tab": ("对话", "Chat"),
     "reports_tab": ("评测", "Evaluation"),
@@ -21,8 +21,8 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "model": ("由谁回答", "Answered by"),
     "second": ("并排的另一个", "Beside it"),
     "compare": ("并排对比", "Side by side"),
-    "base": ("{}（原始模型，不带前缀）", "{} (base model, no prefix)"),
-    "prefix": ("{}（前缀，{} 个虚拟词元）", "{} (prefix of {} tokens)"),
+    "base": ("{} · 原始模型", "{} · base model"),
+    "prefix": ("{} · 前缀 {} 词元", "{} · prefix of {}"),
     "settings": ("生成设置", "How answers are made"),
     "max_length": ("最大长度", "Maximum length"),
     "max_length_info": ("提问、历史和回答合计的词元数", "Tokens of question, history and answer together"),
@@ -48,8 +48,8 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "seed_info": ("留空：每次不同", "Empty: another answer each time"),
     "answering": ("正在回答……", "answering …"),
     "by": ("{}", "{}"),
-    "rate": ("提问 {} 词元，回答 {} 词元，每秒 {:.1f}", "prompt {} tokens, answer {} tokens, {:.1f} a second"),
-    "counts": ("提问 {} 词元，回答 {} 词元", "prompt {} tokens, answer {} tokens"),
+    "rate": ("提问 {} + 回答 {} 词元，每秒 {:.1f}", "prompt {} + answer {} tokens, {:.1f}/s"),
+    "counts": ("提问 {} + 回答 {} 词元", "prompt {} + answer {} tokens"),
     "dropped": ("对话超出长度上限，最早的 {} 轮没有计入", "the conversation is too long: oldest {} rounds left out"),
     "cut": ("已到长度上限，回答未完", "cut off at the length limit"),
     "stopped": ("已停止", "stopped"),
@@ -67,7 +67,7 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     ),
     "report": ("训练或评测的文件夹", "Folder of a training or an evaluation"),
     "report_info": ("{} 里含有 report.html 的文件夹，最新的在前", "Folders below {} with a report.html, the newest first"),
-    "open": ("打开报告", "Open the report"),
+    "open": ("打开", "Open"),
     "no_report": (
         "{} 里还没有报告。bash scripts/train.sh 训练完会写一份",
         "There is no report below {} yet. bash scripts/train.sh writes one at its end",
