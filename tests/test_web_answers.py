@@ -1,4 +1,4 @@
-"""Questions of the page and their answers, over a real model: streaming, stop, retry, clear, side by side, and what goes wrong."""
+"""Questions of the page and their answers, over a real model: streaming, stop, retry, side by side, and what goes wrong."""
 
 import asyncio
 import math
@@ -242,7 +242,7 @@ def test_side_by_side_both_answer_the_same_question_in_one_batch(made, service, 
 @pytest.mark.parametrize(("wishes", "query", "error"), [
     (greedy(max_length=0), "你好", "no_room"),
     (greedy(max_length=1), "你好", "no_room"),
-    (greedy(), "长" * 3000, "error"),
+    (greedy(), "长" * 3000, "too_long"),
     (greedy("nobody"), "你好", "unknown"),
     (greedy(BASE, "nobody"), "你好", "unknown"),
     (Wishes((BASE,), AnswerArguments(top_p=0)), "你好", "error"),

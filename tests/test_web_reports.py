@@ -36,7 +36,10 @@ def test_a_report_is_read(root):
 
 @pytest.mark.parametrize(
     "folder",
-    ["../secret", "new/../../secret", "/etc", "~", "empty", "nowhere", "new/report.html", "a\0b", "x" * 5000, "link", "file-link"],
+    [
+        "../secret", "new/../../secret", "/etc", "~", "empty", "nowhere", "new/report.html", "a\0b", "x" * 5000, "link",
+        "file-link",
+    ],
 )
 def test_nothing_else_is_opened(root, folder):
     if hasattr(os, "symlink"):

@@ -1,4 +1,7 @@
-"""Answers as markdown that can show text, code and formulas, and nothing else. What a browser makes of it: test_web_browser.py."""
+"""Answers as markdown that shows text, code and formulas, and nothing else.
+
+What a browser makes of it: test_web_browser.py.
+"""
 
 import re
 import string

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -87,6 +88,8 @@ def main(argv: Sequence[str]) -> int:
         from ptuning.edges.http.server import open_socket, serve
 
         opened = open_socket(settings.host, settings.port)
+        import gradio  # noqa: F401  # the first, because whether it is there is soon told
+
         from ptuning.edges.http.app import create_app
         from ptuning.edges.web.one_address import OneAddress
         from ptuning.edges.web.page_app import create_page_app, end_heartbeats
@@ -122,6 +125,7 @@ def main(argv: Sequence[str]) -> int:
         log_requests=settings.log_requests,
         at_end=lambda: end_heartbeats(page),
     )
+    gc.freeze()  # nothing is left to be collected, but leaving Python would look through all of gradio and torch for it
     return 0
 
 

@@ -13,7 +13,7 @@ from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
 from ptuning.loops.engine.request import Generation, QueueFullError
 from ptuning.plain.arguments import AnswerArguments
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import QuestionTooLongError, UserError
 from ptuning.uses.chat_service import Asked, ChatService, Question
 from ptuning.uses.conversation import sampling_of
 from ptuning.uses.prefix_store import UnknownPrefixError
@@ -188,6 +188,8 @@ def _error_note(error: UserError | QueueFullError) -> Note:
         return "busy", ()
     if isinstance(error, _NoRoomError):
         return "no_room", (error.given,)
+    if isinstance(error, QuestionTooLongError):
+        return "too_long", (error.tokens, error.limit)
     if isinstance(error, UnknownPrefixError):
         return "unknown", (str(error),)
     return "error", (str(error),)

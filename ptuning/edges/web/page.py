@@ -114,13 +114,13 @@ class Page:
         self.temperature = gr.Slider(0, 1, value=defaults.temperature, step=0.01, **_named(texts, "temperature"))
         with gr.Accordion(texts("more"), open=False, elem_id="more") as self.more:
             self.history = gr.Radio(_history_uses(texts), value="tuned", **_named(texts, "history"))
-            self.max_new_tokens = gr.Number(None, precision=0, minimum=1, **_named(texts, "max_new_tokens"))
-            self.top_k = gr.Number(defaults.top_k, precision=0, minimum=0, **_named(texts, "top_k"))
+            self.max_new_tokens = gr.Number(None, precision=0, **_named(texts, "max_new_tokens"))
+            self.top_k = gr.Number(defaults.top_k, precision=0, **_named(texts, "top_k"))
             self.repetition_penalty = gr.Number(
-                defaults.repetition_penalty, minimum=0.01, maximum=100, step=0.05, **_named(texts, "repetition_penalty")
+                defaults.repetition_penalty, step=0.05, **_named(texts, "repetition_penalty")
             )
             self.no_repeat_ngram_size = gr.Number(
-                defaults.no_repeat_ngram_size, precision=0, minimum=0, **_named(texts, "no_repeat_ngram_size")
+                defaults.no_repeat_ngram_size, precision=0, **_named(texts, "no_repeat_ngram_size")
             )
             self.seed = gr.Number(None, precision=0, **_named(texts, "seed"))
 
@@ -319,8 +319,8 @@ class Page:
 
 
 def _wishes(
-    model: str | None, compare: bool, second: str | None, max_length: float, top_p: float, temperature: float,
-    history: Any, max_new_tokens: int | None, top_k: int | None, repetition_penalty: float | None,
+    model: str | None, compare: bool, second: str | None, max_length: float | None, top_p: float | None,
+    temperature: float | None, history: Any, max_new_tokens: int | None, top_k: int | None, repetition_penalty: float | None,
     no_repeat_ngram_size: int | None, seed: int | None,
 ) -> Wishes:  # fmt: skip
     """The settings of the page; a field that was emptied is as published."""
@@ -330,7 +330,7 @@ def _wishes(
     }  # fmt: skip
     settings = AnswerArguments(**{name: value for name, value in given.items() if value is not None})
     names = (model, second) if compare else (model,)
-    return Wishes(names, settings, int(max_length), history or "tuned")
+    return Wishes(names, settings, settings.max_length if max_length is None else int(max_length), history or "tuned")
 
 
 def _named(texts: Texts, name: str) -> dict[str, Any]:

@@ -60,6 +60,10 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
         "最大长度 {} 容不下任何回答：请把“最大长度”调到 2 以上（发布时的设置是 2048）",
         "a maximum length of {} leaves no room for an answer: move the slider to 2 or more (as published: 2048)",
     ),
+    "too_long": (
+        "问题有 {} 个词元，而问题和回答合计最多 {} 个：请缩短问题（或调大“最大长度”）",
+        "the question has {} tokens, and question and answer together may have {}: shorten it (or raise the maximum length)",
+    ),
     "busy": ("排队的问题太多，请稍后再试", "too many questions are waiting; try again in a moment"),
     "unknown": (
         "选中的前缀已不在：{}。请按 ↻ 刷新列表后重选",
