@@ -14,7 +14,6 @@ from ptuning.edges.web.answers import Answers, Wishes
 from ptuning.edges.web.visits import Visit
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY
-from ptuning.plain.arguments import AnswerArguments
 from ptuning.uses.chat_service import ChatService, Question
 from ptuning.uses.prefix_store import PrefixStore
 
@@ -22,12 +21,12 @@ BASE = "tiny-chatglm"
 
 
 def greedy(*names, tokens=12, **more):
-    return Wishes(names or (BASE,), AnswerArguments(temperature=0, max_new_tokens=tokens), **more)
+    return Wishes(names or (BASE,), {"temperature": 0, "max_new_tokens": tokens}, **more)
 
 
 def endless(*names):
     """What stands there already is preferred: <eop> never comes."""
-    return Wishes(names or (BASE,), AnswerArguments(temperature=0, repetition_penalty=0.3))
+    return Wishes(names or (BASE,), {"temperature": 0, "repetition_penalty": 0.3})
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +244,9 @@ def test_side_by_side_both_answer_the_same_question_in_one_batch(made, service, 
     (greedy(), "长" * 3000, "too_long"),
     (greedy("nobody"), "你好", "unknown"),
     (greedy(BASE, "nobody"), "你好", "unknown"),
-    (Wishes((BASE,), AnswerArguments(top_p=0)), "你好", "error"),
-    (Wishes((BASE,), AnswerArguments(temperature=-1)), "你好", "error"),
+    (Wishes((BASE,), {"top_p": 0}), "你好", "error"),
+    (Wishes((BASE,), {"temperature": -1}), "你好", "error"),
+    (greedy(tokens=-5), "你好", "error"),
 ])  # fmt: skip
 def test_what_cannot_be_answered_is_said_and_the_question_goes_back(made, service, wishes, query, error):
     visit = Visit()

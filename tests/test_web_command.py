@@ -75,9 +75,9 @@ def health(server):
     return httpx.get(f"{server[0]}/health").json()
 
 
-def wishes(model="one", beside=None, max_length=2048, temperature=0, tokens=None, penalty=1):
+def wishes(model="one", beside=None, max_length=2048, temperature=0, tokens=0, penalty=1):
     """The page's settings in their order."""
-    return (model, beside is not None, beside or BASE, max_length, 0.7, temperature, "tuned", tokens, 50, penalty, 0, None)
+    return (model, beside is not None, beside or BASE, max_length, 0.7, temperature, "tuned", tokens, 50, penalty, 0, 0)
 
 
 def talk(result):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -29,13 +29,13 @@ class Wishes:
 
     Attributes:
         names: of the prefix or base model; two of them answer side by side.
-        settings: of the answers; max_length is told apart, as the slider begins at 0.
-        max_length: prompt and answer together, in tokens.
+        settings: those of :class:`AnswerArguments` that are not as published.
+        max_length: prompt and answer together, in tokens; told apart, as the slider begins at 0.
         history: tuned: as the prefix was tuned, with or without earlier rounds.
     """
 
     names: tuple[str | None, ...] = (None,)
-    settings: AnswerArguments = field(default_factory=AnswerArguments)
+    settings: Mapping[str, float] = field(default_factory=dict)
     max_length: int = 2048
     history: HistoryUse = "tuned"
 
@@ -107,14 +107,15 @@ class Answers:
         """
         if wishes.max_length < 2:
             raise _NoRoomError(wishes.max_length)
-        sampling = sampling_of(wishes.settings)
+        settings = AnswerArguments(**wishes.settings)  # type: ignore[arg-type]
+        sampling = sampling_of(settings)
         for column, name in zip(columns, wishes.names, strict=True):
             alone = wishes.history == "never"
             if wishes.history == "tuned":
                 alone = self.service.store.get(name).single_round
             earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
             question = Question(
-                run.query, earlier, name, sampling, wishes.max_length, wishes.settings.max_new_tokens, stream=True
+                run.query, earlier, name, sampling, wishes.max_length, settings.max_new_tokens, stream=True
             )
             asked = await ask(self.service, question, inbox)
             run.take(asked)
@@ -192,4 +193,4 @@ def _error_note(error: UserError | QueueFullError) -> Note:
         return "too_long", (error.tokens, error.limit)
     if isinstance(error, UnknownPrefixError):
         return "unknown", (str(error),)
-    return "error", (str(error),)
+    return "error", (str(error).removeprefix("--"),)

@@ -114,7 +114,7 @@ class Page:
         self.temperature = gr.Slider(0, 1, value=defaults.temperature, step=0.01, **_named(texts, "temperature"))
         with gr.Accordion(texts("more"), open=False, elem_id="more") as self.more:
             self.history = gr.Radio(_history_uses(texts), value="tuned", **_named(texts, "history"))
-            self.max_new_tokens = gr.Number(None, precision=0, **_named(texts, "max_new_tokens"))
+            self.max_new_tokens = gr.Number(0, precision=0, **_named(texts, "max_new_tokens"))
             self.top_k = gr.Number(defaults.top_k, precision=0, **_named(texts, "top_k"))
             self.repetition_penalty = gr.Number(
                 defaults.repetition_penalty, step=0.05, **_named(texts, "repetition_penalty")
@@ -122,7 +122,7 @@ class Page:
             self.no_repeat_ngram_size = gr.Number(
                 defaults.no_repeat_ngram_size, precision=0, **_named(texts, "no_repeat_ngram_size")
             )
-            self.seed = gr.Number(None, precision=0, **_named(texts, "seed"))
+            self.seed = gr.Number(0, precision=0, **_named(texts, "seed"))
 
     def _lay_out_reports(self, texts: Texts) -> None:
         with gr.Row(elem_id="choose-report"):
@@ -323,14 +323,15 @@ def _wishes(
     temperature: float | None, history: Any, max_new_tokens: int | None, top_k: int | None, repetition_penalty: float | None,
     no_repeat_ngram_size: int | None, seed: int | None,
 ) -> Wishes:  # fmt: skip
-    """The settings of the page; a field that was emptied is as published."""
-    given: dict[str, Any] = {
-        "top_p": top_p, "temperature": temperature, "max_new_tokens": max_new_tokens, "top_k": top_k,
-        "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "seed": seed,
+    """The settings of the page; a field that was emptied is as published. gradio shows a number that is not given as 0, so
+    0 stands for none where 0 itself makes no sense."""
+    given = {
+        "top_p": top_p, "temperature": temperature, "max_new_tokens": max_new_tokens or None, "top_k": top_k,
+        "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "seed": seed or None,
     }  # fmt: skip
-    settings = AnswerArguments(**{name: value for name, value in given.items() if value is not None})
+    settings = {name: value for name, value in given.items() if value is not None}
     names = (model, second) if compare else (model,)
-    return Wishes(names, settings, settings.max_length if max_length is None else int(max_length), history or "tuned")
+    return Wishes(names, settings, Wishes.max_length if max_length is None else int(max_length), history or "tuned")
 
 
 def _named(texts: Texts, name: str) -> dict[str, Any]:
