@@ -112,6 +112,7 @@ def test_history_is_used_as_wished_or_as_the_prefix_was_tuned(made, service, mon
         service, question, listener))  # fmt: skip
     follow(made.send(visit, "丙", greedy(name, tokens=2, history=history)))
     assert list(asked[0].history) == ([] if alone else [("甲", "乙")])
+    assert ("alone" in notes_of(visit)) is alone
     assert asked[0].model == name
 
 

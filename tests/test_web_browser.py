@@ -6,12 +6,12 @@ import json
 
 import httpx
 import pytest
-from browsers import NARROW, chromium, missing, wait_for
 from echo_page import echo_page
 from prefixes import save_random_prefix
 from servers import running
 
 import ptuning
+from scripts.chromium import NARROW, chromium, missing, wait_for
 
 pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
 BASE, ADMIN = "tiny-chatglm", {"Authorization": "Bearer admin"}
@@ -282,7 +282,7 @@ ANSWERS = [
     "<script>window.hacked = 1</script>",
     "<img src=x onerror='window.hacked = 1'>\n\n<svg onload=window.hacked=1><a xlink:href='javascript:window.hacked=1'>x</a>"
     "</svg>\n\n<iframe srcdoc='<script>parent.hacked = 1</script>'></iframe>",
-    "[press](javascript:window.hacked=1) [press](<javascript:window.hacked=1>) <a href=javascript:window.hacked=1>press</a>\n"
+    "[press](javascript:window.hacked=1) [press](<javascript:window.hacked=1>) <a href=javascript:window.hacked=1>x</a>\n"
     "![x](http://192.0.2.1/x.png) ![x][r] <img src=http://192.0.2.1/y.png>\n\n[r]: http://192.0.2.1/z.png",
     "```mermaid\ngraph TD\nA[\"<img src=x onerror='window.hacked=1'>\"]\nclick A \"javascript:window.hacked=1\"\n```\n"
     "$$\\href{javascript:window.hacked=1}{x} \\includegraphics{http://192.0.2.1/f.png} <img src=x onerror=hacked=1>$$",

@@ -117,6 +117,7 @@ class Answers:
             question = Question(
                 run.query, earlier, name, sampling, wishes.max_length, settings.max_new_tokens, stream=True
             )
+            column.alone = alone and bool(column.rounds)
             asked = await ask(self.service, question, inbox)
             run.take(asked)
             column.generation = asked.generations[0]
@@ -145,7 +146,7 @@ def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pai
     for column, rounds in zip(columns, before, strict=True):
         made = next(asked, None) if visit.error is None else None
         if made is not None:
-            column.notes = _notes(made)
+            column.notes = _notes(made, column.alone)
         if made is not None and _is_answer(made.generations[0]):
             column.rounds = [*column.rounds, (run.query, made.generations[0].text)]
             answered = True
@@ -161,7 +162,7 @@ def _is_answer(generation: Generation) -> bool:
     return generation.finish_reason != "error" and bool(generation.text or generation.finish_reason in ("stop", "length"))
 
 
-def _notes(asked: Asked) -> list[Note]:
+def _notes(asked: Asked, alone: bool) -> list[Note]:
     """What there is to say about an answer: how it ended, what was left out, and what it cost."""
     generation = asked.generations[0]
     if generation.finish_reason == "error":
@@ -172,6 +173,8 @@ def _notes(asked: Asked) -> list[Note]:
         notes.append(("rate", (asked.prompt_tokens, tokens, (tokens - 1) / (last - first))))
     else:
         notes.append(("counts", (asked.prompt_tokens, tokens)))
+    if alone:
+        notes.append(("alone", ()))
     if asked.dropped_rounds:
         notes.append(("dropped", (asked.dropped_rounds,)))
     if generation.finish_reason == "length":

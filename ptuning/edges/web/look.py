@@ -22,6 +22,10 @@ def theme() -> Any:
     ).set(
         body_background_fill="#f6f7f9",
         body_background_fill_dark="#12161c",
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        block_info_text_color_dark="*neutral_400",
         background_fill_primary_dark="#1a2029",
         background_fill_secondary_dark="#12161c",
         block_background_fill="#ffffff",

@@ -50,6 +50,7 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "by": ("{}", "{}"),
     "rate": ("提问 {} + 回答 {} 词元，每秒 {:.1f}", "prompt {} + answer {} tokens, {:.1f}/s"),
     "counts": ("提问 {} + 回答 {} 词元", "prompt {} + answer {} tokens"),
+    "alone": ("提问没有带上历史", "asked without the earlier rounds"),
     "dropped": ("对话超出长度上限，最早的 {} 轮没有计入", "the conversation is too long: oldest {} rounds left out"),
     "cut": ("已到长度上限，回答未完", "cut off at the length limit"),
     "stopped": ("已停止", "stopped"),

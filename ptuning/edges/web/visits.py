@@ -53,12 +53,14 @@ class Column:
         rounds: (question, reply) pairs, oldest first.
         query: being answered now.
         generation: that answers it.
+        alone: earlier rounds were left out of the question.
         notes: about the last answer.
     """
 
     rounds: list[Pair] = field(default_factory=list)
     query: str | None = None
     generation: Generation | None = None
+    alone: bool = False
     notes: list[Note] = field(default_factory=list)
 
     def shown(self) -> list[Pair]:
