@@ -265,6 +265,16 @@ def test_the_language_can_be_switched(browser, address):
     wait_for(lambda: page.one("#send").text == "发送", "Chinese")
 
 
+def test_enter_sends_and_with_shift_makes_a_line(browser, address):
+    page = Page(browser, address)
+    field = page.one("#question textarea")
+    field.send_keys("你好\ue008\ue007\ue000再见")  # Shift+Enter, and Shift let go
+    assert field.get_attribute("value") == "你好\n再见"
+    field.send_keys("\ue007")
+    page.answer()
+    assert page.texts(who="user") == ["你好\n再见"]
+
+
 def test_a_report_opens_and_nothing_in_it_runs(browser, address):
     page = Page(browser, address)
     next(one for one in page.all("#tabs button[role=tab]") if one.text == "评测").click()

@@ -78,7 +78,7 @@ class Page:
         self.columns, self.chats, self.notes = ([parts[place] for parts in made] for place in range(3))
         self.message = gr.HTML("", elem_id="message", visible=False)
         self.box = gr.Textbox(
-            lines=2, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
+            lines=1, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
             label=texts("question"), placeholder=texts("ask_here"),
         )
         with gr.Row(elem_id="buttons"):
