@@ -98,6 +98,13 @@ def test_a_script_is_sound_and_says_what_it_is_for(path):
         ("api.sh", [], "serve"),
         ("api.sh", ["--ptuning_checkpoint", "x=y z"], "serve --ptuning_checkpoint x=y z"),
         ("chat.sh", ["--ptuning_checkpoint", "x"], "chat --ptuning_checkpoint x"),
+        ("web_demo.sh", [], "web"),
+        ("web_demo.sh", ["web.json"], "web web.json"),
+        (  # as published
+            "web_demo.sh",
+            ["--model_name_or_path", "THUDM/chatglm-6b", "--ptuning_checkpoint", "a/checkpoint-3", "--pre_seq_len", "128"],
+            "web --model_name_or_path THUDM/chatglm-6b --ptuning_checkpoint a/checkpoint-3 --pre_seq_len 128",
+        ),
     ],
 )
 def test_a_script_calls_its_verb(desk, script, argv, expected):

@@ -20,6 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "chat": ("ptuning.edges.chat", "talk to the base model or a prefix in the terminal"),
     "inspect": ("ptuning.edges.inspect_rows", "look at a file of rows before training on it"),
     "serve": ("ptuning.edges.serve", "answer over HTTP, base model and any number of prefixes in one process"),
+    "web": ("ptuning.edges.web_command", "a page to talk to the base model and to prefixes in the browser, and the API"),
     "quantize": ("ptuning.edges.quantize", "write a model folder in INT4 or INT8"),
     "info": ("ptuning.edges.info", "predict how much memory a model needs, without loading it"),
 }

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
@@ -19,6 +20,9 @@ logger = logging.getLogger(__name__)
 @dataclass
 class ServerArguments:
     """How the server answers, and whom."""
+
+    environment: ClassVar[tuple[str, str]] = ("API_HOST", "API_PORT")
+    usual_port: ClassVar[str] = "8000"
 
     host: str | None = field(
         default=None,
@@ -53,9 +57,10 @@ class ServerArguments:
 
     def __post_init__(self) -> None:
         """Fill in from the environment what no flag says, and refuse what cannot work."""
-        self.host = self.host or os.environ.get("API_HOST") or "127.0.0.1"
+        host, port = self.environment
+        self.host = self.host or os.environ.get(host) or "127.0.0.1"
         if self.port is None:
-            self.port = _port(os.environ.get("API_PORT") or "8000")
+            self.port = _port(port, os.environ.get(port) or self.usual_port)
         self.api_key = self.api_key or os.environ.get("API_KEY") or None
         self.admin_key = self.admin_key or os.environ.get("API_ADMIN_KEY") or None
         if not 0 <= self.port <= 65535:
@@ -69,9 +74,9 @@ class ServerArguments:
             raise UserError(f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {Path.cwd()})")
 
 
-def _port(text: str) -> int:
+def _port(name: str, text: str) -> int:
     if not text.isdecimal():
-        raise UserError(f"API_PORT={text}: a port is a number from 0 to 65535")
+        raise UserError(f"{name}={text}: a port is a number from 0 to 65535")
     return int(text)
 
 

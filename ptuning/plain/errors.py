@@ -10,6 +10,20 @@ class UserError(ValueError):
     """
 
 
+class QuestionTooLongError(UserError):
+    """A question that alone leaves no room for an answer.
+
+    Args:
+        message: what to do about it.
+        tokens: of the question.
+        limit: of prompt and answer together, in tokens.
+    """
+
+    def __init__(self, message: str, tokens: int, limit: int) -> None:
+        super().__init__(message)
+        self.tokens, self.limit = tokens, limit
+
+
 class GenerationError(RuntimeError):
     """An answer that cannot be given: the model's scores are NaN or infinite.
 

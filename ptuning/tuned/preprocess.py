@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import Truncation
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import QuestionTooLongError, UserError
 from ptuning.plain.prompts import build_prompt
 from ptuning.tuned.rows import Row
 
@@ -161,7 +161,7 @@ def fitting_prompt_ids(
         the ids, and how many rounds were left out.
 
     Raises:
-        UserError: the question alone leaves no room for an answer.
+        QuestionTooLongError: the question alone leaves no room for an answer.
     """
     rounds = list(history or [])
     free = min(limit // 4 if room is None else room, limit // 2)
@@ -181,9 +181,11 @@ def fitting_prompt_ids(
         ids = made(dropped)
     if len(ids) >= limit:
         without = " without its history" if rounds else ""
-        raise UserError(
+        raise QuestionTooLongError(
             f"the question{without} has {len(ids)} tokens, and prompt and answer together may have {limit}: shorten it"
-            " (or raise max_length where it is below the model's own limit)"
+            " (or raise max_length where it is below the model's own limit)",
+            len(ids),
+            limit,
         )
     return ids, dropped
 

@@ -41,7 +41,7 @@ def create_app(
         cors_origins: web pages of other origins that may call it; ``*`` for all.
     """
     app = FastAPI(title="ptuning", version=__version__, description="ChatGLM-6B with any number of P-Tuning prefixes")
-    metrics = Metrics(service)
+    metrics = app.state.metrics = Metrics(service)
     app.include_router(published_router(service, metrics))
     app.include_router(openai_router(service, metrics))
     app.include_router(admin_router(service, admin_key, checkpoint_root))

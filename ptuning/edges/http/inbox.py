@@ -38,12 +38,25 @@ class Inbox:
         Raises:
             ClientGoneError: see :meth:`watch`.
         """
+        async for bunch in self.bunches(count):
+            for item in bunch:
+                yield item
+
+    async def bunches(self, count: int) -> AsyncIterator[list[tuple[Generation, str]]]:
+        """The same, everything that has arrived meanwhile at once: for who looks less often than the model writes.
+
+        Raises:
+            ClientGoneError: see :meth:`watch`.
+        """
         while count:
-            item = await self.queue.get()
-            if item is None:
+            bunch = [await self.queue.get()]
+            while not self.queue.empty():
+                bunch.append(self.queue.get_nowait())
+            items = [item for item in bunch if item is not None]
+            if len(items) < len(bunch):
                 raise ClientGoneError
-            yield item
-            count -= item[1] == ""
+            yield items
+            count -= sum(piece == "" for _, piece in items)
 
     async def watch(self, request: Request) -> None:
         """Wait for the client to go away."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+import time
+from collections.abc import Callable
 from threading import Timer
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -42,11 +45,14 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         service: whose answers.
         seconds: how long running answers may go on.
+        at_end: called in the event loop when no answer runs any more, to close connections that never end by themselves.
     """
 
-    def __init__(self, config: uvicorn.Config, service: ChatService, seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: ChatService, seconds: float, at_end: Callable[[], None] | None = None
+    ) -> None:
         super().__init__(config)
-        self.service, self.seconds = service, seconds
+        self.service, self.seconds, self.at_end = service, seconds, at_end
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """SIGINT or SIGTERM: finish; a second one: now. The signal is not raised again: this is an orderly end."""
@@ -59,9 +65,32 @@ class Server(uvicorn.Server):
         timer.daemon = True
         timer.start()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no new connections, and wait for those there are."""
+        ending = asyncio.create_task(self._end()) if self.at_end is not None else None
+        await super().shutdown(sockets)
+        if ending is not None:
+            ending.cancel()
 
-def serve(app: Any, service: ChatService, opened: socket.socket, *, seconds: float, log_requests: bool) -> None:
-    """Answer until a signal comes."""
+    async def _end(self) -> None:
+        until = time.monotonic() + self.seconds + 1
+        while not self.service.engine.idle and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(0.3)  # the last piece is still on its way
+        if self.at_end is not None:
+            self.at_end()
+
+
+def serve(
+    app: Any,
+    service: ChatService,
+    opened: socket.socket,
+    *,
+    seconds: float,
+    log_requests: bool,
+    at_end: Callable[[], None] | None = None,
+) -> None:
+    """Answer until a signal comes. See :class:`Server` for the arguments."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -74,7 +103,7 @@ def serve(app: Any, service: ChatService, opened: socket.socket, *, seconds: flo
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     service.start()
     try:
-        Server(config, service, seconds).run(sockets=[opened])
+        Server(config, service, seconds, at_end).run(sockets=[opened])
     finally:
         service.stop()
         opened.close()

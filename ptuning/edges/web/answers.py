@@ -1,0 +1,199 @@
+"""From a question on the page to its answer, piece by piece. Nothing here knows how a page looks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ptuning.edges.http.bodies import whole_characters
+from ptuning.edges.http.inbox import Inbox, ask
+from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
+from ptuning.loops.engine.request import Generation, QueueFullError
+from ptuning.plain.arguments import AnswerArguments
+from ptuning.plain.errors import QuestionTooLongError, UserError
+from ptuning.uses.chat_service import Asked, ChatService, Question
+from ptuning.uses.conversation import sampling_of
+from ptuning.uses.prefix_store import UnknownPrefixError
+
+HistoryUse = Literal["tuned", "always", "never"]
+PAUSE = 0.04
+"""Seconds between two looks at an answer: a browser shows no more, and a fast model must not run ahead of it."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How the page wants to be answered.
+
+    Attributes:
+        names: of the prefix or base model; two of them answer side by side.
+        settings: those of :class:`AnswerArguments` that are not as published.
+        max_length: prompt and answer together, in tokens; told apart, as the slider begins at 0.
+        history: tuned: as the prefix was tuned, with or without earlier rounds.
+    """
+
+    names: tuple[str | None, ...] = (None,)
+    settings: Mapping[str, float] = field(default_factory=dict)
+    max_length: int = 2048
+    history: HistoryUse = "tuned"
+
+
+class Answers:
+    """Answers for every visit.
+
+    Args:
+        service: already answering.
+        metrics: of the API beside it.
+    """
+
+    def __init__(self, service: ChatService, metrics: Metrics) -> None:
+        self.service, self.metrics = service, metrics
+
+    async def send(self, visit: Visit, query: str, wishes: Wishes) -> AsyncIterator[None]:
+        """Ask; yields whenever the visit has something new to show. An empty question does nothing, nor does one while
+        another is being answered. Closing the iterator stops the answer within one step."""
+        query = whole_characters(query).strip()
+        if query and visit.run is None:
+            visit.compare(len(wishes.names) > 1)
+            async for _ in self._answered(visit, query, wishes, _rounds_of(visit)):
+                yield
+
+    async def retry(self, visit: Visit, wishes: Wishes) -> AsyncIterator[None]:
+        """Ask the last question again: the new answer takes the place of the old one, which comes back if there is none."""
+        if visit.run is None and visit.columns[0].rounds:
+            visit.compare(len(wishes.names) > 1)
+            before = _rounds_of(visit)
+            query = before[0][-1][0]
+            for column in _columns(visit):
+                if column.rounds and column.rounds[-1][0] == query:
+                    column.rounds = column.rounds[:-1]
+            async for _ in self._answered(visit, query, wishes, before, returning=False):
+                yield
+
+    async def _answered(
+        self, visit: Visit, query: str, wishes: Wishes, before: list[list[Pair]], returning: bool = True
+    ) -> AsyncIterator[None]:
+        """Ask for every column and follow the answers to their end."""
+        run = visit.run = Run(query)
+        columns = _columns(visit)
+        visit.error = visit.returned = None
+        for column in columns:
+            column.query, column.generation, column.notes = query, None, []
+        try:
+            yield
+            inbox = Inbox(self.metrics)
+            await self._ask(run, columns, wishes, inbox)
+            async for _ in inbox.bunches(len(columns)):
+                if run.forgotten:
+                    return
+                yield
+                await asyncio.sleep(PAUSE)
+        except (UserError, QueueFullError) as error:
+            visit.error = _error_note(error)
+        finally:
+            run.stop()
+            if not run.forgotten:
+                _settle(visit, run, columns, before, returning)
+        yield
+
+    async def _ask(self, run: Run, columns: list[Column], wishes: Wishes, inbox: Inbox) -> None:
+        """All columns or none: two answers are compared only where both are made under the same conditions.
+
+        Raises:
+            UserError: something that no answer can come of.
+            QueueFullError: too many wait already.
+        """
+        if wishes.max_length < 2:
+            raise _NoRoomError(wishes.max_length)
+        settings = AnswerArguments(**wishes.settings)  # type: ignore[arg-type]
+        sampling = sampling_of(settings)
+        for column, name in zip(columns, wishes.names, strict=True):
+            alone = wishes.history == "never"
+            if wishes.history == "tuned":
+                alone = self.service.store.get(name).single_round
+            earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
+            question = Question(
+                run.query, earlier, name, sampling, wishes.max_length, settings.max_new_tokens, stream=True
+            )
+            column.alone = alone and bool(column.rounds)
+            asked = await ask(self.service, question, inbox)
+            run.take(asked)
+            column.generation = asked.generations[0]
+
+
+class _NoRoomError(UserError):
+    """max_length leaves no token for an answer."""
+
+    def __init__(self, given: int) -> None:
+        super().__init__(f"max_length {given} was given; allowed is 2 or more")
+        self.given = given
+
+
+def _columns(visit: Visit) -> list[Column]:
+    return list(visit.columns[: 2 if visit.comparing else 1])
+
+
+def _rounds_of(visit: Visit) -> list[list[Pair]]:
+    return [list(column.rounds) for column in _columns(visit)]
+
+
+def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pair]], returning: bool) -> None:
+    """It is over: an answer joins its conversation, as far as it was given; a question that got none goes back."""
+    answered = False
+    asked = iter(run.asked)
+    for column, rounds in zip(columns, before, strict=True):
+        made = next(asked, None) if visit.error is None else None
+        if made is not None:
+            column.notes = _notes(made, column.alone)
+        if made is not None and _is_answer(made.generations[0]):
+            column.rounds = [*column.rounds, (run.query, made.generations[0].text)]
+            answered = True
+        else:
+            column.rounds = rounds
+        column.query = column.generation = None
+    visit.returned = None if answered or not returning else run.query
+    visit.run = None
+
+
+def _is_answer(generation: Generation) -> bool:
+    """Not one that was stopped before its first character, nor one that failed."""
+    return generation.finish_reason != "error" and bool(generation.text or generation.finish_reason in ("stop", "length"))
+
+
+def _notes(asked: Asked, alone: bool) -> list[Note]:
+    """What there is to say about an answer: how it ended, what was left out, and what it cost."""
+    generation = asked.generations[0]
+    if generation.finish_reason == "error":
+        return [("failed", (generation.error or "",))]
+    notes: list[Note] = [("by", (asked.prefix.name,))]
+    tokens, first, last = len(generation.ids), generation.first_token, generation.finished
+    if tokens > 1 and first is not None and last is not None and last > first:
+        notes.append(("rate", (asked.prompt_tokens, tokens, (tokens - 1) / (last - first))))
+    else:
+        notes.append(("counts", (asked.prompt_tokens, tokens)))
+    if alone:
+        notes.append(("alone", ()))
+    if asked.dropped_rounds:
+        notes.append(("dropped", (asked.dropped_rounds,)))
+    if generation.finish_reason == "length":
+        notes.append(("cut", ()))
+    elif generation.finish_reason != "stop":
+        notes.append(("stopped", ()))
+    elif not generation.text:
+        notes.append(("empty", ()))
+    return notes
+
+
+def _error_note(error: UserError | QueueFullError) -> Note:
+    """The usual mistakes in the page's own words, the others in the service's."""
+    if isinstance(error, QueueFullError):
+        return "busy", ()
+    if isinstance(error, _NoRoomError):
+        return "no_room", (error.given,)
+    if isinstance(error, QuestionTooLongError):
+        return "too_long", (error.tokens, error.limit)
+    if isinstance(error, UnknownPrefixError):
+        return "unknown", (str(error),)
+    return "error", (str(error).removeprefix("--"),)

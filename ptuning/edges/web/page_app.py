@@ -1,0 +1,61 @@
+"""The page as an application of its own, to be served beside the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+
+from ptuning.edges.http.gate import Gate
+from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.language import LanguageChoice
+from ptuning.edges.web.answers import Answers
+from ptuning.edges.web.look import css, theme
+from ptuning.edges.web.one_address import PageHeaders
+from ptuning.edges.web.page import Page
+from ptuning.edges.web.texts import Texts
+from ptuning.uses.chat_service import ChatService
+
+
+def create_page_app(
+    service: ChatService,
+    metrics: Metrics,
+    *,
+    language: LanguageChoice = "auto",
+    report_root: Path = Path("output"),
+    auth: tuple[str, str] | None = None,
+    most_bytes: int = 2_000_000,
+) -> FastAPI:
+    """The page. Nothing is shared through gradio's servers, nothing reported, nothing fetched from elsewhere.
+
+    Args:
+        service: answers.
+        metrics: of the API beside it.
+        language: of everybody; auto: of each reader's browser.
+        report_root: reports below it can be opened.
+        auth: user and password, where the page is not for everybody.
+        most_bytes: of a request's body.
+    """
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    page = Page(service, Answers(service, metrics), language, report_root)
+    texts = Texts("en" if language == "en" else "zh")
+    gr.mount_gradio_app(
+        app, page.blocks, "/", auth=auth, auth_message=texts("login") if auth else None, footer_links=[],
+        run_history=False, show_error=False, max_file_size=1, ssr_mode=False, enable_monitoring=False, pwa=False,
+        mcp_server=False, theme=theme(), css=css(),
+    )  # fmt: skip
+    app.state.page = page
+    app.add_middleware(Gate, key=None, admin_key=None, most_bytes=most_bytes)
+    app.add_middleware(PageHeaders)
+    return app
+
+
+def end_heartbeats(app: Any) -> None:
+    """Close the connections by which open pages show that they are there; a server that ends would wait for them. To be
+    called in the event loop."""
+    for route in app.routes:
+        event = getattr(getattr(route, "app", None), "stop_event", None)
+        if event is not None:
+            event.set()

@@ -1,0 +1,149 @@
+"""What the server remembers of an open page: its conversation, side by side if wanted, and the answer that is being made."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from ptuning.edges.language import Language
+from ptuning.loops.engine.request import Generation
+from ptuning.uses.chat_service import Asked
+
+Pair = tuple[str, str]
+Note = tuple[str, tuple[object, ...]]
+"""A text of ``texts.py`` by its name, with its values: told in whatever language the page has when it is shown."""
+
+MOST_VISITS, KEPT_SECONDS = 2000, 3600.0
+
+
+class Run:
+    """One question on its way, to one model or to two.
+
+    Attributes:
+        query: the question.
+        asked: one for each column, once the engine has them.
+        stopped: somebody pressed stop, or went away.
+        forgotten: the conversation was cleared meanwhile; what still comes belongs nowhere.
+    """
+
+    def __init__(self, query: str) -> None:
+        self.query = query
+        self.asked: list[Asked] = []
+        self.stopped = self.forgotten = False
+
+    def take(self, asked: Asked) -> None:
+        """The engine has the question; a stop that came before holds."""
+        self.asked.append(asked)
+        if self.stopped:
+            asked.cancel()
+
+    def stop(self) -> None:
+        """End it within one step."""
+        self.stopped = True
+        for one in self.asked:
+            one.cancel()
+
+
+@dataclass
+class Column:
+    """One conversation of the page.
+
+    Attributes:
+        rounds: (question, reply) pairs, oldest first.
+        query: being answered now.
+        generation: that answers it.
+        alone: earlier rounds were left out of the question.
+        notes: about the last answer.
+    """
+
+    rounds: list[Pair] = field(default_factory=list)
+    query: str | None = None
+    generation: Generation | None = None
+    alone: bool = False
+    notes: list[Note] = field(default_factory=list)
+
+    def shown(self) -> list[Pair]:
+        """The rounds, the unfinished one last."""
+        if self.query is None:
+            return self.rounds
+        return [*self.rounds, (self.query, self.generation.text if self.generation is not None else "")]
+
+
+class Visit:
+    """One open page.
+
+    Attributes:
+        columns: the conversation, and the one beside it.
+        comparing: whether both are in use.
+        run: the question that is being answered.
+        error: why the last one was not.
+        returned: a question that goes back to the input, because nothing came of it.
+        language: chosen on the page, or None.
+    """
+
+    def __init__(self) -> None:
+        self.columns = (Column(), Column())
+        self.comparing = False
+        self.run: Run | None = None
+        self.error: Note | None = None
+        self.returned: str | None = None
+        self.language: Language | None = None
+        self.left: float | None = None
+
+    def compare(self, on: bool) -> None:
+        """Side by side from here on, or no longer. The second column begins with what was said in the first."""
+        if on and not self.comparing:
+            self.columns[1].rounds = list(self.columns[0].rounds)
+            self.columns[1].notes = []
+        self.comparing = on
+
+    def stop(self) -> None:
+        """Stop the answer that runs."""
+        if self.run is not None:
+            self.run.stop()
+
+    def clear(self) -> None:
+        """Forget everything that was said; an answer that runs is stopped and belongs nowhere."""
+        if self.run is not None:
+            self.run.forgotten = True
+            self.run.stop()
+        self.run = self.error = self.returned = None
+        self.columns = (Column(), Column())
+
+
+class Visits:
+    """The open pages by gradio's name of their session. One that was left is kept for a while: its connection may only have
+    been cut for a moment."""
+
+    def __init__(self) -> None:
+        self._visits: OrderedDict[str, Visit] = OrderedDict()
+
+    def of(self, session: str | None) -> Visit:
+        """The visit of a session; a new one where there is none. Nobody shares one that has no name."""
+        if session is None:
+            return Visit()
+        visit = self._visits.setdefault(session, Visit())
+        self._visits.move_to_end(session)
+        visit.left = None
+        self._tidy()
+        return visit
+
+    def leave(self, session: str | None) -> None:
+        """The page was closed or loaded anew: nobody waits for its answer any more."""
+        visit = self._visits.get(session or "")
+        if visit is not None:
+            visit.stop()
+            visit.left = time.monotonic()
+
+    def _tidy(self) -> None:
+        old = time.monotonic() - KEPT_SECONDS
+        gone = [name for name, visit in self._visits.items() if visit.left is not None and visit.left < old]
+        gone += list(self._visits)[: max(0, len(self._visits) - len(gone) - MOST_VISITS)]
+        for name in gone:
+            visit = self._visits.pop(name, None)
+            if visit is not None:
+                visit.stop()
+
+    def __len__(self) -> int:
+        return len(self._visits)
