@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -18,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prefixes import random_encoder, save_random_prefix
+from servers import running, wait_for
 
 import ptuning
 
@@ -26,35 +26,6 @@ KEY, ADMIN = "a key", "another key"
 ENDLESS = {"temperature": 0, "repetition_penalty": 0.3}  # what stands there already is preferred: <eop> never comes
 LENGTHS = {"a": 4, "b": 4, "c": 7}
 QUESTIONS = ["你好", "今天天气怎么样？", "你是谁", "类型#裙*颜色#红", "hello, what is this?", "讲个故事", "1+1=?", "再见"]
-
-
-@contextlib.contextmanager
-def running(*flags, **environment):
-    """A server; gives its address and process."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith("API_")}
-    env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, "-m", "ptuning", "serve", "--device", "cpu", "--port", "0", *map(str, flags)]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, encoding="utf-8")
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if found := re.search(r"listening on (http://\S+)", line):
-                break
-        else:
-            pytest.fail("".join(lines))
-        address = found[1].replace("0.0.0.0", "127.0.0.1")
-        for _ in range(200):
-            with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"{address}/health")
-                break
-            time.sleep(0.05)
-        process.log = lines
-        yield address, process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-        process.communicate(timeout=30)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +44,7 @@ def folder(parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     """Open to all on this machine, with three prefixes."""
-    with running("--ptuning_checkpoint", folder, "--max_waiting", 100) as (address, process):
+    with running("serve", "--ptuning_checkpoint", folder, "--max_waiting", 100) as (address, process):
         yield address, process
 
 
@@ -86,7 +57,7 @@ def address(server):
 def strict(folder):
     """With keys, one row, one place to wait, and small bodies."""
     flags = ("--ptuning_checkpoint", f"a={folder / 'a'}", "--max_rows", 1, "--max_waiting", 1, "--max_body_bytes", 5000)
-    with running(*flags, "--checkpoint_root", folder, API_KEY=KEY, API_ADMIN_KEY=ADMIN) as (address, _):
+    with running("serve", *flags, "--checkpoint_root", folder, API_KEY=KEY, API_ADMIN_KEY=ADMIN) as (address, _):
         yield httpx.Client(base_url=address, headers={"Authorization": f"Bearer {KEY}"}, timeout=30)
 
 
@@ -116,13 +87,6 @@ def solo(parts, folder):
 def messages_of(query, history=()):
     pairs = [({"role": "user", "content": q}, {"role": "assistant", "content": a}) for q, a in history]
     return [*(message for pair in pairs for message in pair), {"role": "user", "content": query}]
-
-
-def wait_for(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def metric(address, name, headers=None):
@@ -466,7 +430,8 @@ def test_no_page_of_another_origin_is_allowed(address):
 
 def test_sigterm_ends_streams_in_order(folder):
     """Listening to everybody without a key is said; a running stream is cut and closed, and the exit code is 0."""
-    with running("--host", "0.0.0.0", "--shutdown_seconds", 1, "--ptuning_checkpoint", folder / "a") as (address, process):
+    flags = ("--host", "0.0.0.0", "--shutdown_seconds", 1, "--ptuning_checkpoint", folder / "a")
+    with running("serve", *flags) as (address, process):
         assert any("WARNING" in line and "without a key" in line for line in [*process.log, process.stderr.readline()])
         body = {"model": "a", "messages": messages_of("x"), "stream": True} | ENDLESS
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=30) as response:
