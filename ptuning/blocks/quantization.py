@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ptuning.blocks.allocator import on_large_pages
+from ptuning.blocks.float_linear import FloatLinear
 from ptuning.blocks.kernels import choose, cpu
 from ptuning.blocks.kernels.packed import (
     PackedWeight,
@@ -321,9 +322,9 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def quantized_linear_class(bits: int) -> Callable[..., nn.Module]:
-    """What to pass to the backbone as its linear: ``nn.Linear`` for 0 bits, a quantised one for 4 or 8."""
+    """What to pass to the backbone as its linear: a float one for 0 bits, a quantised one for 4 or 8."""
     if bits == 0:
-        return nn.Linear
+        return FloatLinear
     _check_bits(bits)
     return partial(QuantizedLinear, bits=bits)
 

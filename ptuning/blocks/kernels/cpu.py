@@ -56,12 +56,17 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     return _tiled_gradient(gradient, weight) if weight.lanes else _published_gradient(gradient, weight)
 
 
-def linear(inputs: Tensor, weight: Tensor) -> Tensor:
-    """``inputs @ weight.T`` of equal dtypes; float32 with few rows through oneDNN, which is faster than MKL there."""
-    if inputs.dtype != torch.float32 or not 4 <= inputs.shape[0] <= _onednn_rows() or not weight.numel():
-        return F.linear(inputs, weight)
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, None, "none", [], "")
+def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``inputs @ weight.T + bias`` of equal dtypes; float32 with few rows through oneDNN, which is faster than MKL there."""
+    if not onednn_is_faster(inputs) or not weight.numel():
+        return F.linear(inputs, weight, bias)
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, bias, "none", [], "")
     return made
+
+
+def onednn_is_faster(inputs: Tensor) -> bool:
+    """Whether oneDNN multiplies these [M, I] faster than MKL does."""
+    return inputs.dtype == torch.float32 and 1 <= inputs.shape[0] <= _onednn_rows()
 
 
 @cache
