@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.blocks.kernels import cpu
 from ptuning.blocks.kernels.packed import dequantize_weight
 from ptuning.blocks.quantization import QuantizedLinear
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
@@ -147,7 +148,8 @@ def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
 
 @contextmanager
 def published_products(linears: PackedLinears) -> Iterator[None]:
-    """Within this context these linears multiply as published."""
+    """Within this context these linears multiply as published, and float ones as ``nn.Linear`` does."""
+    faster, cpu.onednn_is_faster = cpu.onednn_is_faster, lambda inputs: False
     for module, packed, scale in linears:
 
         def product(
@@ -160,5 +162,6 @@ def published_products(linears: PackedLinears) -> Iterator[None]:
     try:
         yield
     finally:
+        cpu.onednn_is_faster = faster
         for module, _, _ in linears:
             del module.forward
