@@ -23,7 +23,7 @@ _BLOCK, _BLOCK_BYTES, _ALIGNMENT = 32, 18, 16
 
 # Runs in the Python that has the package.
 _INSIDE = """
-import json, resource, sys, time
+import json, resource, statistics, sys, time
 import chatglm_cpp
 from chatglm_cpp import _C
 path, prompt, new, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
@@ -33,19 +33,21 @@ loaded = time.perf_counter() - start
 config = _C.GenerationConfig(max_length=2048, do_sample=False)
 def run(tokens):
     ids = list(range(10, 10 + prompt - 2)) + [130001, 130004]
-    start = time.perf_counter()
-    past = 0
+    past, times = 0, []
     for _ in range(tokens):
+        start = time.perf_counter()
         following = model.generate_next_token(ids, None, config, past, prompt)
+        times.append(time.perf_counter() - start)
         past = len(ids)
         ids.append(following)
-    return time.perf_counter() - start
+    return times
 run(2)
-first = min(run(1) for _ in range(2))
-whole = min(run(1 + new) for _ in range(2))
+runs = [run(1 + new) for _ in range(2)]
+first = statistics.median(times[0] for times in runs)
+token = statistics.median(time for times in runs for time in times[1:])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 print(json.dumps({"load s": loaded, "prompt tokens/s, batch 1": prompt / first,
-                  "decode tokens/s, batch 1": new / (whole - first), "peak GB": peak}))
+                  "decode tokens/s, batch 1": 1 / token, "peak GB": peak}))
 """
 
 
