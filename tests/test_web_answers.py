@@ -87,7 +87,7 @@ def test_an_answer_grows_and_is_that_of_model_chat(made, chat):
     seen = follow(made.send(visit, " 今天天气怎么样？\n", greedy(tokens=30)), lambda: visit.columns[0].shown()[-1][1])
     answer = chat("今天天气怎么样？", tokens=30)
     assert visit.columns[0].rounds == [("今天天气怎么样？", answer)]
-    assert len(set(seen)) > 3
+    assert len(set(seen)) > 2
     assert all(answer.startswith(text) for text in seen)
     assert visit.run is None
     assert {"by"} < set(notes_of(visit))
