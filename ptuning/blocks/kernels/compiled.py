@@ -107,9 +107,16 @@ def _scale(weight: PackedWeight) -> Tensor:
 
 def _room(rows: int, weight: PackedWeight) -> tuple[int, Tensor]:
     """Columns padded to whole blocks, and room for so many rows of them."""
-    block = _library().ptuning_block(weight.bits)
-    padded = -(-weight.columns // block) * block
-    return padded, torch.empty(rows, _library().ptuning_room(padded))
+    padded, floats = _sizes(weight.columns, weight.bits, _library())
+    return padded, torch.empty(rows, floats)
+
+
+@cache
+def _sizes(columns: int, bits: int, library: Any) -> tuple[int, int]:
+    """Columns padded to whole blocks, and the floats of room that a row of them needs."""
+    block = library.ptuning_block(bits)
+    padded = -(-columns // block) * block
+    return padded, library.ptuning_room(padded)
 
 
 @cache

@@ -129,18 +129,23 @@ INLINE void nibbles(const uint8_t *from, __m256i *odd, __m256i *even) {
     *even = _mm256_and_si256(_mm256_srli_epi16(got, 4), low);
 }
 
-INLINE float sum_of_digits(const __m256i total[MOST_DIGITS], int digits) {
+/* Eight sums in float32, of whole numbers digit by digit. */
+INLINE __m256 of_digits(const __m256i total[MOST_DIGITS], int digits) {
     __m256 made = _mm256_cvtepi32_ps(total[digits - 1]);
 #pragma GCC unroll 3
     for (int p = digits - 2; p >= 0; p--)
-        made = _mm256_add_ps(_mm256_mul_ps(made, _mm256_set1_ps(256.0f)), _mm256_cvtepi32_ps(total[p]));
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(made), _mm256_extractf128_ps(made, 1));
+        made = _mm256_fmadd_ps(made, _mm256_set1_ps(256.0f), _mm256_cvtepi32_ps(total[p]));
+    return made;
+}
+
+INLINE float sum_of_eight(__m256 of) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(of), _mm256_extractf128_ps(of, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
-/* Sums of one row of the weight over a stretch with some rows of activations, in units of their steps. The weights are packed,
-   so many bytes of them, or taken apart by integer_unpack. */
+/* Add to sums those of one row of the weight over a stretch with some rows of activations, in units of their steps. The weights
+   are packed, so many bytes of them, or taken apart by integer_unpack. */
 INLINE void integer_tile(const uint8_t *from, int packed, int64_t bytes, const __m256i *with, const __m256i *start, int rows,
                          int digits, float sums[ROWS]) {
     __m256i total[ROWS][MOST_DIGITS];
@@ -185,8 +190,16 @@ INLINE void integer_tile(const uint8_t *from, int packed, int64_t bytes, const _
 #pragma GCC unroll 3
             for (int p = 0; p < digits; p++) total[r][p] = _mm256_add_epi32(total[r][p], _mm256_madd_epi16(some[r][p], one));
     }
+    if (rows == 4) { /* four sums at once */
+        __m256 one_two = _mm256_hadd_ps(of_digits(total[0], digits), of_digits(total[1], digits));
+        __m256 rest = _mm256_hadd_ps(of_digits(total[2], digits), of_digits(total[3], digits));
+        __m256 four = _mm256_hadd_ps(one_two, rest);
+        __m128 made = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+        _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), made));
+        return;
+    }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sums[r] = sum_of_digits(total[r], digits);
+    for (int r = 0; r < rows; r++) sums[r] += sum_of_eight(of_digits(total[r], digits));
 }
 
 /* Rows of the weight over a stretch, a byte for every column: [rows][stretch]. */
@@ -203,37 +216,37 @@ static void integer_unpack(const job *j, int64_t first, int64_t count, int64_t c
     }
 }
 
-/* Some rows of the weight with a group of activations, over a stretch; all: [rows][panel]. */
+/* Some rows of the weight with a group of activations, over a stretch; all: [panel][ROWS]. */
 INLINE void integer_group(job *j, const uint8_t *held, int64_t first, int64_t count, int64_t m, int64_t stretch, int rows,
-                          int digits, float *all, int64_t panel) {
+                          int digits, float *all) {
     const int64_t column = stretch * j->stretch, left = j->columns - column;
     const int64_t columns = left < j->stretch ? left : j->stretch;
     const __m256i *with = (const __m256i *)(digits_of(j) + MOST_DIGITS * (m * j->padded + column * rows));
     const __m256i *start = start_of(j) + (m * stretches_of(j) + stretch * rows) * MOST_DIGITS;
-    for (int64_t o = 0; o < count; o++) {
-        float sums[ROWS];
-        if (held) integer_tile(held + o * INTEGER_STRETCH, 0, columns, with, start, rows, digits, sums);
-        else integer_tile(j->data + (first + o) * j->stride, 1, columns / 2, with, start, rows, digits, sums);
-        for (int r = 0; r < rows; r++) all[r * panel + o] += sums[r];
+    for (int64_t o = 0; o < count; o++, all += ROWS) {
+        if (held) integer_tile(held + o * INTEGER_STRETCH, 0, columns, with, start, rows, digits, all);
+        else integer_tile(j->data + (first + o) * j->stride, 1, columns / 2, with, start, rows, digits, all);
     }
 }
 
+/* The same for all groups from m to end; all: [group][panel][ROWS]. */
 INLINE void integer_groups(job *j, const uint8_t *held, int64_t first, int64_t count, int64_t m, int64_t end, int64_t stretch,
                            int digits, float *all, int64_t panel) {
     for (; m < end; m += ROWS, all += ROWS * panel) {
         const int64_t some = end - m < ROWS ? end - m : ROWS;
-        if (some == 4) integer_group(j, held, first, count, m, stretch, 4, digits, all, panel);
-        else if (some == 3) integer_group(j, held, first, count, m, stretch, 3, digits, all, panel);
-        else if (some == 2) integer_group(j, held, first, count, m, stretch, 2, digits, all, panel);
-        else integer_group(j, held, first, count, m, stretch, 1, digits, all, panel);
+        if (some == 4) integer_group(j, held, first, count, m, stretch, 4, digits, all);
+        else if (some == 3) integer_group(j, held, first, count, m, stretch, 3, digits, all);
+        else if (some == 2) integer_group(j, held, first, count, m, stretch, 2, digits, all);
+        else integer_group(j, held, first, count, m, stretch, 1, digits, all);
     }
 }
 
 INLINE void integer_finish(job *j, int64_t first, int64_t count, int64_t begin, int64_t end, const float *all, int64_t panel) {
     for (int64_t m = begin; m < end; m++) {
         float *to = j->result + m * j->outputs + first, step = step_of(j)[m];
+        const float *of = all + (m - begin) / ROWS * ROWS * panel + (m - begin) % ROWS;
         for (int64_t o = 0; o < count; o++) {
-            float made = all[(m - begin) * panel + o] * (step * scale_of(j, first + o));
+            float made = of[o * ROWS] * (step * scale_of(j, first + o));
             to[o] = j->bias ? made + j->bias[first + o] : made;
         }
     }

@@ -171,7 +171,7 @@ INLINE void one_row_work(job *j, int bits) {
 
 /* ---- INT4 under AVX2: whole numbers ---- */
 
-#if defined(__AVX2__) && VECTOR_BYTES >= 32 /* blocks of whole numbers are 64 columns */
+#if defined(__AVX2__) && defined(__FMA__) && VECTOR_BYTES >= 32 /* blocks of whole numbers are 64 columns */
 #define WHOLE_NUMBERS 1
 #include "integers.h"
 #endif
