@@ -145,7 +145,7 @@ def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):
             "train", "--model_name_or_path", "tiny-chatglm", "--train_file", rows, "--prompt_column", "content",
             "--response_column", "summary", "--output_dir", tmp_path / "run", "--pre_seq_len", 8, "--max_steps", 2,
             "--per_device_train_batch_size", 600, "--max_source_length", 200, "--max_target_length", 128, "--device", "cpu",
-            "--learning_rate", "1e-2",
+            "--learning_rate", "1e-2", "--gradient_checkpointing", "false",
         ],
         tmp_path / "out",
         limit_memory=500 * 2**20,

@@ -74,6 +74,13 @@ class TuningArguments(Seq2SeqTrainingArguments):
     early_stopping_threshold: float = field(
         default=0.0, metadata={"help": "By how much it must get better to count."}
     )
+    gradient_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations twice and hold fewer of them: less memory, longer steps, the same gradients. Not "
+            "given: only where a step is predicted not to fit into the memory that is free."
+        },
+    )
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report the run besides the output folder: tensorboard, wandb, ..."}
     )

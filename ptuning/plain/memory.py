@@ -344,6 +344,11 @@ def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -
     return rows * (wide * sizes.inner_hidden_size + 4 * sizes.hidden_size)
 
 
+def size_text(amount: int) -> str:
+    """Bytes as a message says them."""
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+
+
 def _positive(**values: int) -> None:
     for name, value in values.items():
         if value < 1:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 
+from ptuning.blocks.kernels.choose import free_memory
 from ptuning.plain.errors import UserError
 
 
@@ -63,3 +65,16 @@ def pick_device(device: str | torch.device | int | None) -> torch.device:
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"device {device!r} was given, but torch sees no MPS device; use --device auto")
     return chosen
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that this process may still take on a device; None where the device does not tell.
+
+    On CUDA, what torch holds and does not use counts as free. On a CPU, processes of one launcher share what is free.
+    """
+    if device.type == "cpu":
+        return free_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return None

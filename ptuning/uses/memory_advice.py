@@ -1,7 +1,9 @@
-"""Memory that does not suffice: what a run was expected to need, and what each way to need less would save."""
+"""Memory of a tuning run: whether activations are computed twice to need less, and, where it did not suffice all the same,
+what the run was expected to need and what each way to need less would save."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -10,8 +12,16 @@ import torch
 from ptuning.blocks.kernels.choose import uses_compiled
 from ptuning.loops.checkpoints import checkpoints
 from ptuning.loops.training_arguments import Arguments
-from ptuning.plain.memory import GIB, ModelSizes, PrefixSizes, Storage, tuning_memory
+from ptuning.plain.arguments import DataArguments
+from ptuning.plain.checkpointing_choice import choose_checkpointing
+from ptuning.plain.memory import ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
+from ptuning.tuned.example_store import PackedExamples
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.placement import free_bytes
+
+logger = logging.getLogger(__name__)
+
+_CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -19,6 +29,42 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def settle_checkpointing(
+    model: ChatGLMForConditionalGeneration, arguments: Arguments, examples: PackedExamples
+) -> None:
+    """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
+
+    Args:
+        model: loaded, with the prefix that will be trained.
+        arguments: of the run; its ``training`` is changed.
+        examples: to be trained on; their longest decides, not the limits that rows may not reach.
+    """
+    given, training = arguments.given, arguments.training
+    asked = any(given.get(name) is not None for name in _CHECKPOINTING_FLAGS)
+    if asked or training.gradient_checkpointing:
+        return
+    source, target = _longest(examples, arguments.data)
+    sizes, storage, prefix = _shape(model)
+    chosen = choose_checkpointing(
+        sizes, storage, prefix, batch=training.per_device_train_batch_size, source=source, target=target,
+        accumulation=training.gradient_accumulation_steps, free=free_bytes(model.device),
+    )
+    if chosen.on:
+        for name in _CHECKPOINTING_FLAGS:  # the old name, and the one that newer transformers read
+            setattr(training, name, True)
+        logger.info("%s", chosen.message)
+
+
+def _longest(examples: PackedExamples, data: DataArguments) -> tuple[int, int]:
+    """Tokens of the longest prompt and of the longest reply, as batches will have them."""
+    limits = data.max_source_length, data.max_target_length
+    if data.pad_to_max_length or not data.ignore_pad_token_for_loss:
+        return limits
+    full = (int(examples.arrays[name].max()) for name in ("full_source", "full_target"))
+    source, target = (max(1, min(length, limit)) for length, limit in zip(full, limits, strict=True))
+    return source, target
 
 
 def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arguments, error: BaseException) -> str:
@@ -29,14 +75,14 @@ def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arg
     for flags, changes in _changes(model, arguments):
         less = wanted - _needed(model, arguments, changes)
         if less > 0.01 * wanted:
-            ways.append((less, f"{flags} (about {_size(less)} less)"))
+            ways.append((less, f"{flags} (about {size_text(less)} less)"))
     lower = "; ".join(text for _, text in sorted(ways, key=lambda way: -way[0])) or "a smaller model"
     saved = checkpoints(str(training.output_dir))
     kept = f"{saved[-1]} is whole (--resume_from_checkpoint auto goes on from it)" if saved else "Nothing was saved yet"
     first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return (
-        f"out of memory while tuning ({first}). This run was expected to need about {_size(wanted)} beside Python itself. "
-        f"To need less: {lower}. {kept}"
+        f"out of memory while tuning ({first}). This run was expected to need about {size_text(wanted)} beside Python "
+        f"itself. To need less: {lower}. {kept}"
     )
 
 
@@ -58,20 +104,12 @@ def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> li
 
 def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, changes: dict[str, Any]) -> int:
     """Bytes by the formulae of ``ptuning info``."""
-    training, data, config = arguments.training, arguments.data, model.config
-    storage = Storage(
-        config.quantization_bit,
-        bool(config.quantization_embeddings),
-        int(model.dtype.itemsize),
-        device="cpu" if model.device.type == "cpu" else "accelerator",
-        table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
-        compiled=model.device.type == "cpu" and bool(config.quantization_bit) and uses_compiled(model.dtype),
-    )
-    encoder: Any = model.prefix_encoder
+    training, data = arguments.training, arguments.data
+    sizes, storage, prefix = _shape(model)
     return tuning_memory(
-        ModelSizes.from_config(config.to_dict()),
+        sizes,
         replace(storage, bits=changes.get("bits", storage.bits)),
-        PrefixSizes(encoder.config.pre_seq_len, encoder.config.projection),
+        prefix,
         batch=changes.get("batch", training.per_device_train_batch_size),
         source=changes.get("source", data.max_source_length),
         target=data.max_target_length,
@@ -80,5 +118,17 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
     ).total
 
 
-def _size(amount: int) -> str:
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+def _shape(model: ChatGLMForConditionalGeneration) -> tuple[ModelSizes, Storage, PrefixSizes]:
+    """What the formulae ask of a loaded model with a prefix."""
+    config = model.config
+    encoder: Any = model.prefix_encoder
+    storage = Storage(
+        config.quantization_bit,
+        bool(config.quantization_embeddings),
+        int(model.dtype.itemsize),
+        device="cpu" if model.device.type == "cpu" else "accelerator",
+        table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
+        compiled=model.device.type == "cpu" and bool(config.quantization_bit) and uses_compiled(model.dtype),
+    )
+    prefix = PrefixSizes(encoder.config.pre_seq_len, encoder.config.projection)
+    return ModelSizes.from_config(config.to_dict()), storage, prefix

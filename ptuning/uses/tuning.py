@@ -20,12 +20,13 @@ from ptuning.loops.training_arguments import Arguments, TuningArguments, save_ar
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import StoppedError, TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
+from ptuning.tuned.example_store import PackedExamples
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import evaluate_rows, save_metrics
 from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
-from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message
+from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
 from ptuning.uses.preparation import (
     base_model_name,
     prepare_examples,
@@ -106,8 +107,8 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
 def _trainer(
     arguments: Arguments,
     tokenizer: Any,
-    examples: Sequence[Example],
-    eval_examples: Sequence[Example] | None,
+    examples: PackedExamples,
+    eval_examples: PackedExamples | None,
     rows: list[Row],
     validation: list[Row],
 ) -> PrefixTrainer:
@@ -117,6 +118,7 @@ def _trainer(
     model = prepare_model(arguments.model, new_prefix=True)
     encoder: Any = model.prefix_encoder
     encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
+    settle_checkpointing(model, arguments, examples)
     return PrefixTrainer(
         model,
         training,
