@@ -55,6 +55,10 @@ class PrefixReads:
                 place_of[row] = offset + place
             self.reads += [(length_bank, read) for read in reads]
             offset += sum(len(rows) if read.table is None else read.table.numel() for read in reads)
+        if len(self.reads) == 1 and self.reads[0][1].table is not None:
+            bank_of_all, read = self.reads[0]
+            if place_of == read.table.flatten().tolist() == list(range(len(rows))):  # the rows lie by prefix already
+                self.reads = [(bank_of_all, read._replace(table=None))]
         self.straight = len(self.reads) == 1 and self.reads[0][1].table is None
         self.place_of = torch.tensor(place_of, device=device)
         without = [entry is None for entry in rows]
@@ -72,7 +76,8 @@ class PrefixReads:
             sums.append(total.transpose(1, 2).reshape(-1, tokens, heads))
         if self.straight:
             return mixed[0].transpose(1, 2), sums[0].transpose(1, 2)
-        together, total = torch.cat(mixed)[self.place_of].transpose(1, 2), torch.cat(sums)[self.place_of].transpose(1, 2)
+        all_mixed, all_sums = (mixed[0], sums[0]) if len(mixed) == 1 else (torch.cat(mixed), torch.cat(sums))
+        together, total = all_mixed[self.place_of].transpose(1, 2), all_sums[self.place_of].transpose(1, 2)
         if self.without is not None:
             # These rows take nothing, to the last bit: e to the minus infinity times 0. What stands there is another row's,
             # which may be broken, and 0 times NaN would be NaN.
