@@ -195,6 +195,8 @@ def test_side_by_side_in_one_batch(browser, address):
     page.number("repetition_penalty", 1)
     wait_for(lambda: not page.texts(1), "an empty conversation")
     page.send("讲个故事")
+    wait_for(lambda: page.texts(1, "user"), "the question")
+    assert [page.texts(column, "user") for column in (1, 2)] == [["讲个故事"], ["讲个故事"]]
     assert [page.answer(1, column) for column in (1, 2)] == [published(address, "讲个故事", name) for name in ("one", BASE)]
 
 

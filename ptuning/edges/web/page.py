@@ -81,6 +81,7 @@ class Page:
             lines=1, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
             label=texts("question"), placeholder=texts("ask_here"),
         )
+        self.asked = gr.Textbox(visible=False, label="question")
         with gr.Row(elem_id="buttons"):
             self.send = gr.Button(texts("send"), variant="primary", elem_id="send", min_width=90, scale=2)
             self.stop = gr.Button(texts("stop"), variant="stop", elem_id="stop", min_width=70, interactive=False)
@@ -147,9 +148,12 @@ class Page:
             *(getattr(self, name) for name in _EXPLAINED),
         ]  # fmt: skip
         hidden: dict[str, Any] = {"show_progress": "hidden"}
+        # Two steps, because gradio's client may pass over what a stream says for a moment only, and the question must leave
+        # the input for certain.
         gr.on(
-            [self.box.submit, self.send.click], self._on_send, [self.box, *asked], talk, api_name="send", **hidden
-        )
+            [self.box.submit, self.send.click], self._on_take, self.box, [self.box, self.asked],
+            api_visibility="private", **hidden,
+        ).then(self._on_send, [self.asked, *asked], talk, api_name="send", **hidden)  # fmt: skip
         self.retry.click(self._on_retry, asked, talk, api_name="retry", **hidden)
         self.stop.click(self._on_stop, None, None, api_name="stop", **hidden)
         self.clear.click(self._on_clear, None, talk, api_name="clear", **hidden)
@@ -173,15 +177,17 @@ class Page:
         )
         self.blocks.unload(self._on_leave)
 
+    def _on_take(self, request: gr.Request, question: str) -> Updates:
+        """The question out of the input, if it can be asked now."""
+        if self._visit(request)[0].run is not None or not question.strip():
+            return {self.box: gr.update(), self.asked: ""}
+        return {self.box: "", self.asked: question}
+
     async def _on_send(self, request: gr.Request, question: str, *wishes: Any) -> AsyncIterator[Updates]:
         visit, texts = self._visit(request)
-        busy = visit.run is not None
         yield self._talk(visit, texts)
         async for _ in self.answers.send(visit, question or "", _wishes(*wishes)):
-            update = self._talk(visit, texts)
-            if not busy and visit.run is not None:
-                busy, update[self.box] = True, gr.update(value="")
-            yield update
+            yield self._talk(visit, texts)
 
     async def _on_retry(self, request: gr.Request, *wishes: Any) -> AsyncIterator[Updates]:
         visit, texts = self._visit(request)
