@@ -15,6 +15,7 @@ import torch
 from benchmarks.memory import IDS
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.kernels.cpu import has_fast_bfloat16
+from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import embedded_folder
@@ -85,6 +86,8 @@ def made_model(
         model: Any = load_model(embedded_folder(), device=device, dtype=dtype, quantization_bit=bits)
     else:
         model = _random_model(SIZES[size], getattr(torch, dtype), bits, torch.device(device))
+        if model.device.type == "cpu" and model.dtype == torch.float32:
+            prefer_onednn_products()  # as load_model does
     if positions is not None:
         model.config.max_sequence_length = positions
     if prefix:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.plain_habits import default_products
+
 
 def importable() -> bool:
     """Whether the package is there."""
@@ -47,8 +49,9 @@ class PeftStep:
 
     def __call__(self, batch: dict[str, Tensor]) -> float:
         """Run forward and backward; the gradient stays in the prefix."""
-        loss = self.model(**batch).loss
-        loss.backward()
+        with default_products():
+            loss = self.model(**batch).loss
+            loss.backward()
         return float(loss.detach())
 
     def gradients(self) -> list[Any]:

@@ -147,6 +147,20 @@ def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
 
 
 @contextmanager
+def default_products() -> Iterator[None]:
+    """Within this context float32 products on a CPU go where torch itself sends them (ptuning.blocks.onednn undone)."""
+    matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    before = getattr(matmul, "fp32_precision", None)
+    if before is not None:
+        matmul.fp32_precision = "none"
+    try:
+        yield
+    finally:
+        if before is not None:
+            matmul.fp32_precision = before
+
+
+@contextmanager
 def published_products(linears: PackedLinears) -> Iterator[None]:
     """Within this context these linears multiply as published, and float ones as ``nn.Linear`` does."""
     faster, cpu.onednn_is_faster = cpu.onednn_is_faster, lambda inputs: False
@@ -160,7 +174,8 @@ def published_products(linears: PackedLinears) -> Iterator[None]:
 
         module.forward = product  # type: ignore[method-assign]
     try:
-        yield
+        with default_products():
+            yield
     finally:
         cpu.onednn_is_faster = faster
         for module, _, _ in linears:

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.everything import NAMES, commands
+from benchmarks.plain_habits import default_products, published_products
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "data" / "adgen-tiny" / "train.json"
@@ -44,6 +46,21 @@ def test_all_ways_of_a_training_step_agree():
         assert check["equal"]
     losses = {row["way"]: row["loss of the first step"] for row in results["ways"]}
     assert losses["published way"] != losses["published way, INT4"]  # the weights did change
+
+
+@pytest.mark.parametrize("context", [default_products, lambda: published_products([])], ids=["peft", "published"])
+def test_baselines_multiply_where_torch_does(context):
+    """On a CPU where loading sends float32 products to oneDNN, the other sides of a benchmark do not go there."""
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        pytest.skip("this torch has no such setting")
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        with context():
+            assert matmul.fp32_precision == "none"
+        assert matmul.fp32_precision == "bf16"
+    finally:
+        matmul.fp32_precision = before
 
 
 def test_peft_steps_on_the_same_rows_and_peaks_are_measured():

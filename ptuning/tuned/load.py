@@ -13,6 +13,7 @@ from ptuning.blocks.allocator import return_freed_memory
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.kernels.choose import best_cpu_dtype
 from ptuning.blocks.kernels.choose import settings as kernel_settings
+from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
@@ -134,7 +135,7 @@ def load_model(
     model = ChatGLMForConditionalGeneration.from_pretrained(
         path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )
-    model.name_or_path = model.config.name_or_path = os.fspath(path)
+    _settle_loaded(model, path)
     if prefix is not None:
         attach_checkpoint(model, prefix)
     return model
@@ -151,6 +152,13 @@ def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype |
     if bits and kernel_settings().memory == "lean":
         return_freed_memory()
     return cpu_dtype(config, bits) if dtype is None else dtype
+
+
+def _settle_loaded(model: ChatGLMForConditionalGeneration, path: Any) -> None:
+    """Its name, and on a CPU where its products are made."""
+    model.name_or_path = model.config.name_or_path = os.fspath(path)
+    if model.device.type == "cpu" and model.dtype == torch.float32:
+        prefer_onednn_products()
 
 
 def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ptuning.blocks.kernels.c_library import load_library
 from ptuning.blocks.kernels.choose import settings
 from ptuning.blocks.kernels.packed import PackedWeight
+from ptuning.blocks.onednn import matmul_precision
 
 FEW_HALF_ROWS = 4  # up to so many rows with a float16 weight; more are the business of a widened piece
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -93,7 +94,7 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 def _digits(dtype: torch.dtype) -> int:
     """Bytes of the whole numbers that stand for activations: three are float32's precision, two are half precision's, and
     what ``high`` asks for."""
-    exact = dtype == torch.float32 and torch.get_float32_matmul_precision() == settings().precision == "highest"
+    exact = dtype == torch.float32 and matmul_precision() == settings().precision == "highest"
     return 3 if exact else 2
 
 
