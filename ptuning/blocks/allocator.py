@@ -11,13 +11,13 @@ from collections.abc import Callable
 from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MOST = -1, -3, -4  # mallopt's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
-_LARGE, _NEVER = 1 << 20, -1
+_LARGE, _NEVER = 1 << 19, -1
 _HUGE_PAGE, _HUGEPAGE = 1 << 21, 14  # bytes; MADV_HUGEPAGE of Linux
 
 
 @functools.cache
 def return_freed_memory() -> bool:
-    """From now on, memory of 1 MB or more goes back to the system when a tensor lets it go; False where glibc is not.
+    """From now on, memory of 0.5 MB or more goes back to the system when a tensor lets it go; False where glibc is not.
 
     By default glibc raises that limit up to 32 MB by itself, and activations of one layer after the other leave gaps between
     the keys and values that stay: 0.1 GB for a prompt of 128 tokens on the 6B model. It holds for the whole process.

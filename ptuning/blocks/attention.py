@@ -51,17 +51,18 @@ class Packing(NamedTuple):
         """[n, C] to [B*T, C], zeros at padding."""
         if self.places is None:
             return values
-        return values.new_zeros(self.batch * self.tokens, values.shape[1]).index_copy(0, self.places, values)
+        # index_copy would keep the values for backward.
+        return values.new_zeros(self.batch * self.tokens, values.shape[1]).index_put((self.places,), values)
 
     def gather(self, values: Tensor) -> Tensor:
         """[B*T, C] to [n, C], or to [w, C]."""
         if self.places is None:
-            return values if self.kept is None else values[self.kept]
-        return values[self.places if self.kept is None else self.places[self.kept]]
+            return self.narrow(values)
+        return values.index_select(0, self.places if self.kept is None else self.places[self.kept])
 
     def narrow(self, values: Tensor) -> Tensor:
         """[n, C] to [w, C], or as it is."""
-        return values if self.kept is None else values[self.kept]
+        return values if self.kept is None else values.index_select(0, self.kept)
 
 
 class SelfAttention(nn.Module):

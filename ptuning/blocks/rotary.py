@@ -45,4 +45,4 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = states.float()
     first, second, block_first, block_second = wide.chunk(4, dim=-1)
     across = torch.cat((second, first, block_second, block_first), dim=-1)
-    return torch.addcmul(wide * cos, across, sin).to(states.dtype)
+    return (wide * cos).add_(across * sin).to(states.dtype)  # addcmul would keep ``across`` for backward

@@ -26,7 +26,7 @@ stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs 
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
-quantised model has it give back pieces from 1 MB on (ptuning.blocks.allocator); without what it keeps, the other parts add
+quantised model has it give back pieces from 0.5 MB on (ptuning.blocks.allocator); without what it keeps, the other parts add
 up to what is measured.
 
 Not counted: Python and its libraries (about 0.5 GB on a CPU, 0.5 GB of driver context on a GPU).
@@ -50,7 +50,10 @@ _ROUND_AT_ONCE = 2**20
 _LOGITS_AT_ONCE = 2**27
 """Bytes of float32 logits that the loss makes at a time (ptuning.tuned.loss)."""
 
-_KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**20
+_WIDENED_AT_ONCE = 2**22
+"""Weights of a half-precision head that are float32 at a time (ptuning.blocks.half_storage)."""
+
+_KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**19
 """Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
 
 
@@ -278,7 +281,7 @@ def tuning_memory(
     outputs = 4 * states if prefix.projection else 0  # of the projection, in float32
     activations = layers * s * rows * hidden + kept + s * states if checkpointing else layers * kept
     passing = 3 * s * rows * sizes.inner_hidden_size  # around GELU, forwards or backwards
-    loss = logits_bytes(batch * target, sizes.vocab_size, s)
+    loss = logits_bytes(batch * target, sizes.vocab_size, s) + head_bytes(sizes, storage, batch * target)
     at_start = {"activations": activations + states + outputs + s * states, "logits and loss": loss}
     at_end = {"activations": states + outputs + passing + max(2 * s, 8) * states, "logits and loss": 0}
     fixed = {
@@ -304,6 +307,14 @@ def logits_bytes(targets: int, vocabulary: int, float_bytes: int) -> int:
     pieces = -(-4 * vocabulary * targets // _LOGITS_AT_ONCE)
     beside = 2 * float_bytes if float_bytes < 4 else 0
     return -(-targets // pieces) * vocabulary * (4 + beside)
+
+
+def head_bytes(sizes: ModelSizes, storage: Storage, targets: int) -> int:
+    """What a half-precision head holds on a CPU while it multiplies: a piece of it in float32, and what came of that."""
+    if storage.device != "cpu" or not storage.bits or storage.embeddings:
+        return 0
+    rows = min(sizes.vocab_size, max(1, _WIDENED_AT_ONCE // sizes.hidden_size))
+    return 4 * rows * (sizes.hidden_size + min(targets, _LOGITS_AT_ONCE // (4 * sizes.vocab_size)))
 
 
 def kept_by_allocator(
