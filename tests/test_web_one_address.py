@@ -93,6 +93,14 @@ def test_keys_and_passwords_are_of_different_doors(closed_client):
     closed_client.cookies.clear()
 
 
+def test_only_answers_are_streamed(open_client):
+    """gradio's client ends its one connection with the last stream, and what is asked in that moment is never heard of."""
+    events = open_client.get("/config").json()["dependencies"]
+    streamed = [one for one in events if one["queue"] and one["targets"][0][1] != "unload"]
+    assert [one["api_name"] for one in streamed] == ["send", "retry"]
+    assert [one["trigger_mode"] for one in streamed] == ["multiple", "multiple"]  # one that is lost must not block the next
+
+
 def test_bodies_are_limited_at_both(open_client):
     large = {"prompt": "x" * 4000}
     assert open_client.post("/", json=large).status_code == 413

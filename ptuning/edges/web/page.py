@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ _EXPLAINED = (
     "no_repeat_ngram_size", "seed",
 )  # fmt: skip
 """Settings that have a line of explanation below their name."""
+
+SETTLING = 0.3
+"""Seconds after the end of a stream in which no other is begun: its connection is being closed."""
 
 
 class Page:
@@ -147,40 +152,36 @@ class Page:
             self.clear, self.more, self.report, self.open, self.report_page,
             *(getattr(self, name) for name in _EXPLAINED),
         ]  # fmt: skip
-        hidden: dict[str, Any] = {"show_progress": "hidden"}
-        # Two steps, because gradio's client may pass over what a stream says for a moment only, and the question must leave
-        # the input for certain.
-        gr.on(
+        # All streams of a page come over one connection, which gradio ends with the last of them; what is asked in that
+        # moment is never heard of again. So only answers are streamed, and whatever is done at once goes its own way.
+        stream: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
+        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+        taken = gr.on(
             [self.box.submit, self.send.click], self._on_take, self.box, [self.box, self.asked],
-            api_visibility="private", **hidden,
-        ).then(self._on_send, [self.asked, *asked], talk, api_name="send", **hidden)  # fmt: skip
-        self.retry.click(self._on_retry, asked, talk, api_name="retry", **hidden)
-        self.stop.click(self._on_stop, None, None, api_name="stop", **hidden)
-        self.clear.click(self._on_clear, None, talk, api_name="clear", **hidden)
-        self.compare.input(
-            self._on_compare, self.compare, [*self.columns, self.second, *talk], api_name="compare", **hidden
-        )
+            api_visibility="private", **quick,
+        )  # fmt: skip
+        taken.then(self._on_send, [self.asked, *asked], talk, api_name="send", **stream)
+        self.retry.click(self._on_retry, asked, talk, api_name="retry", **stream)
+        self.stop.click(self._on_stop, None, None, api_name="stop", **quick)
+        self.clear.click(self._on_clear, None, talk, api_name="clear", **quick)
+        self.compare.input(self._on_compare, self.compare, [*self.columns, self.second, *talk], api_name="compare", **quick)
         chosen = [self.model, self.second]
-        self.refresh.click(
-            self._on_refresh, chosen, [*chosen, *self.chats, self.heading], api_name="refresh", **hidden
-        )
-        gr.on(
-            [self.model.input, self.second.input], self._on_choose, chosen, self.chats, api_visibility="private", **hidden
-        )
-        self.languages.input(self._on_language, [self.languages, self.model, self.second], [*labels, *talk],
-                             api_name="language", **hidden)  # fmt: skip
-        self.reports_tab.select(self._on_reports, self.report, self.report, api_name="reports", **hidden)
-        self.open.click(self._on_open, self.report, self.report_page, api_name="open_report", **hidden)
-        self.report.input(self._on_open, self.report, self.report_page, api_visibility="private", **hidden)
-        self.blocks.load(
-            self._on_load, [self.model, self.second], [*labels, *talk], api_visibility="private", **hidden
-        )
+        self.refresh.click(self._on_refresh, chosen, [*chosen, *self.chats, self.heading], api_name="refresh", **quick)
+        gr.on([one.input for one in chosen], self._on_choose, chosen, self.chats, api_visibility="private", **quick)
+        self.languages.input(self._on_language, [self.languages, *chosen], [*labels, *talk], api_name="language", **quick)
+        self.reports_tab.select(self._on_reports, self.report, self.report, api_name="reports", **quick)
+        self.open.click(self._on_open, self.report, self.report_page, api_name="open_report", **quick)
+        self.report.input(self._on_open, self.report, self.report_page, api_visibility="private", **quick)
+        self.blocks.load(self._on_load, chosen, [*labels, *talk], api_visibility="private", **quick)
         self.blocks.unload(self._on_leave)
 
-    def _on_take(self, request: gr.Request, question: str) -> Updates:
-        """The question out of the input, if it can be asked now."""
-        if self._visit(request)[0].run is not None or not question.strip():
+    async def _on_take(self, request: gr.Request, question: str) -> Updates:
+        """The question out of the input, if it can be asked now. A step of its own, because gradio's client may pass over
+        what a stream says for a moment only."""
+        visit = self._visit(request)[0]
+        if visit.run is not None or not question.strip():
             return {self.box: gr.update(), self.asked: ""}
+        await asyncio.sleep(max(0.0, visit.ended + SETTLING - time.monotonic()))
         return {self.box: "", self.asked: question}
 
     async def _on_send(self, request: gr.Request, question: str, *wishes: Any) -> AsyncIterator[Updates]:
@@ -188,12 +189,14 @@ class Page:
         yield self._talk(visit, texts)
         async for _ in self.answers.send(visit, question or "", _wishes(*wishes)):
             yield self._talk(visit, texts)
+        visit.ended = time.monotonic()
 
     async def _on_retry(self, request: gr.Request, *wishes: Any) -> AsyncIterator[Updates]:
         visit, texts = self._visit(request)
         yield self._talk(visit, texts)
         async for _ in self.answers.retry(visit, _wishes(*wishes)):
             yield self._talk(visit, texts)
+        visit.ended = time.monotonic()
 
     def _on_stop(self, request: gr.Request) -> None:
         self._visit(request)[0].stop()

@@ -80,6 +80,8 @@ class Visit:
         error: why the last one was not.
         returned: a question that goes back to the input, because nothing came of it.
         language: chosen on the page, or None.
+        left: when the page was closed, if it was.
+        ended: when its last stream ended.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,7 @@ class Visit:
         self.returned: str | None = None
         self.language: Language | None = None
         self.left: float | None = None
+        self.ended = 0.0
 
     def compare(self, on: bool) -> None:
         """Side by side from here on, or no longer. The second column begins with what was said in the first."""
