@@ -19,7 +19,7 @@ from ptuning.loops.engine.request import GREEDY, Request, Sampling
 
 PREFIX, PROMPT, REPLY, BATCH = 5, 3, 20, 3
 LABELS = BATCH * (1 + REPLY)  # <sop> is one
-PRODUCTS = ("aten.addmm", "aten.mm", "aten.bmm", "aten.linear", "aten.matmul")
+PRODUCTS = ("aten.addmm", "aten.mm", "aten.bmm", "aten.linear", "aten.matmul", "mkldnn._linear_pointwise")
 WAITS = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.unique")
 
 
@@ -48,6 +48,8 @@ class Watch(TorchDispatchMode):
         self.operations.append(name)
         if name in ("aten.mm", "aten.addmm"):
             self.linear_flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        if name == "mkldnn._linear_pointwise":
+            self.linear_flops += 2 * args[0].numel() * args[1].shape[0]
         self.made += [
             Made(name, tuple(tensor.shape), tensor.dtype, place_of(tensor) not in given)
             for tensor in tree_leaves(result)

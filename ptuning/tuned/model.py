@@ -193,31 +193,31 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         if prefix_key_values is None:
             prefix_key_values = self.prefix_key_values()
         run = partial(
-            self.transformer,
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            prefix_key_values,
+            self.transformer, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, prefix_key_values,
             use_cache=use_cache and not (self.training and self.is_gradient_checkpointing),
             output_hidden_states=bool(output_hidden_states),
-        )
+        )  # fmt: skip
         if labels is None:
             output = run()
             result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
             result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
-            chosen, targets = target_positions(labels)
-            chosen = chosen.to(self.device)
             alone = past_key_values is None and not use_cache and not output_hidden_states
-            output = run(wanted=chosen) if alone else run()
-            states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
-            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
-            result["loss"] = target_loss(states, targets, self.lm_head, num_items_in_batch)
-            every = run if alone else lambda: output
-            result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
+            result = self._with_loss(run, labels, num_items_in_batch, logits_to_keep, alone)
         return result.as_tuple() if return_dict is False else result
+
+    def _with_loss(
+        self, run: Callable[..., Any], labels: Tensor, num_items: Tensor | int | None, logits_to_keep: int, alone: bool
+    ) -> CausalLMOutput:
+        """The loss of a run of the backbone; where nothing else is asked of it (``alone``), of the positions it needs."""
+        chosen, targets = target_positions(labels)
+        chosen = chosen.to(self.device)
+        output = run(wanted=chosen) if alone else run()
+        states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
+        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        result["loss"] = target_loss(states, targets, self.lm_head, num_items)
+        every = run if alone else lambda: output
+        return result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

@@ -27,6 +27,7 @@ from ptuning.blocks.kernels.packed import PackedWeight, signed_columns, tile_int
 FEW_ROWS = {4: 32, 8: 8}
 FEW_ROWS_EMULATED = 16
 FEW_ROWS_RESIDENT = {4: 8, 8: 4}
+_ROWS_TOGETHER = 8
 # Weights unpacked at a time. Products keep a piece and its float form in the cache; gradients cut across rows, where a
 # longer stretch of each row is worth more.
 _AT_ONCE, _AT_ONCE_ACROSS = 1 << 20, 1 << 22
@@ -60,8 +61,12 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """``inputs @ weight.T + bias`` of equal dtypes; float32 with few rows through oneDNN, which is faster than MKL there."""
     if not onednn_is_faster(inputs) or not weight.numel():
         return F.linear(inputs, weight, bias)
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs.contiguous(), weight, bias, "none", [], "")
-    return made
+    # oneDNN makes and keeps code for every number of rows: some numbers stand for all, lest memory grow with the requests.
+    rows = inputs.shape[0]
+    missing = -rows % _ROWS_TOGETHER if rows > _ROWS_TOGETHER else 0
+    inputs = F.pad(inputs, (0, 0, 0, missing)) if missing else inputs.contiguous()
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return made[:rows] if missing else made
 
 
 def onednn_is_faster(inputs: Tensor) -> bool:

@@ -55,9 +55,10 @@ class PrefixReads:
                 place_of[row] = offset + place
             self.reads += [(length_bank, read) for read in reads]
             offset += sum(len(rows) if read.table is None else read.table.numel() for read in reads)
-        if len(self.reads) == 1 and self.reads[0][1].table is not None:
+        if len(self.reads) == 1:
             bank_of_all, read = self.reads[0]
-            if place_of == read.table.flatten().tolist() == list(range(len(rows))):  # the rows lie by prefix already
+            asked = [] if read.table is None else read.table.flatten().tolist()
+            if place_of == asked == list(range(len(rows))):  # the rows lie by prefix already
                 self.reads = [(bank_of_all, read._replace(table=None))]
         self.straight = len(self.reads) == 1 and self.reads[0][1].table is None
         self.place_of = torch.tensor(place_of, device=device)
