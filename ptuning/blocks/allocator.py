@@ -45,12 +45,13 @@ def on_large_pages(tensor: Tensor) -> Tensor:
         start = -(-tensor.data_ptr() // _HUGE_PAGE) * _HUGE_PAGE
         end = (tensor.data_ptr() + tensor.nbytes) // _HUGE_PAGE * _HUGE_PAGE
         if end > start:
-            _madvise()(start, end - start, _HUGEPAGE)  # advice: nothing to do where it is not taken
+            madvise()(start, end - start, _HUGEPAGE)  # advice: nothing to do where it is not taken
     return tensor
 
 
 @functools.cache
-def _madvise() -> Callable[[int, int, int], int]:
+def madvise() -> Callable[[int, int, int], int]:
+    """Linux's function of that name: address, bytes, advice."""
     function = ctypes.CDLL(None).madvise
     function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
     return function

@@ -6,15 +6,14 @@ A mapped file counts as resident memory page by page as it is read, up to its wh
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import mmap
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
+
+from ptuning.blocks.allocator import madvise
 
 _DONTNEED = 4  # MADV_DONTNEED of Linux; on pages of a file: forget them, and read the file again if they are asked for
 
@@ -40,7 +39,7 @@ class MappedFile:
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         last = (start + size) // mmap.PAGESIZE * mmap.PAGESIZE
         if last > first:
-            _madvise()(first, last - first, _DONTNEED)  # advice: nothing to do where it is not taken
+            madvise()(first, last - first, _DONTNEED)  # advice: nothing to do where it is not taken
 
 
 def _places(path: Path) -> list[tuple[int, int]]:
@@ -58,10 +57,3 @@ def _places(path: Path) -> list[tuple[int, int]]:
                 low = found.pop()[0]
             found.append((low, high))
     return found
-
-
-@functools.cache
-def _madvise() -> Callable[[int, int, int], int]:
-    function = ctypes.CDLL(None).madvise
-    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int], ctypes.c_int
-    return function
