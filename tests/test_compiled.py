@@ -96,19 +96,66 @@ def test_sixteen_bits_where_they_will_do(kernel):
         choose.configure(precision="highest")
         torch.set_float32_matmul_precision("high")
         assert 1e-6 < error() < 2**-14
+        torch.set_float32_matmul_precision("medium")
+        assert 2**-14 < error() < 0.02
     finally:
         torch.set_float32_matmul_precision("highest")
         choose.configure()
 
 
+@pytest.fixture
+def medium():
+    """Activations of eight bits."""
+    choose.configure(precision="medium")
+    yield
+    choose.configure()
+
+
+@pytest.mark.parametrize("columns", [2, 126, 128, 130, 256, 258, 2048, 4098, 16384])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 67])
+def test_eight_bits_where_they_will_do(kernel, medium, rows, columns):
+    """What is multiplied are the activations rounded to 127 steps of the largest among 128: against that, sums are exact."""
+    weight = packed_weight(4, 70, columns)
+    inputs = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    spans = torch.nn.functional.pad(inputs, (0, -columns % 128)).view(rows, -1, 128)
+    step = spans.abs().amax(dim=2, keepdim=True) / 127
+    rounded = ((spans / step).round() * step).view(rows, -1)[:, :columns]
+    dense = dequantize_weight(weight.data, weight.scale, 4).double()
+    made, bias = kernel.product(inputs, weight, None), torch.arange(70.0)
+    wanted = rounded.double() @ dense.t()
+    # The kernel multiplies by 127/largest where we divide: a value on the border may go either way.
+    assert (made - wanted).norm() < 1e-3 * wanted.norm()
+    assert (made - inputs.double() @ dense.t()).norm() < 0.012 * wanted.norm()
+    assert torch.allclose(kernel.product(inputs, weight, bias), made + bias)
+
+
+def test_eight_bits_beside_an_outlier(kernel, medium):
+    """A large activation, of which language models have some, coarsens those of its own 128 columns alone."""
+    weight, inputs = packed_weight(4, 130, 4096), torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
+    dense = dequantize_weight(weight.data, weight.scale, 4).double()
+    inputs[:, 17] = 50.0
+    others = inputs.clone()
+    others[:, :128] = 0
+    far = kernel.product(others, weight, None) - others.double() @ dense.t()
+    all_of_them = kernel.product(inputs, weight, None) - inputs.double() @ dense.t()
+    assert far.norm() < 0.012 * (others.double() @ dense.t()).norm()
+    # The step is 20 times larger for one in 32: sqrt(400 / 32). One step for the whole row would make it 20.
+    assert all_of_them.norm() < 5 * far.norm()
+
+
 @bits_of_both
+@pytest.mark.parametrize("precision", choose.PRECISIONS)
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_none(kernel, bits, rows, broken):
+def test_what_is_no_number_stays_none(kernel, bits, precision, rows, broken):
     weight = packed_weight(bits, 30, 64)
     inputs = torch.ones(rows, 64)
     inputs[0, 5] = broken
-    made = kernel.product(inputs, weight, None)
+    choose.configure(precision=precision)
+    try:
+        made = kernel.product(inputs, weight, None)
+    finally:
+        choose.configure()
     assert not made[0, weight.scale > 0].isfinite().any()
     assert made[1:].isfinite().all()
 

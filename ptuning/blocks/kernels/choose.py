@@ -9,8 +9,9 @@ Settings come from :func:`configure` or, where that was not called, from the env
 * ``PTUNING_MEMORY`` (CPU only): ``lean`` (default) keeps one copy of the packed weight, 0.5 or 1 byte a weight. ``fast``, or
   ``fast:6`` for 6 GB, also keeps the weights of the layers that were used first unpacked (2 bytes a weight in bfloat16, 4 in
   float32) until the budget is spent; without a number the budget is half of the memory that is free when the first is made.
-* ``PTUNING_PRECISION`` (the compiled kernel, float32): ``highest`` (default) takes activations at 24 bits, ``high`` at 16,
-  which is faster; so does ``torch.set_float32_matmul_precision("high")``, whose words these are.
+* ``PTUNING_PRECISION`` (the compiled kernel, INT4): ``highest`` (default) takes float32 activations at 24 bits, ``high`` at
+  16, which is faster, and ``medium`` at 8 with a scale for every 128, which is fastest and costs about a hundredth of a
+  product; so does ``torch.set_float32_matmul_precision``, whose words these are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ptuning.plain.errors import UserError
 logger = logging.getLogger(__name__)
 
 KERNEL_VARIABLE, MEMORY_VARIABLE, PRECISION_VARIABLE = "PTUNING_KERNEL", "PTUNING_MEMORY", "PTUNING_PRECISION"
+PRECISIONS = ("highest", "high", "medium")
 KERNEL_NAMES = ("auto", "plain", "cpu", "compiled", "triton", "cpm")
 _MODULES = {
     "compiled": "ptuning.blocks.kernels.compiled",
@@ -68,7 +70,7 @@ class KernelSettings:
         kernel: one of ``KERNEL_NAMES``.
         memory: ``lean`` or ``fast``.
         budget: bytes that unpacked weights may take under ``fast``; None: half of what is free.
-        precision: ``highest`` or ``high``.
+        precision: one of ``PRECISIONS``.
     """
 
     kernel: str = "auto"
@@ -91,8 +93,8 @@ def configure(
     kernel = os.environ.get(KERNEL_VARIABLE, "auto") if kernel is None else kernel
     memory = os.environ.get(MEMORY_VARIABLE, "lean") if memory is None else memory
     precision = os.environ.get(PRECISION_VARIABLE, "highest") if precision is None else precision
-    if precision not in ("highest", "high"):
-        raise UserError(f"precision {precision!r} was given; allowed are highest and high ({PRECISION_VARIABLE})")
+    if precision not in PRECISIONS:
+        raise UserError(f"precision {precision!r} was given; allowed are {', '.join(PRECISIONS)} ({PRECISION_VARIABLE})")
     if kernel not in KERNEL_NAMES:
         raise UserError(f"kernel {kernel!r} was given; allowed are {', '.join(KERNEL_NAMES)} ({KERNEL_VARIABLE})")
     mode, colon, number = memory.partition(":")

@@ -93,9 +93,11 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 
 def _digits(dtype: torch.dtype) -> int:
     """Bytes of the whole numbers that stand for activations: three are float32's precision, two are half precision's, and
-    what ``high`` asks for."""
-    exact = dtype == torch.float32 and matmul_precision() == settings().precision == "highest"
-    return 3 if exact else 2
+    what ``high`` asks for; ``medium`` makes do with one."""
+    asked = (matmul_precision(), settings().precision)
+    if "medium" in asked:
+        return 1
+    return 3 if dtype == torch.float32 and "high" not in asked else 2
 
 
 def _float32(values: Tensor) -> Tensor:

@@ -9,9 +9,13 @@
    activations.
 
    digits [group][block][row][digit][odd or even column][32]: what one tile reads lies together. Weights are taken as value+8,
-   0 to 15, so 8 times the sum of the digits is taken off first: start [group][stretch][row][digit][8 lanes of int32]. */
+   0 to 15, so 8 times the sum of the digits is taken off first: start [group][stretch][row][digit][8 lanes of int32].
+
+   With a single digit (the caller's wish: twice as fast, and as coarse as INT8) every span of 128 columns has a step of its
+   own, [group][span][row] behind the digits, and is added in float32; start is then one float, [group][stretch][row]. */
 #define BLOCK 64
 #define CHUNK 256
+#define SPAN 128              /* columns that share the step of a single digit */
 #define INTEGER_PANEL 32      /* rows of the weight that are multiplied with many activations at a time ... */
 #define LONG_PANEL 64         /* (with few: a thread reads a long piece of memory) */
 #define INTEGER_STRETCH 2048  /* ... over so many columns: the digits of a group over them fit the first cache */
@@ -24,6 +28,8 @@ INLINE int8_t *digits_of(const job *j) { return (int8_t *)j->arranged; }
 
 INLINE __m256i *start_of(const job *j) { return (__m256i *)(digits_of(j) + MOST_DIGITS * j->rows * j->padded); }
 
+INLINE float *spans_of(const job *j) { return (float *)(digits_of(j) + j->rows * j->padded); }
+
 INLINE float *step_of(const job *j) { return (float *)(start_of(j) + MOST_DIGITS * j->rows * stretches_of(j)); }
 
 INLINE int64_t whole_chunks(int64_t columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
@@ -32,6 +38,12 @@ INLINE int64_t whole_chunks(int64_t columns) { return (columns + CHUNK - 1) / CH
 static int64_t integer_room(int64_t columns) {
     const int64_t padded = whole_chunks(columns);
     return (MOST_DIGITS * padded + 32 * MOST_DIGITS * (padded / INTEGER_STRETCH + 1)) / 4 + 8;
+}
+
+INLINE float sum_of_eight(__m256 of) {
+    __m128 half = _mm_add_ps(_mm256_castps256_ps128(of), _mm256_extractf128_ps(of, 1));
+    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
+    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
 }
 
 /* Even or odd ones of 64 floats, times a factor, as whole numbers within limits. */
@@ -73,6 +85,14 @@ static float largest_of(const float *from, int64_t columns) {
     return found;
 }
 
+/* 64 activations, fewer at the end of a row. */
+INLINE const float *block_of(const float *from, int64_t left, float last[BLOCK]) {
+    if (left >= BLOCK) return from;
+    memset(last, 0, BLOCK * sizeof *last);
+    if (left > 0) memcpy(last, from, (size_t)left * sizeof *last);
+    return last;
+}
+
 /* Digits of one row of activations; 0 where it cannot be done: values that are not finite, or too small to be scaled. */
 static int to_digits(job *j, int64_t m) {
     const float *from = j->given + m * j->columns;
@@ -86,16 +106,11 @@ static int to_digits(job *j, int64_t m) {
     __m256i *start = start_of(j) + (group * stretches_of(j) + r) * MOST_DIGITS;
     for (int64_t c = 0; c < j->padded; c += BLOCK) {
         float last[BLOCK];
-        const float *here = from + c;
-        if (j->columns - c < BLOCK) {
-            memset(last, 0, sizeof last);
-            if (j->columns > c) memcpy(last, here, (size_t)(j->columns - c) * sizeof *last);
-            here = last;
-        }
+        const float *here = block_of(from + c, j->columns - c, last);
         __m256i odd[4], even[4];
         whole_half(here, 1, _mm256_set1_ps(per), largest, odd);
         whole_half(here, 0, _mm256_set1_ps(per), largest, even);
-        __m256i *to = (__m256i *)(digits_of(j) + MOST_DIGITS * (group * j->padded + (c * some + r * BLOCK)));
+        __m256i *to = (__m256i *)(digits_of(j) + j->digits * (group * j->padded + (c * some + r * BLOCK)));
         if (c % j->stretch == 0)
             for (int p = 0; p < MOST_DIGITS; p++) all[p] = _mm256_setzero_si256();
         for (int p = 0; p < j->digits; p++) {
@@ -112,10 +127,46 @@ static int to_digits(job *j, int64_t m) {
     return 1;
 }
 
+/* The same with a single digit. */
+static int to_bytes(job *j, int64_t m) {
+    const float *from = j->given + m * j->columns;
+    const int64_t group = m / ROWS * ROWS, some = j->rows - group < ROWS ? j->rows - group : ROWS, r = m - group;
+    const __m256i largest = _mm256_set1_epi32(127), eight = _mm256_set1_epi8(8), one = _mm256_set1_epi16(1);
+    float *steps = spans_of(j) + group * (j->padded / SPAN) + r, *start = (float *)start_of(j) + group * stretches_of(j) + r;
+    __m256 all = _mm256_setzero_ps();
+    step_of(j)[m] = 1.0f;
+    for (int64_t c = 0; c < j->padded; c += SPAN, steps += some) {
+        const int64_t left = j->columns - c;
+        const float most = left > 0 ? largest_of(from + c, left < SPAN ? left : SPAN) : 0.0f;
+        const float per = most > 0 ? 127.0f / most : 0.0f;
+        if (!isfinite(most) || !isfinite(per)) return 0;
+        *steps = most / 127.0f;
+        __m256i sums = _mm256_setzero_si256();
+        for (int64_t b = c; b < c + SPAN; b += BLOCK) {
+            float last[BLOCK];
+            const float *here = block_of(from + b, j->columns - b, last);
+            __m256i odd[4], even[4], *to = (__m256i *)(digits_of(j) + group * j->padded + b * some + r * BLOCK);
+            whole_half(here, 1, _mm256_set1_ps(per), largest, odd);
+            whole_half(here, 0, _mm256_set1_ps(per), largest, even);
+            __m256i a = lowest_digit(odd), e = lowest_digit(even);
+            _mm256_storeu_si256(to, a);
+            _mm256_storeu_si256(to + 1, e);
+            __m256i both = _mm256_add_epi16(_mm256_maddubs_epi16(eight, a), _mm256_maddubs_epi16(eight, e));
+            sums = _mm256_add_epi32(sums, _mm256_madd_epi16(both, one));
+        }
+        all = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_set1_ps(*steps), all);
+        if (c + SPAN >= j->padded || (c + SPAN) % j->stretch == 0) {
+            start[c / j->stretch * some] = sum_of_eight(all);
+            all = _mm256_setzero_ps();
+        }
+    }
+    return 1;
+}
+
 static void *digits_work(void *given) {
     job *j = given;
     for (int64_t m; (m = fetch(j)) < j->rows;)
-        if (!to_digits(j, m)) __atomic_store_n(&j->broken, 1, __ATOMIC_RELAXED);
+        if (!(j->digits == 1 ? to_bytes(j, m) : to_digits(j, m))) __atomic_store_n(&j->broken, 1, __ATOMIC_RELAXED);
     return 0;
 }
 
@@ -138,10 +189,16 @@ INLINE __m256 of_digits(const __m256i total[MOST_DIGITS], int digits) {
     return made;
 }
 
-INLINE float sum_of_eight(__m256 of) {
-    __m128 half = _mm_add_ps(_mm256_castps256_ps128(of), _mm256_extractf128_ps(of, 1));
-    half = _mm_add_ps(half, _mm_movehl_ps(half, half));
-    return _mm_cvtss_f32(_mm_add_ss(half, _mm_shuffle_ps(half, half, 1)));
+/* Add to sums those of every vector. */
+INLINE void add_sums(const __m256 of[ROWS], int rows, float sums[ROWS]) {
+    if (rows == 4) { /* four at once */
+        __m256 four = _mm256_hadd_ps(_mm256_hadd_ps(of[0], of[1]), _mm256_hadd_ps(of[2], of[3]));
+        __m128 made = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
+        _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), made));
+        return;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) sums[r] += sum_of_eight(of[r]);
 }
 
 /* Add to sums those of one row of the weight over a stretch with some rows of activations, in units of their steps. The weights
@@ -164,7 +221,7 @@ INLINE void integer_tile(const uint8_t *from, int packed, int64_t bytes, const _
 #pragma GCC unroll 3
             for (int p = 0; p < digits; p++) some[r][p] = _mm256_setzero_si256();
 #pragma GCC unroll 4
-        for (int i = 0; i < CHUNK / BLOCK; i++, with += rows * 2 * MOST_DIGITS) { /* 8 sums of at most 3810 fit 16 bits */
+        for (int i = 0; i < CHUNK / BLOCK; i++, with += rows * 2 * digits) { /* 8 sums of at most 3810 fit 16 bits */
             __m256i half[2];
             if (packed) {
                 nibbles(here + 32 * i, &half[0], &half[1]);
@@ -179,7 +236,7 @@ INLINE void integer_tile(const uint8_t *from, int packed, int64_t bytes, const _
                 for (int r = 0; r < rows; r++)
 #pragma GCC unroll 3
                     for (int p = 0; p < digits; p++) {
-                        __m256i by = _mm256_loadu_si256(with + (r * MOST_DIGITS + p) * 2 + h);
+                        __m256i by = _mm256_loadu_si256(with + (r * digits + p) * 2 + h);
                         some[r][p] = _mm256_add_epi16(some[r][p], _mm256_maddubs_epi16(half[h], by));
                         KEEP_INTEGER(some[r][p]);
                     }
@@ -190,16 +247,57 @@ INLINE void integer_tile(const uint8_t *from, int packed, int64_t bytes, const _
 #pragma GCC unroll 3
             for (int p = 0; p < digits; p++) total[r][p] = _mm256_add_epi32(total[r][p], _mm256_madd_epi16(some[r][p], one));
     }
-    if (rows == 4) { /* four sums at once */
-        __m256 one_two = _mm256_hadd_ps(of_digits(total[0], digits), of_digits(total[1], digits));
-        __m256 rest = _mm256_hadd_ps(of_digits(total[2], digits), of_digits(total[3], digits));
-        __m256 four = _mm256_hadd_ps(one_two, rest);
-        __m128 made = _mm_add_ps(_mm256_castps256_ps128(four), _mm256_extractf128_ps(four, 1));
-        _mm_storeu_ps(sums, _mm_add_ps(_mm_loadu_ps(sums), made));
-        return;
+    __m256 made[ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) made[r] = of_digits(total[r], digits);
+    add_sums(made, rows, sums);
+}
+
+/* The same with single digits; start and steps as above. */
+INLINE void byte_tile(const uint8_t *from, int packed, int64_t bytes, const __m256i *with, const float *steps,
+                      const float *start, int rows, float sums[ROWS]) {
+    const __m256i one = _mm256_set1_epi16(1);
+    const int64_t size = packed ? CHUNK / 2 : CHUNK;
+    uint8_t last[CHUNK / 2];
+    __m256 total[ROWS];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) total[r] = _mm256_setzero_ps();
+    for (; bytes > 0; bytes -= size, from += size) {
+        const uint8_t *here = from;
+        if (packed && bytes < size) here = memcpy(last, from, (size_t)bytes); /* what stands behind meets digits of zero */
+        if (packed) {
+            _mm_prefetch((const char *)(here + 2048), _MM_HINT_T0);
+            _mm_prefetch((const char *)(here + 2048 + 64), _MM_HINT_T0);
+        }
+#pragma GCC unroll 2
+        for (int s = 0; s < CHUNK / SPAN; s++, steps += rows) {
+            __m256i some[ROWS];
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++) some[r] = _mm256_setzero_si256();
+#pragma GCC unroll 2
+            for (int i = s * SPAN / BLOCK; i < (s + 1) * SPAN / BLOCK; i++, with += rows * 2) {
+                __m256i half[2];
+                if (packed) nibbles(here + 32 * i, &half[0], &half[1]);
+                else {
+                    half[0] = _mm256_loadu_si256((const __m256i *)(here + 64 * i));
+                    half[1] = _mm256_loadu_si256((const __m256i *)(here + 64 * i + 32));
+                }
+#pragma GCC unroll 2
+                for (int h = 0; h < 2; h++)
+#pragma GCC unroll 4
+                    for (int r = 0; r < rows; r++) {
+                        some[r] = _mm256_add_epi16(some[r], _mm256_maddubs_epi16(half[h], _mm256_loadu_si256(with + 2 * r + h)));
+                        KEEP_INTEGER(some[r]);
+                    }
+            }
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; r++)
+                total[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_madd_epi16(some[r], one)), _mm256_set1_ps(steps[r]), total[r]);
+        }
     }
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) sums[r] += sum_of_eight(of_digits(total[r], digits));
+    for (int r = 0; r < rows; r++) sums[r] += start[r];
+    add_sums(total, rows, sums);
 }
 
 /* Rows of the weight over a stretch, a byte for every column: [rows][stretch]. */
@@ -221,10 +319,14 @@ INLINE void integer_group(job *j, const uint8_t *held, int64_t first, int64_t co
                           int digits, float *all) {
     const int64_t column = stretch * j->stretch, left = j->columns - column;
     const int64_t columns = left < j->stretch ? left : j->stretch;
-    const __m256i *with = (const __m256i *)(digits_of(j) + MOST_DIGITS * (m * j->padded + column * rows));
+    const __m256i *with = (const __m256i *)(digits_of(j) + digits * (m * j->padded + column * rows));
     const __m256i *start = start_of(j) + (m * stretches_of(j) + stretch * rows) * MOST_DIGITS;
+    const float *steps = spans_of(j) + m * (j->padded / SPAN) + column / SPAN * rows;
+    const float *begin = (const float *)start_of(j) + m * stretches_of(j) + stretch * rows;
     for (int64_t o = 0; o < count; o++, all += ROWS) {
-        if (held) integer_tile(held + o * INTEGER_STRETCH, 0, columns, with, start, rows, digits, all);
+        if (digits == 1 && held) byte_tile(held + o * INTEGER_STRETCH, 0, columns, with, steps, begin, rows, all);
+        else if (digits == 1) byte_tile(j->data + (first + o) * j->stride, 1, columns / 2, with, steps, begin, rows, all);
+        else if (held) integer_tile(held + o * INTEGER_STRETCH, 0, columns, with, start, rows, digits, all);
         else integer_tile(j->data + (first + o) * j->stride, 1, columns / 2, with, start, rows, digits, all);
     }
 }
@@ -282,10 +384,10 @@ INLINE void many_work(job *j, int digits) {
 
 static void *integer_work(void *given) {
     job *j = given;
-    if (j->rows <= ROWS && j->digits == 3) few_work(j, 3);
-    else if (j->rows <= ROWS) few_work(j, 2);
-    else if (j->digits == 3) many_work(j, 3);
-    else many_work(j, 2);
+    const int few = j->rows <= ROWS;
+    if (j->digits == 3) few ? few_work(j, 3) : many_work(j, 3);
+    else if (j->digits == 2) few ? few_work(j, 2) : many_work(j, 2);
+    else few ? few_work(j, 1) : many_work(j, 1);
     return 0;
 }
 
