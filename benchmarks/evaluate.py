@@ -1,6 +1,7 @@
 """An evaluation: the published way one row at a time, our generate one row at a time, the engine's refilled batches.
 
-All sides answer the same prompts greedily with the same prefix, alternately in one process, and the answers must be equal
+The published evaluation pads every prompt on the left to the longest of the file; ours does not. All sides answer the same
+prompts greedily with the same prefix, alternately in one process, and the answers must be equal
 (in float32; in bfloat16 the share of equal answers is told). The two slow sides answer a part of the rows, spread over all
 lengths; sides are compared by tokens a second, with the published way in the same dtype and with it in the first one.
 """
@@ -74,7 +75,7 @@ def _compare(
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     few = sorted({order[place * len(order) // options.alone] for place in range(min(options.alone, len(order)))})
     ways: dict[str, Callable[[], Answers]] = {
-        PLAIN: partial(one_at_a_time, plain_copy(model), words, prompts, limits, few),
+        PLAIN: partial(one_at_a_time, plain_copy(model), words, prompts, limits, few, max(map(len, prompts))),
         "our generate, one row at a time": lambda: one_at_a_time(model, words, prompts, limits, few),
         **{f"engine, batch {batch}": partial(engine, batch) for batch in options.batches},
     }
@@ -103,14 +104,16 @@ def _compare(
 
 @torch.no_grad()
 def one_at_a_time(
-    model: Any, words: Any, prompts: Sequence[list[int]], limits: Sequence[int], chosen: Sequence[int]
+    model: Any, words: Any, prompts: Sequence[list[int]], limits: Sequence[int], chosen: Sequence[int], width: int = 0
 ) -> Answers:
-    """The answers of the chosen prompts through a model's ``generate``, without ``<eop>``."""
+    """The answers of the chosen prompts, padded to ``width``, through a model's ``generate``, without ``<eop>``."""
     found = {}
     for index in chosen:
-        ids = prompts[index]
+        missing = max(0, width - len(prompts[index]))
+        ids = [words.pad_token_id] * missing + prompts[index]
+        mask = torch.tensor([[0] * missing + [1] * len(prompts[index])], device=model.device)
         made = model.generate(
-            torch.tensor([ids], device=model.device), max_new_tokens=limits[index], do_sample=False,
+            torch.tensor([ids], device=model.device), attention_mask=mask, max_new_tokens=limits[index], do_sample=False,
             eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
         )[0, len(ids) :].tolist()
         found[index] = made[: made.index(words.eos_token_id)] if words.eos_token_id in made else made

@@ -18,12 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from benchmarks.plain_habits import PackedLinears, packed_linears, published_products
 from ptuning.backbone.positions import build_position_ids
+from ptuning.blocks.float_linear import FloatLinear
 from ptuning.blocks.rotary import apply_rotary, rotary_table
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 
@@ -81,8 +83,9 @@ class PlainGeneration(ChatGLMForConditionalGeneration):
             normed = layer.input_layernorm(hidden)
             hidden = layer.alpha * normed + self._attention(layer.attention, normed, rotary, mask, cache, number)
             normed = layer.post_attention_layernorm(hidden)
-            hidden = layer.alpha * normed + layer.mlp(normed)
-        logits = self.lm_head(self.transformer.final_layernorm(hidden))
+            inner = F.gelu(_linear(layer.mlp.dense_h_to_4h, normed), approximate="tanh")
+            hidden = layer.alpha * normed + _linear(layer.mlp.dense_4h_to_h, inner)
+        logits = _linear(self.lm_head, self.transformer.final_layernorm(hidden))
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
 
     def _put_prefix(self, cache: Any, rows: int) -> None:
@@ -98,19 +101,27 @@ class PlainGeneration(ChatGLMForConditionalGeneration):
         self, module: Any, hidden: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor, cache: Any, number: int
     ) -> Tensor:
         batch, tokens, width = hidden.shape
-        fused = module.query_key_value(hidden).view(batch, tokens, module.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        fused = _linear(module.query_key_value, hidden)
+        fused = fused.view(batch, tokens, module.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)
         query, key = apply_rotary(fused[:2], *rotary)
         key, value = cache.update(key, fused[2], number)
         scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(2, 3))
         scores = scores.masked_fill(mask, _HIDDEN).float()
         mixed = torch.matmul(torch.softmax(scores, dim=-1).to(value.dtype), value)
-        return module.dense(mixed.transpose(1, 2).reshape(batch, tokens, width))  # type: ignore[no-any-return]
+        return _linear(module.dense, mixed.transpose(1, 2).reshape(batch, tokens, width))
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """transformers' own."""
         with published_products(self.packed):
             return GenerationMixin.generate(self, *args, past_key_values=DynamicCache(), **kwargs)  # type: ignore[arg-type]
+
+
+def _linear(module: Any, inputs: Tensor) -> Tensor:
+    """Float weights as ``nn.Linear`` multiplies them: which library suits the rows is looked at in ours only."""
+    if isinstance(module, FloatLinear):
+        return F.linear(inputs, module.weight, module.bias)
+    return module(inputs)  # type: ignore[no-any-return]
 
 
 def plain_copy(model: ChatGLMForConditionalGeneration) -> PlainGeneration:
