@@ -63,6 +63,52 @@ def test_stretches_and_groups_that_are_not_full(kernel, rows, columns):
     check(kernel, packed_weight(4, 70, columns), torch.float32, rows)
 
 
+@pytest.mark.parametrize("outputs", [1, 31, 33, 1024, 1030, 2081])
+@pytest.mark.parametrize("columns", [2, 62, 64, 130, 260])
+def test_bands_and_folds_of_a_gradient_that_are_not_full(kernel, outputs, columns):
+    for rows in (1, 2, 4, 7, 67):
+        check(kernel, packed_weight(4, outputs, columns), torch.float32, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("wild", [1e6, 1e-30, 1e36, 0.0])
+def test_gradients_of_very_different_sizes(kernel, rows, wild):
+    weight = packed_weight(4, 1030, 130)
+    gradient = torch.randn(rows, 1030, generator=torch.Generator().manual_seed(0))
+    gradient[:, 17] = wild
+    if wild in (1e-30, 0.0):
+        gradient *= wild
+    dense = dequantize_weight(weight.data, weight.scale, 4).double()
+    agree(kernel.input_gradient(gradient, weight), gradient.double() @ dense, torch.float32)
+
+
+@pytest.mark.parametrize("precision", choose.PRECISIONS)
+def test_the_gradient_of_a_head(kernel, precision):
+    """One value near 1 among many tiny ones: all of them count, as they do in float32 (where the error is 3.5e-6)."""
+    weight = packed_weight(4, 40000, 34)
+    gradient = torch.full((3, 40000), 2e-5)
+    gradient[:, 11] = -0.8
+    wanted = gradient.double() @ dequantize_weight(weight.data, weight.scale, 4).double()
+    choose.configure(precision=precision)
+    try:
+        error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
+    finally:
+        choose.configure()
+    assert error < 2e-5
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_gradients_take_sixteen_bits_where_products_take_fewer_than_24(kernel, precision):
+    weight, gradient = packed_weight(4, 1024, 130), torch.randn(7, 1024, generator=torch.Generator().manual_seed(0))
+    wanted = gradient.double() @ dequantize_weight(weight.data, weight.scale, 4).double()
+    choose.configure(precision=precision)
+    try:
+        error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
+    finally:
+        choose.configure()
+    assert 1e-6 < error < 2**-14
+
+
 @bits_of_both
 def test_scales_of_every_size_and_sign(kernel, bits):
     """Also those that float16 holds with fewer bits, and negative ones, which some quantisers write."""
@@ -158,6 +204,11 @@ def test_what_is_no_number_stays_none(kernel, bits, precision, rows, broken):
         choose.configure()
     assert not made[0, weight.scale > 0].isfinite().any()
     assert made[1:].isfinite().all()
+    gradient = torch.ones(rows, 30)
+    gradient[0, 5] = broken
+    made = kernel.input_gradient(gradient, weight)
+    assert not made[0].isfinite().all()
+    assert made[1:].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -178,7 +229,8 @@ def test_threads_do_not_change_a_result(kernel):
             results = []
             for threads in (1, 2, 5):
                 torch.set_num_threads(threads)
-                results.append(kernel.product(inputs, weight, None))
+                both = kernel.product(inputs, weight, None), kernel.input_gradient(inputs[:, :513], weight)
+                results.append(torch.cat(both, 1))
             assert torch.equal(results[0], results[1])
             assert torch.equal(results[0], results[2])
     finally:

@@ -320,8 +320,8 @@ def test_the_environment_chooses(monkeypatch):
 
 
 def test_a_precision_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match="allowed are highest and high"):
-        choose.configure(precision="medium")
+    with pytest.raises(UserError, match="allowed are highest, high, medium"):
+        choose.configure(precision="low")
 
 
 @pytest.mark.parametrize("kernel", ["cuda", ""])

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("packed.c")
-_INCLUDED = SOURCE.with_name("integers.h")
+_INCLUDED = (SOURCE.with_name("integers.h"), SOURCE.with_name("integer_gradient.h"))
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-w")
 _ARCHITECTURES = (("-march=native",), ("-mcpu=native",), ())  # the second is what some compilers for ARM know
@@ -65,7 +65,7 @@ def _cache_folder() -> Path | None:
 
 def _key(compiler: str) -> str:
     """What the library depends on: source, flags, compiler, processor."""
-    parts = [file.read_text(encoding="ascii") for file in (SOURCE, _INCLUDED)]
+    parts = [file.read_text(encoding="ascii") for file in (SOURCE, *_INCLUDED)]
     parts += [repr((_FLAGS, _ARCHITECTURES, _LIBRARIES)), compiler]
     parts += [_run([compiler, "--version"]), platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]

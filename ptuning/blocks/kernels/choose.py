@@ -11,7 +11,7 @@ Settings come from :func:`configure` or, where that was not called, from the env
   float32) until the budget is spent; without a number the budget is half of the memory that is free when the first is made.
 * ``PTUNING_PRECISION`` (the compiled kernel, INT4): ``highest`` (default) takes float32 activations at 24 bits, ``high`` at
   16, which is faster, and ``medium`` at 8 with a scale for every 128, which is fastest and costs about a hundredth of a
-  product; so does ``torch.set_float32_matmul_precision``, whose words these are.
+  product; so does ``torch.set_float32_matmul_precision``, whose words these are. Gradients take 16 bits at least.
 """
 
 from __future__ import annotations

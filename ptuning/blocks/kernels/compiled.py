@@ -3,6 +3,7 @@
 It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
 AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
 where :mod:`~ptuning.blocks.kernels.choose` is set to ``high``: exact to 2^-24 and 2^-16 of the largest value of a row.
+Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or 24.
 
 Legend: M rows of activations, O output rows, I input columns.
 """
@@ -43,7 +44,8 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     result = torch.empty(rows, weight.rows)
     if result.numel():
         wide, scale, added = _float32(inputs), _scale(weight), None if bias is None else _float32(bias)
-        padded, room = _room(rows, weight)
+        padded, floats = _sizes(weight.columns, weight.bits, _library())
+        room = torch.empty(rows, floats)
         _library().ptuning_product(
             wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), None if added is None else added.data_ptr(),
             room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, padded, weight.data.stride(0),
@@ -59,10 +61,12 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
         return gradient.new_zeros(rows, weight.columns)
     result = torch.empty(rows, weight.columns)
     wide, scale = _float32(gradient), _scale(weight)
-    padded, room = _room(rows, weight)
+    padded, _ = _sizes(weight.columns, weight.bits, _library())
+    room = torch.empty(rows, _library().ptuning_gradient_room(weight.rows, padded))
     _library().ptuning_gradient(
         wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), room.data_ptr(), result.data_ptr(), rows, weight.rows,
-        weight.columns, padded, weight.data.stride(0), weight.bits, _pool(), torch.get_num_threads(),
+        weight.columns, padded, weight.data.stride(0), weight.bits, max(2, _digits(gradient.dtype)), _pool(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return result.to(gradient.dtype)
 
@@ -108,12 +112,6 @@ def _scale(weight: PackedWeight) -> Tensor:
     return weight.scale if weight.scale.is_contiguous() else weight.scale.contiguous()
 
 
-def _room(rows: int, weight: PackedWeight) -> tuple[int, Tensor]:
-    """Columns padded to whole blocks, and room for so many rows of them."""
-    padded, floats = _sizes(weight.columns, weight.bits, _library())
-    return padded, torch.empty(rows, floats)
-
-
 @cache
 def _sizes(columns: int, bits: int, library: Any) -> tuple[int, int]:
     """Columns padded to whole blocks, and the floats of room that a row of them needs."""
@@ -128,7 +126,8 @@ def _library() -> Any:
     library.ptuning_block.argtypes, library.ptuning_block.restype = [_INT], _LONG
     library.ptuning_product.argtypes = [_POINTER] * 6 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
     library.ptuning_room.argtypes, library.ptuning_room.restype = [_LONG], _LONG
-    library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _POINTER, _INT]
+    library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
+    library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
     for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product"):
         getattr(library, name).restype = None

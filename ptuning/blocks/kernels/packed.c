@@ -171,9 +171,10 @@ INLINE void one_row_work(job *j, int bits) {
 
 /* ---- INT4 under AVX2: whole numbers ---- */
 
-#if defined(__AVX2__) && defined(__FMA__) && VECTOR_BYTES >= 32 /* blocks of whole numbers are 64 columns */
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__) && VECTOR_BYTES >= 32 /* blocks of whole numbers are 64 columns */
 #define WHOLE_NUMBERS 1
 #include "integers.h"
+#include "integer_gradient.h"
 #endif
 
 static void *one_row_4(void *j) { return one_row_work(j, 4), (void *)0; }
@@ -457,11 +458,26 @@ void ptuning_product(const float *inputs, const uint8_t *data, const uint16_t *s
     else run(bits == 4 ? panels_4 : panels_8, &j, pool, threads);
 }
 
-/* result [M, I] = gradient [M, O] @ dequantised; arranged: room for M rows of padded columns. */
+/* Floats of room for a row of a gradient of so many values, of so many padded columns. */
+int64_t ptuning_gradient_room(int64_t outputs, int64_t padded) {
+#ifdef WHOLE_NUMBERS
+    return gradient_room(outputs) > padded ? gradient_room(outputs) : padded;
+#else
+    return padded;
+#endif
+}
+
+/* result [M, I] = gradient [M, O] @ dequantised; arranged: room for M rows; digits: as for a product, 2 at least. */
 void ptuning_gradient(const float *gradient, const uint8_t *data, const uint16_t *scale, float *arranged, float *result,
-                      int64_t rows, int64_t outputs, int64_t columns, int64_t padded, int64_t stride, int bits,
+                      int64_t rows, int64_t outputs, int64_t columns, int64_t padded, int64_t stride, int bits, int digits,
                       parallel pool, int threads) {
-    job j = {.data = data, .scale = scale, .arranged = gradient, .result = arranged, .rows = rows, .outputs = outputs,
+    job j;
+#ifdef WHOLE_NUMBERS
+    j = (job){.data = data, .scale = scale, .arranged = arranged, .result = result, .rows = rows, .outputs = outputs,
+              .columns = columns, .stride = stride, .given = gradient, .digits = digits};
+    if (bits == 4 && integer_gradient(&j, pool, threads)) return;
+#endif
+    j = (job){.data = data, .scale = scale, .arranged = gradient, .result = arranged, .rows = rows, .outputs = outputs,
              .columns = columns, .padded = padded, .stride = stride, .bits = bits};
     run(bits == 4 ? stripes_4 : stripes_8, &j, pool, threads);
     j = (job){.arranged = arranged, .result = result, .rows = rows, .columns = columns, .padded = padded, .bits = bits};
