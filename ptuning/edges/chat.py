@@ -73,7 +73,8 @@ def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArgum
     from ptuning.loops.engine.request import Sampling
 
     Sampling(answers.temperature, answers.top_p, answers.top_k, answers.repetition_penalty, answers.no_repeat_ngram_size)
-    # What is imported stays; a collector that looks through it again and again takes a fifth of the time to the prompt.
+    # What is imported stays; a collector that looks through it again and again takes a fifth of the time to the prompt,
+    # and looking through it once more afterwards half a second.
     gc.disable()
     try:
         from ptuning.uses.chat_service import load_service
@@ -81,4 +82,5 @@ def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArgum
 
         return Conversation(load_service(model, max_rows=1).start(), answers, settings.no_history)
     finally:
+        gc.freeze()
         gc.enable()
