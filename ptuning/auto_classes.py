@@ -18,12 +18,11 @@ from typing import Any
 
 _AUTO = "transformers.models.auto."
 _CONFIG, _TOKENIZER, _MODEL = "ptuning.blocks.config", "ptuning.blocks.tokenizer", "ptuning.tuned.model"
-_BACKBONE = "ptuning.backbone.model"  # imports an Auto module on its way; the model cannot be imported before it is done
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),
     f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
-    f"{_AUTO}modeling_auto": (_CONFIG, _BACKBONE, _MODEL),
+    f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
 }
 _FACTORIES = {
     f"{_AUTO}configuration_auto": ("AutoConfig",),

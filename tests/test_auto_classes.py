@@ -99,9 +99,12 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
     assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
 
 
-@pytest.mark.parametrize("module", ["ptuning.backbone.model", "ptuning.tuned.model", "ptuning.blocks.tokenizer"])
+@pytest.mark.parametrize(
+    "module",
+    [f"ptuning.{name}" for name in ("backbone.model", "blocks.tokenizer", "tuned.answering", "tuned.chat", "tuned.model")],
+)
 def test_any_module_may_be_imported_first(module):
-    """The backbone imports an Auto module on its way, which must not ask for the model that needs the backbone."""
+    """The model imports an Auto module on its way, which must not ask for the model again."""
     code = (
         f"import {module}\nfrom transformers import AutoModelForCausalLM as auto\n"
         "from ptuning import ChatGLMConfig as config\nassert config in auto._model_mapping.keys()"

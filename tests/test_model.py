@@ -253,6 +253,21 @@ def test_gradient_checkpointing_gives_equal_gradients(projection):
             torch.testing.assert_close(plain, checkpointed, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(("checkpointing", "runs"), [(False, 1), (True, 2)])
+def test_gradient_checkpointing_computes_every_block_twice(checkpointing, runs):
+    model = random_model(num_layers=3)
+    model.attach_prefix(PrefixEncoder(prefix_config_of(model.config, 3, False)))
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    counts = [0] * 3
+    for index, layer in enumerate(model.transformer.layers):
+        layer.input_layernorm.register_forward_hook(lambda *_, index=index: counts.__setitem__(index, counts[index] + 1))
+    ids = torch.tensor([prompt(model.config, 5, 6)])
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    assert counts == [runs] * 3
+
+
 def test_only_the_prefix_gets_gradients():
     model = random_model()
     model.attach_prefix(PrefixEncoder(prefix_config_of(model.config, 3, False)))

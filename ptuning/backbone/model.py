@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ptuning.backbone.positions import (
     SequenceState,
@@ -61,7 +60,7 @@ class MLP(nn.Module):
         return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
 
 
-class Block(GradientCheckpointingLayer):
+class Block(nn.Module):
     """One layer. Both residuals start from the *normalised* input, scaled by alpha = sqrt(2L)."""
 
     def __init__(self, config: ChatGLMConfig, layer_index: int, linear: LinearFactory) -> None:
@@ -99,6 +98,7 @@ class ChatGLMModel(nn.Module):
         config: sizes and special ids.
         linear: class of the linears in the blocks, called as ``linear(in, out, bias=True)``.
         embedding: class of the embedding, called as ``embedding(V, D)``.
+        block: class of the layers, called as ``block(config, index, linear)``.
     """
 
     def __init__(
@@ -106,11 +106,12 @@ class ChatGLMModel(nn.Module):
         config: ChatGLMConfig,
         linear: LinearFactory = nn.Linear,
         embedding: Callable[..., nn.Module] = nn.Embedding,
+        block: type[Block] = Block,
     ) -> None:
         super().__init__()
         self.config = config
         self.word_embeddings = embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, index, linear) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(block(config, index, linear) for index in range(config.num_layers))
         self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
 
     def forward(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice
 from ptuning.edges.serve import ServerArguments, is_loopback, model_arguments
 from ptuning.plain.arguments import ServingArguments
@@ -84,38 +85,39 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse(argv)
     model, settings = model_arguments(given), given.build(WebArguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would report its start
-    try:
-        from ptuning.edges.http.server import open_socket, serve
+    with loading():
+        try:
+            from ptuning.edges.http.server import open_socket, serve
 
-        opened = open_socket(settings.host, settings.port)
-        import gradio  # noqa: F401  # the first, because whether it is there is soon told
+            opened = open_socket(settings.host, settings.port)
+            import gradio  # noqa: F401  # the first, because whether it is there is soon told
 
-        from ptuning.edges.http.app import create_app
-        from ptuning.edges.web.one_address import OneAddress
-        from ptuning.edges.web.page_app import create_page_app, end_heartbeats
-    except ModuleNotFoundError as error:
-        raise UserError(f"ptuning web needs {error.name}: pip install 'ptuning[web]' (or requirements.txt)") from None
-    from ptuning.uses.chat_service import load_service
+            from ptuning.edges.http.app import create_app
+            from ptuning.edges.web.one_address import OneAddress
+            from ptuning.edges.web.page_app import create_page_app, end_heartbeats
+        except ModuleNotFoundError as error:
+            raise UserError(f"ptuning web needs {error.name}: pip install 'ptuning[web]' (or requirements.txt)") from None
+        from ptuning.uses.chat_service import load_service
 
-    service = load_service(
-        model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
-    )
-    api = create_app(
-        service,
-        api_key=settings.api_key or (secrets.token_urlsafe(32) if settings.auth else None),
-        admin_key=settings.admin_key,
-        checkpoint_root=Path(settings.checkpoint_root),
-        most_bytes=settings.max_body_bytes,
-        cors_origins=settings.cors_origins or (),
-    )
-    page = create_page_app(
-        service,
-        api.state.metrics,
-        language=settings.lang,
-        report_root=Path(settings.report_root),
-        auth=settings.user_and_password,
-        most_bytes=settings.max_body_bytes,
-    )
+        service = load_service(
+            model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
+        )
+        api = create_app(
+            service,
+            api_key=settings.api_key or (secrets.token_urlsafe(32) if settings.auth else None),
+            admin_key=settings.admin_key,
+            checkpoint_root=Path(settings.checkpoint_root),
+            most_bytes=settings.max_body_bytes,
+            cors_origins=settings.cors_origins or (),
+        )
+        page = create_page_app(
+            service,
+            api.state.metrics,
+            language=settings.lang,
+            report_root=Path(settings.report_root),
+            auth=settings.user_and_password,
+            most_bytes=settings.max_body_bytes,
+        )
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
     serve(
         OneAddress(api, page),

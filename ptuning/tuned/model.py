@@ -5,8 +5,7 @@ Legend: B batch, T tokens, S tokens seen, P prefix slots, L layers, N heads, H h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -14,19 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptuning.backbone.model import ChatGLMModel
+from ptuning.backbone.model import Block
 from ptuning.blocks.config import ChatGLMConfig
-from ptuning.blocks.half_storage import HalfEmbedding, HalfLinear
-from ptuning.blocks.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
-from ptuning.blocks.quantization import (
-    QuantizedEmbedding,
-    QuantizedLinear,
-    quantized_embedding_class,
-    quantized_linear_class,
-)
+from ptuning.blocks.prefix_encoder import PrefixKeyValues
+from ptuning.blocks.quantization import QuantizedEmbedding, QuantizedLinear
 from ptuning.plain.errors import UserError
+from ptuning.tuned.answering import PrefixedModel
 from ptuning.tuned.chat import ChatMixin
 from ptuning.tuned.loss import target_loss, target_positions
 from ptuning.tuned.sampling import FiniteScores, PromptCountedPenalty
@@ -61,7 +56,11 @@ class CausalLMOutput(CausalLMOutputWithPast):
         return self
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixin):
+class CheckpointedBlock(Block, GradientCheckpointingLayer):
+    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so."""
+
+
+class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel, GenerationMixin):
     """A ChatGLM-6B model, with a prefix encoder where ``config.pre_seq_len`` says so.
 
     The names of the published state dict are kept. ``from_pretrained`` (also through ``AutoModelForCausalLM``) reads every
@@ -77,77 +76,14 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _no_split_modules = ["Block"]  # noqa: RUF012  # the base class's form
+    _no_split_modules = ["CheckpointedBlock"]  # noqa: RUF012  # the base class's form
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012
 
     def __init__(self, config: ChatGLMConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        bits = config.quantization_bit
-        embedding_bits = bits if config.quantization_embeddings else 0
-        # Of a quantised model, float embedding and head stay as they are stored.
-        half = bool(bits) and not embedding_bits
-        embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
-        head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
-        self.transformer = ChatGLMModel(config, linear=quantized_linear_class(bits), embedding=embedding)
-        self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
-        self._prefix_on = True
-        self.prompt_settings = {}
-        self.base_fingerprint: str | None = None  # of the weights that were read; see ptuning.tuned.weights
+        self.build(config, block=CheckpointedBlock)
         self.post_init()
-        if config.pre_seq_len is not None:  # after post_init: a prefix starts as published, from N(0, 1)
-            self.attach_prefix(PrefixEncoder(prefix_config_of(config, config.pre_seq_len, config.prefix_projection)))
-
-    # ---- prefix ----------------------------------------------------------------------------------------------------
-
-    @property
-    def prefix_encoder(self) -> PrefixEncoder | None:
-        """The attached prefix encoder. It hangs below ``transformer`` for its published state-dict name only: the
-        backbone's forward takes keys and values as an argument and never looks for it."""
-        return getattr(self.transformer, "prefix_encoder", None)
-
-    def attach_prefix(self, encoder: PrefixEncoder) -> None:
-        """Put a prefix encoder on the frozen backbone, in place of an earlier one.
-
-        Raises:
-            UserError: a prefix made for a backbone of other sizes.
-        """
-        shape, config = encoder.config, self.config
-        ours, theirs = (config.num_layers, config.hidden_size), (shape.num_layers, shape.hidden_size)
-        if ours != theirs:
-            raise UserError(
-                f"this prefix is for {theirs[0]} layers of hidden size {theirs[1]}; "
-                f"the model has {ours[0]} layers of hidden size {ours[1]}: it belongs to another model"
-            )
-        self.requires_grad_(False)
-        self.transformer.prefix_encoder = encoder.to(self.device) if self.device.type != "meta" else encoder
-        encoder.train(self.training)
-        encoder.requires_grad_(True)
-        config.pre_seq_len, config.prefix_projection = shape.pre_seq_len, shape.projection
-
-    def detach_prefix(self) -> PrefixEncoder | None:
-        """Take the prefix encoder off and give it back; the model is the base model again."""
-        encoder = self.prefix_encoder
-        if encoder is not None:
-            del self.transformer.prefix_encoder
-        self.config.pre_seq_len, self.config.prefix_projection = None, False
-        self.prompt_settings = {}
-        return encoder
-
-    @contextmanager
-    def prefix_disabled(self) -> Iterator[None]:
-        """Within this context the model answers as the base model, bit for bit."""
-        before, self._prefix_on = self._prefix_on, False
-        settings, self.prompt_settings = self.prompt_settings, {}
-        try:
-            yield
-        finally:
-            self._prefix_on, self.prompt_settings = before, settings
-
-    def prefix_key_values(self) -> PrefixKeyValues | None:
-        """Keys and values of the attached prefix, per layer [1, N, P, H]; None without one (or when disabled)."""
-        if self.prefix_encoder is None or not self._prefix_on:
-            return None
-        return self.prefix_encoder(self.transformer.final_layernorm.weight.dtype)
+        self.attach_new_prefix()  # after post_init: a prefix starts as published, from N(0, 1)
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -320,11 +256,6 @@ class ChatGLMForConditionalGeneration(ChatMixin, PreTrainedModel, GenerationMixi
         elif isinstance(module, nn.LayerNorm):
             module.weight.data.fill_(1.0)
             module.bias.data.zero_()
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the activations; the first float tensor may be a scale, which is float16 always."""
-        return self.transformer.final_layernorm.weight.dtype
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> Any:
         """Save as transformers does. A head that is one storage with the embedding (the published INT4 file) is written

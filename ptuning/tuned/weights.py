@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ptuning.blocks.allocator import on_large_pages
 from ptuning.blocks.config import ChatGLMConfig, check_config
@@ -219,6 +220,17 @@ def _given_config(given: Any, own: ChatGLMConfig, changes: dict[str, Any]) -> Ch
     return config
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leaves out the random start of new modules. Their weights come from a file, and on the meta device torch draws
+    nothing anyway, but imports its compiler to find that out."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def _build(
     cls: Any, config: ChatGLMConfig, files: WeightFiles, dtype: torch.dtype | None, device: torch.device, folder: Path
 ) -> Any:
@@ -227,7 +239,7 @@ def _build(
     wanted, projection = config.pre_seq_len, config.prefix_projection
     config.pre_seq_len = None
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             model = cls(config)
         stored = _stored_prefix(facts, config, wanted, projection, folder)
         prefix = load_weights(model, files, facts, dtype=dtype, device=device, where=folder)

@@ -16,7 +16,7 @@ from ptuning.plain.errors import UserError
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.preprocess import fitting_prompt_ids
 from ptuning.uses.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
-from ptuning.uses.preparation import base_model_name, prepare_model, prepare_tokenizer
+from ptuning.uses.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     if chosen.model_name_or_path is None:
         chosen.model_name_or_path = base_model_name(chosen) if given else BUILT_IN_MODEL
     chosen.ptuning_checkpoint = None
-    tokenizer, model = prepare_tokenizer(chosen), prepare_model(chosen)
+    tokenizer, model = prepare_tokenizer(chosen), prepare_answering_model(chosen)
     base = Path(chosen.model_name_or_path).name or Path(chosen.model_name_or_path).resolve().name
     made = Engine(model, tokenizer, **engine)
     store = PrefixStore(made, base)

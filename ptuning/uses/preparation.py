@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
-from ptuning.tuned.load import load_model, load_tokenizer
-from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.load import load_answering_model, load_model, load_tokenizer
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.row_forms import MissingColumnError
 from ptuning.tuned.rows import Rows, every_round, mixed, read_rows
 from ptuning.uses.examples import prepare_examples
 
+if TYPE_CHECKING:
+    from ptuning.tuned.answering import AnsweringModel
+    from ptuning.tuned.model import ChatGLMForConditionalGeneration
+
 __all__ = [
     "base_model_name",
+    "prepare_answering_model",
     "prepare_examples",
     "prepare_model",
     "prepare_rows",
@@ -59,19 +65,31 @@ def prepare_model(model: ModelArguments, *, new_prefix: bool = False) -> ChatGLM
     """
     with_prefix = new_prefix or model.ptuning_checkpoint is not None
     return load_model(
-        base_model_name(model),
+        **_loading(model),
         ptuning_checkpoint=model.ptuning_checkpoint,
-        quantization_bit=model.quantization_bit,
-        device=model.device,
-        dtype=model.dtype,
         pre_seq_len=model.pre_seq_len if with_prefix else None,
         # False is also what a flag says that nobody gave: only True can contradict a checkpoint.
         prefix_projection=(model.prefix_projection or None) if with_prefix else None,
-        revision=model.model_revision,
-        cache_dir=model.cache_dir,
-        token=model.token,
-        local_files_only=model.local_files_only,
     )
+
+
+def prepare_answering_model(model: ModelArguments) -> AnsweringModel:
+    """The base model for an engine alone, which reads prefixes by itself; it loads no more than that needs."""
+    return load_answering_model(**_loading(model))
+
+
+def _loading(model: ModelArguments) -> dict[str, Any]:
+    """Keywords of both ways to load: which model, and how."""
+    return {
+        "path": base_model_name(model),
+        "quantization_bit": model.quantization_bit,
+        "device": model.device,
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.token,
+        "local_files_only": model.local_files_only,
+    }
 
 
 def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
