@@ -296,8 +296,9 @@ def tuning_memory(
         key=lambda pair: sum(pair[0].values()),
     )
     passes = worst | {"unpacking": fixed["unpacking"]}
+    computed = rows - batch  # behind the last label nothing is
     kept_back = kept_by_allocator(
-        storage, passes, s * rows * sizes.inner_hidden_size, min(loss, 4 * batch * target * sizes.vocab_size), sizes
+        storage, passes, s * computed * sizes.inner_hidden_size, min(loss, 4 * batch * target * sizes.vocab_size), sizes
     )
     return MemoryEstimate(fixed | worst | {"allocator": kept_back}, moment)
 
