@@ -3,7 +3,8 @@
 It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
 AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
 where :mod:`~ptuning.blocks.kernels.choose` is set to ``high``: exact to 2^-24 and 2^-16 of the largest value of a row.
-Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or 24.
+Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or
+24 bits.
 
 Legend: M rows of activations, O output rows, I input columns.
 """
