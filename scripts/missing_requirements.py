@@ -1,6 +1,7 @@
 """Print what the running Python lacks for ptuning, one requirement a line; nothing when it lacks nothing.
 
-A package of another version than requirements.txt pins is left alone as long as pyproject.toml allows it. The last line
+A package of another version than requirements.txt pins is left alone as long as pyproject.toml allows it; one that stands
+there for another system (``; platform_system == "Linux"``) is not wanted. The last line
 is ``ptuning`` itself where that is not installed from this checkout. Standard library only, because it runs before
 anything is installed. The test tools, which stand under ``# tests`` in requirements.txt, count when the first argument
 is ``tests``.
@@ -8,6 +9,7 @@ is ``tests``.
 
 import importlib.metadata
 import importlib.util
+import platform
 import re
 import sys
 import tomllib
@@ -34,8 +36,8 @@ def missing(root: Path = ROOT, *, tests: bool = False) -> list[str]:
     lacking = []
     pins = (root / "requirements.txt").read_text(encoding="utf-8")
     for line in (pins if tests else pins.partition("\n# tests\n")[0]).splitlines():
-        pin = line.split("#")[0].strip()
-        if not pin:
+        pin, _, system = (part.strip() for part in line.split("#")[0].partition(";"))
+        if not pin or (system and system != f'platform_system == "{platform.system()}"'):
             continue
         name = canonical(pin.split("==")[0])
         try:

@@ -7,8 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from runs import small_run, write_rows
 from safetensors.torch import load_file
+
+# Read when Triton is first imported, which torch's compiler does in many a test; nothing else here uses it.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def pytest_configure(config):

@@ -3,15 +3,12 @@
 import copy
 import io
 import logging
-import os
 import shutil
 import subprocess
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported; nothing else here uses it
 
 from ptuning.blocks.kernels import choose, cpu, plain
 from ptuning.blocks.kernels.cuda_source import NAMES, SOURCE
