@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -81,9 +83,29 @@ def _contenders(device: torch.device, bits: int, dtype: str) -> list[tuple[str, 
             found.append(("cpu, lean (tiled form)", choose.CPU, "tiled"))
         found.append(("cpu, fast (unpacked copy)", choose.CPU, "resident"))
         compiled = choose.start("compiled")
-        return found if compiled is None else [*found, ("compiled", compiled, "published")]
+        if compiled is not None:
+            found.append(("compiled", compiled, "published"))
+            lower = choose.PRECISIONS[1:] if bits == 4 else ()  # INT8 has one precision
+            found += [(f"compiled, {precision}", _at(compiled, precision), "published") for precision in lower]
+        return found
     started = [(name, choose.start(name)) for name in ("plain", "triton", "cpm")]
     return found + [(name, kernel, "published") for name, kernel in started if kernel is not None]
+
+
+def _at(kernel: choose.Kernel, precision: str) -> choose.Kernel:
+    """The same kernel under another precision."""
+
+    def under(way: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def run(*arguments: Any) -> torch.Tensor:
+            choose.configure(precision=precision)
+            try:
+                return way(*arguments)
+            finally:
+                choose.configure()
+
+        return run
+
+    return replace(kernel, product=under(kernel.product), input_gradient=under(kernel.input_gradient))
 
 
 def _formed(weight: PackedWeight, form: str, dtype: str) -> PackedWeight:
