@@ -26,6 +26,13 @@ def kernel():
     return made
 
 
+@pytest.fixture
+def configured():
+    """The kernels' settings, put back afterwards."""
+    yield choose.configure
+    choose.configure()
+
+
 @bits_of_both
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (25, 8200)], ids=str)
@@ -46,15 +53,17 @@ def test_a_part_of_a_larger_weight(kernel, bits):
 
 @pytest.mark.parametrize("rows", [1, 3, 7])
 @pytest.mark.parametrize("wild", [1e6, 1e-30, 1e36, 0.0])
-def test_activations_of_very_different_sizes(kernel, rows, wild):
+def test_values_of_very_different_sizes(kernel, rows, wild):
     """One value dwarfs the others (or all are tiny, or zero): an error of 24 bits of the largest is what is allowed."""
-    weight = packed_weight(4, 130, 1024)
-    inputs = torch.randn(rows, 1024, generator=torch.Generator().manual_seed(0))
-    inputs[:, 17] = wild
-    if wild in (1e-30, 0.0):
-        inputs *= wild
+    weight = packed_weight(4, 1030, 1024)
+    inputs, gradient = torch.randn(rows, 2054, generator=torch.Generator().manual_seed(0)).split((1024, 1030), 1)
+    for values in (inputs, gradient):
+        values[:, 17] = wild
+        if wild in (1e-30, 0.0):
+            values *= wild
     dense = dequantize_weight(weight.data, weight.scale, 4).double()
     agree(kernel.product(inputs, weight, None), inputs.double() @ dense.t(), torch.float32)
+    agree(kernel.input_gradient(gradient, weight), gradient.double() @ dense, torch.float32)
 
 
 @pytest.mark.parametrize("columns", [2, 254, 256, 258, 2046, 2048, 4098])
@@ -70,42 +79,24 @@ def test_bands_and_folds_of_a_gradient_that_are_not_full(kernel, outputs, column
         check(kernel, packed_weight(4, outputs, columns), torch.float32, rows)
 
 
-@pytest.mark.parametrize("rows", [1, 7])
-@pytest.mark.parametrize("wild", [1e6, 1e-30, 1e36, 0.0])
-def test_gradients_of_very_different_sizes(kernel, rows, wild):
-    weight = packed_weight(4, 1030, 130)
-    gradient = torch.randn(rows, 1030, generator=torch.Generator().manual_seed(0))
-    gradient[:, 17] = wild
-    if wild in (1e-30, 0.0):
-        gradient *= wild
-    dense = dequantize_weight(weight.data, weight.scale, 4).double()
-    agree(kernel.input_gradient(gradient, weight), gradient.double() @ dense, torch.float32)
-
-
 @pytest.mark.parametrize("precision", choose.PRECISIONS)
-def test_the_gradient_of_a_head(kernel, precision):
+def test_the_gradient_of_a_head(kernel, configured, precision):
     """One value near 1 among many tiny ones: all of them count, as they do in float32 (where the error is 3.5e-6)."""
     weight = packed_weight(4, 40000, 34)
     gradient = torch.full((3, 40000), 2e-5)
     gradient[:, 11] = -0.8
     wanted = gradient.double() @ dequantize_weight(weight.data, weight.scale, 4).double()
-    choose.configure(precision=precision)
-    try:
-        error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
-    finally:
-        choose.configure()
+    configured(precision=precision)
+    error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
     assert error < 2e-5
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
-def test_gradients_take_sixteen_bits_where_products_take_fewer_than_24(kernel, precision):
+def test_gradients_take_sixteen_bits_where_products_take_fewer_than_24(kernel, configured, precision):
     weight, gradient = packed_weight(4, 1024, 130), torch.randn(7, 1024, generator=torch.Generator().manual_seed(0))
     wanted = gradient.double() @ dequantize_weight(weight.data, weight.scale, 4).double()
-    choose.configure(precision=precision)
-    try:
-        error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
-    finally:
-        choose.configure()
+    configured(precision=precision)
+    error = (kernel.input_gradient(gradient, weight) - wanted).norm() / wanted.norm()
     assert 1e-6 < error < 2**-14
 
 
@@ -139,7 +130,7 @@ def torchs_precision():
         matmul.fp32_precision = before
 
 
-def test_sixteen_bits_where_they_will_do(kernel, torchs_precision):
+def test_sixteen_bits_where_they_will_do(kernel, configured, torchs_precision):
     weight, inputs = packed_weight(4, 130, 1024), torch.randn(7, 1024)
     wanted = inputs.double() @ dequantize_weight(weight.data, weight.scale, 4).double().t()
 
@@ -147,30 +138,20 @@ def test_sixteen_bits_where_they_will_do(kernel, torchs_precision):
         return float((kernel.product(inputs, weight, None) - wanted).abs().max() / wanted.abs().max())
 
     assert error() < 1e-6
-    try:
-        choose.configure(precision="high")
-        assert 1e-6 < error() < 2**-14
-        choose.configure(precision="highest")
-        torchs_precision("high")
-        assert 1e-6 < error() < 2**-14
-        torchs_precision("medium")
-        assert 2**-14 < error() < 0.02
-    finally:
-        choose.configure()
-
-
-@pytest.fixture
-def medium():
-    """Activations of eight bits."""
-    choose.configure(precision="medium")
-    yield
-    choose.configure()
+    configured(precision="high")
+    assert 1e-6 < error() < 2**-14
+    configured(precision="highest")
+    torchs_precision("high")
+    assert 1e-6 < error() < 2**-14
+    torchs_precision("medium")
+    assert 2**-14 < error() < 0.02
 
 
 @pytest.mark.parametrize("columns", [2, 126, 128, 130, 256, 258, 2048, 4098, 16384])
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 67])
-def test_eight_bits_where_they_will_do(kernel, medium, rows, columns):
+def test_eight_bits_where_they_will_do(kernel, configured, rows, columns):
     """What is multiplied are the activations rounded to 127 steps of the largest among 128: against that, sums are exact."""
+    configured(precision="medium")
     weight = packed_weight(4, 70, columns)
     inputs = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
     spans = torch.nn.functional.pad(inputs, (0, -columns % 128)).view(rows, -1, 128)
@@ -185,8 +166,9 @@ def test_eight_bits_where_they_will_do(kernel, medium, rows, columns):
     assert torch.allclose(kernel.product(inputs, weight, bias), made + bias)
 
 
-def test_eight_bits_beside_an_outlier(kernel, medium):
+def test_eight_bits_beside_an_outlier(kernel, configured):
     """A large activation, of which language models have some, coarsens those of its own 128 columns alone."""
+    configured(precision="medium")
     weight, inputs = packed_weight(4, 130, 4096), torch.randn(5, 4096, generator=torch.Generator().manual_seed(0))
     dense = dequantize_weight(weight.data, weight.scale, 4).double()
     inputs[:, 17] = 50.0
@@ -203,15 +185,12 @@ def test_eight_bits_beside_an_outlier(kernel, medium):
 @pytest.mark.parametrize("precision", choose.PRECISIONS)
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
-def test_what_is_no_number_stays_none(kernel, bits, precision, rows, broken):
+def test_what_is_no_number_stays_none(kernel, configured, bits, precision, rows, broken):
     weight = packed_weight(bits, 30, 64)
     inputs = torch.ones(rows, 64)
     inputs[0, 5] = broken
-    choose.configure(precision=precision)
-    try:
-        made = kernel.product(inputs, weight, None)
-    finally:
-        choose.configure()
+    configured(precision=precision)
+    made = kernel.product(inputs, weight, None)
     assert not made[0, weight.scale > 0].isfinite().any()
     assert made[1:].isfinite().all()
     gradient = torch.ones(rows, 30)

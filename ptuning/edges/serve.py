@@ -8,11 +8,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ptuning.uses.chat_service import ChatService
 
 logger = logging.getLogger(__name__)
 
@@ -98,25 +103,31 @@ def main(argv: Sequence[str]) -> int:
         from ptuning.edges.http.server import open_socket, serve
 
         opened = open_socket(settings.host, settings.port)
-        from ptuning.edges.http.app import create_app
+        import ptuning.edges.http.app  # noqa: F401  # what is missing is told before the model is loaded
     except ModuleNotFoundError as error:
         raise UserError(f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)") from None
+    service, app = load_api(model, settings, settings.api_key)
+    _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
+    serve(app, service, opened, seconds=settings.shutdown_seconds, log_requests=settings.log_requests)
+    return 0
+
+
+def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | None) -> tuple[ChatService, FastAPI]:
+    """Load the model and start its service; gives it and the API over it, which asks for ``api_key`` if there is one."""
+    from ptuning.edges.http.app import create_app
     from ptuning.uses.chat_service import load_service
 
     service = load_service(
         model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
     )
-    app = create_app(
+    return service, create_app(
         service,
-        api_key=settings.api_key,
+        api_key=api_key,
         admin_key=settings.admin_key,
         checkpoint_root=Path(settings.checkpoint_root),
         most_bytes=settings.max_body_bytes,
         cors_origins=settings.cors_origins or (),
     )
-    _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
-    serve(app, service, opened, seconds=settings.shutdown_seconds, log_requests=settings.log_requests)
-    return 0
 
 
 def model_arguments(given: Given) -> ServingArguments:

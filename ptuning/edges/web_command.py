@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice
-from ptuning.edges.serve import ServerArguments, is_loopback, model_arguments
+from ptuning.edges.serve import ServerArguments, is_loopback, load_api, model_arguments
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
@@ -92,24 +92,12 @@ def main(argv: Sequence[str]) -> int:
             opened = open_socket(settings.host, settings.port)
             import gradio  # noqa: F401  # the first, because whether it is there is soon told
 
-            from ptuning.edges.http.app import create_app
             from ptuning.edges.web.one_address import OneAddress
             from ptuning.edges.web.page_app import create_page_app, end_heartbeats
         except ModuleNotFoundError as error:
             raise UserError(f"ptuning web needs {error.name}: pip install 'ptuning[web]' (or requirements.txt)") from None
-        from ptuning.uses.chat_service import load_service
-
-        service = load_service(
-            model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
-        )
-        api = create_app(
-            service,
-            api_key=settings.api_key or (secrets.token_urlsafe(32) if settings.auth else None),
-            admin_key=settings.admin_key,
-            checkpoint_root=Path(settings.checkpoint_root),
-            most_bytes=settings.max_body_bytes,
-            cors_origins=settings.cors_origins or (),
-        )
+        api_key = settings.api_key or (secrets.token_urlsafe(32) if settings.auth else None)
+        service, api = load_api(model, settings, api_key)
         page = create_page_app(
             service,
             api.state.metrics,

@@ -135,7 +135,7 @@ def load_answering_model(
     dtype: str | torch.dtype | None = None,
     **hub: Any,
 ) -> AnsweringModel:
-    """Load a model for the engine alone, in half the time of the first :func:`load_model` of a process.
+    """Load a model for the engine alone, without importing transformers' ``PreTrainedModel``.
 
     Arguments and errors are those of :func:`load_model`; ``hub`` takes ``revision``, ``cache_dir``, ``token`` and
     ``local_files_only``.
