@@ -96,6 +96,37 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def screens() -> bool:
+    """Whether the library was compiled with what :mod:`~ptuning.blocks.kernels.screening` needs."""
+    return hasattr(_library(), "ptuning_screen")
+
+
+def screen_copy(weight: Tensor, kind: int, copied: Tensor, factors: Tensor, sums: Tensor) -> bool:
+    """Fill the copy of a weight; see ``screening.h``, whose return value this is."""
+    outputs, columns = weight.shape
+    return bool(
+        _library().ptuning_screen_copy(
+            weight.data_ptr(), kind, copied.data_ptr(), factors.data_ptr(), sums.data_ptr(), outputs, columns, _pool(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+    )
+
+
+def screen(
+    inputs: Tensor, weight: Tensor, kind: int, copy: tuple[Tensor, ...], numbers: Tensor, room: Tensor, values: Tensor,
+    places: Tensor,
+) -> bool:  # fmt: skip
+    """Find the largest products; see ``screening.h``, whose return value this is."""
+    wide = _float32(inputs)
+    return bool(
+        _library().ptuning_screen(
+            wide.data_ptr(), weight.data_ptr(), kind, *(tensor.data_ptr() for tensor in copy), numbers.data_ptr(),
+            room.data_ptr(), values.data_ptr(), places.data_ptr(), inputs.shape[0], *weight.shape, values.shape[1], _pool(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+    )
+
+
 def _digits(dtype: torch.dtype) -> int:
     """Bytes of the whole numbers that stand for activations: three are float32's precision, two are half precision's, and
     what ``high`` asks for; ``medium`` makes do with one."""
@@ -130,6 +161,9 @@ def _library() -> Any:
     library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
     library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
+    if hasattr(library, "ptuning_screen"):  # under AVX2
+        library.ptuning_screen_copy.argtypes = [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + [_POINTER, _INT]
+        library.ptuning_screen.argtypes = [_POINTER] * 2 + [_INT] + [_POINTER] * 7 + [_LONG] * 4 + [_POINTER, _INT]
     for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product"):
         getattr(library, name).restype = None
     return library

@@ -175,6 +175,7 @@ INLINE void one_row_work(job *j, int bits) {
 #define WHOLE_NUMBERS 1
 #include "integers.h"
 #include "integer_gradient.h"
+#include "screening.h"
 #endif
 
 static void *one_row_4(void *j) { return one_row_work(j, 4), (void *)0; }

@@ -11,6 +11,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from ptuning.blocks.kernels.screening import MOST_WANTED
 from ptuning.loops.engine.request import Request
 
 BROKEN = -1
@@ -58,6 +59,9 @@ class Choice:
     Args:
         rows: in the order of the batch.
         device: of the scores.
+
+    Attributes:
+        wanted: K, so many of the likeliest tokens are all that :meth:`choose_among` needs; 0: the scores of all tokens.
     """
 
     def __init__(self, rows: Sequence[RowChoice], device: torch.device) -> None:
@@ -68,6 +72,9 @@ class Choice:
         limited = [number for number in drawn if rows[number].sampling.top_k]
         free = [number for number in drawn if not rows[number].sampling.top_k]
         self.groups = [_Group(group, rows, device) for group in (limited, free) if group]
+        most = max((rows[number].sampling.top_k for number in limited), default=1)
+        whole = free or self.ngram or self.punished is not None or most > MOST_WANTED
+        self.wanted = 0 if whole else most
 
     def _penalties(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Rows with a repetition penalty: their numbers, penalties [r, 1], and tokens seen [r, V], shared with the rows."""
@@ -101,6 +108,18 @@ class Choice:
             self.seen.scatter_(1, tokens[self.punished, None], True)
         return tokens.masked_fill_(broken, BROKEN)
 
+    def choose_among(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """The next token of every row, [A], from its likeliest ones; where :attr:`wanted` is not 0.
+
+        Args:
+            values: [A, K] float32, scores of the likeliest tokens, falling; NaN in a row that is broken.
+            tokens: [A, K] whose they are.
+        """
+        chosen = tokens[:, 0].clone()
+        for group in self.groups:
+            chosen[group.numbers] = group.draw_among(values[group.numbers], tokens[group.numbers])
+        return chosen.masked_fill_(~torch.isfinite(values[:, 0]), BROKEN)
+
     def _forbid(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Scores without the tokens that would repeat a run."""
         pairs = [(number, token) for number in self.ngram for token in self.rows[number].forbidden()]
@@ -128,16 +147,10 @@ class _Group:
 
     def draw(self, scores: Tensor) -> Tensor:
         """One token of every row [A, V] float32, by its next random number."""
-        drawn = torch.tensor([[row.random.random()] for row in self.rows], device=scores.device)
         vocabulary = scores.shape[-1]
-        # From the top down to 0 first: then no temperature, however small, overflows.
-        scores = (scores - scores.amax(dim=-1, keepdim=True)) / self.temperature
         if self.most:
-            likeliest = scores.topk(min(self.most, vocabulary), dim=-1)
-            kept = likeliest.values
-            if not self.same_top_k:
-                kept = kept.masked_fill(torch.arange(kept.shape[1], device=kept.device) >= self.top_k, -torch.inf)
-            return _draw(torch.softmax(kept, dim=-1), likeliest.indices, self.top_p, drawn)
+            return self.draw_among(*scores.topk(min(self.most, vocabulary), dim=-1))
+        drawn, scores = self._random(), self._cooled(scores, scores.amax(dim=-1, keepdim=True))
         total = scores.logsumexp(dim=-1, keepdim=True)
         likeliest = scores.topk(min(_FIRST_LOOK, vocabulary), dim=-1)
         shares = (likeliest.values - total).exp()
@@ -145,6 +158,21 @@ class _Group:
             ordered = scores.sort(dim=-1, descending=True)
             return _draw((ordered.values - total).exp(), ordered.indices, self.top_p, drawn)
         return _draw(shares, likeliest.indices, self.top_p, drawn)
+
+    def draw_among(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """The same from the scores [A, K] of the likeliest tokens [A, K], falling; for rows with ``top_k``."""
+        kept = self._cooled(values, values[:, :1])[:, : self.most]
+        if not self.same_top_k:
+            kept = kept.masked_fill(torch.arange(kept.shape[1], device=kept.device) >= self.top_k, -torch.inf)
+        return _draw(torch.softmax(kept, dim=-1), tokens, self.top_p, self._random())
+
+    def _random(self) -> Tensor:
+        """The next random number of every row, [A, 1]."""
+        return torch.tensor([[row.random.random()] for row in self.rows], device=self.temperature.device)
+
+    def _cooled(self, scores: Tensor, top: Tensor) -> Tensor:
+        """Scores over temperature; from the top down to 0 first: then no temperature, however small, overflows."""
+        return (scores - top) / self.temperature
 
 
 def _draw(shares: Tensor, tokens: Tensor, top_p: Tensor, drawn: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ cannot come in pieces), gives every running row one more token, and lets finishe
 :meth:`Engine.step`: :class:`~ptuning.loops.engine.worker.EngineWorker` in a server, :meth:`Engine.run` offline. ``submit``,
 ``cancel`` and ``wait`` may be called from any thread.
 
-Legend: A running rows, B rows of a prefill, T tokens, V vocabulary.
+Legend: A running rows, B rows of a prefill, T tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from ptuning.blocks.prefix_encoder import PrefixKeyValues
 from ptuning.loops.engine.choice import BROKEN, Choice, RowChoice
 from ptuning.loops.engine.decode import StepCache, decode_step
+from ptuning.loops.engine.head import Head
 from ptuning.loops.engine.prefill import prefill
 from ptuning.loops.engine.prefix_attention import PrefixReads
 from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
@@ -72,6 +73,7 @@ class Engine:
         self.prefill_tokens, self.admit_at_least = prefill_tokens, admit_at_least
         self.end_ids = frozenset({tokenizer.eos_token_id})
         self.counters = Counters()
+        self.head = Head(model.lm_head)
         self.bank = PrefixBank()
         self.cache = SlotCache(model.config, model.dtype, model.device, max_rows, self.max_length)
         self.rows: list[Row] = []
@@ -262,11 +264,13 @@ class Engine:
         """Read prompts in one pass into the slots behind the running rows, and make rows of them."""
         prompts = [generation.request.prompt_ids for generation in generations]
         prefixes = [generation.request.prefix for generation in generations]
+        choices = [RowChoice(generation.request, self.model.config.vocab_size, self.device) for generation in generations]
         first = len(self.rows)
         for prefix in prefixes:
             self.bank.take(prefix)
         try:
-            logits, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
+            states, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
+            tokens = self.head.choose(Choice(choices, self.device), states)
         except RuntimeError as error:  # the device's; torch's out-of-memory error is one
             logger.exception("prefill of %d prompts failed", len(prompts))
             for slot in range(first, min(self.cache.rows, first + len(prompts))):
@@ -280,21 +284,19 @@ class Engine:
         self._columns[rows] = torch.tensor([len(ids) for ids in prompts], device=self.device)
         self.counters.prefills += 1
         self.counters.prompt_tokens += sum(map(len, prompts))
-        self._join(generations, logits)
+        self._join(generations, choices, tokens)
 
-    def _join(self, generations: Sequence[Generation], logits: Tensor) -> None:
-        """Make rows of prompts that were just read, and choose their first tokens."""
+    def _join(self, generations: Sequence[Generation], choices: Sequence[RowChoice], tokens: Tensor) -> None:
+        """Make rows of prompts that were just read, and give them their first tokens."""
         rows = []
-        for generation in generations:
+        for generation, choice in zip(generations, choices, strict=True):
             request, length = generation.request, len(generation.request.prompt_ids)
             room = self.max_length - length
             limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
             text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
-            choice = RowChoice(request, self.model.config.vocab_size, self.device)
             rows.append(Row(generation, choice, limit, length, text))
         first = len(self.rows)
         self.rows += rows
-        tokens = Choice([row.choice for row in rows], self.device).choose(logits)
         self._tokens[first : len(self.rows)] = tokens
         self._choice = self._prefixes = None
         gone = [self._accept(row, token) for row, token in zip(rows, tokens.tolist(), strict=True)]
@@ -315,8 +317,8 @@ class Engine:
         columns = self._columns[:count]
         self._positions[:count, 1] += 1
         step = StepCache(self.cache, columns, longest, min(lengths) + 1 < longest, self._prefixes)
-        logits = decode_step(self.model, self._tokens[:count], self._positions[:count], step)
-        tokens = self._choice.choose(logits)
+        states = decode_step(self.model, self._tokens[:count], self._positions[:count], step)
+        tokens = self.head.choose(self._choice, states)
         columns += 1
         self._tokens[:count] = tokens
         self.counters.steps += 1

@@ -1,6 +1,6 @@
 """One decode step: a token of every row through the backbone, each row with its own cache and its own prefix.
 
-Legend: A rows, S columns in use, N heads, H head size, V vocabulary.
+Legend: A rows, S columns in use, N heads, H head size, D hidden.
 """
 
 from __future__ import annotations
@@ -50,16 +50,16 @@ class StepCache:
 
 
 def decode_step(model: Any, tokens: Tensor, positions: Tensor, cache: StepCache) -> Tensor:
-    """Scores of the next token of every row.
+    """The last state of every row, behind the last layer norm: what the head takes.
 
     Args:
-        model: backbone and head.
+        model: with the backbone.
         tokens: [A] the newest token of every row.
         positions: [A, 2] where it stands.
         cache: of this step.
 
     Returns:
-        [A, V].
+        [A, D].
     """
     backbone = model.transformer
     hidden = backbone.word_embeddings(tokens[:, None])
@@ -67,4 +67,4 @@ def decode_step(model: Any, tokens: Tensor, positions: Tensor, cache: StepCache)
     visibility = Visibility()
     for layer in backbone.layers:
         hidden = layer(hidden, None, None, rotary, visibility, cache)
-    return model.lm_head(backbone.final_layernorm(hidden))[:, 0]
+    return backbone.final_layernorm(hidden)[:, 0]

@@ -1,6 +1,6 @@
 """Prompts through the backbone in one pass, their keys and values into slots.
 
-Legend: B prompts, T tokens of the longest, N heads, H head size, V vocabulary.
+Legend: B prompts, T tokens of the longest, N heads, H head size, D hidden.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def prefill(
     """Read prompts, each with its prefix.
 
     Args:
-        model: backbone and head.
+        model: with the backbone.
         cache: where their keys and values go.
         bank: where the prefixes stand; those of the prompts are taken already.
         prompts: ids.
@@ -82,7 +82,7 @@ def prefill(
         first: slot of the first prompt; the others follow.
 
     Returns:
-        scores of the first tokens [B, V], and the positions of the prompts' last tokens [B, 2].
+        the last states of the prompts [B, D], which the head takes, and the positions of the prompts' last tokens [B, 2].
     """
     config, device = model.config, cache.device
     lengths = [len(ids) for ids in prompts]
@@ -103,7 +103,7 @@ def prefill(
         key_values = None
     last = torch.arange(longest, device=device).expand(ids.shape) == longest - 1
     output = model.transformer(ids, real, positions, writer, prefix_key_values=key_values, wanted=last)
-    return model.lm_head(output.last_hidden_state), positions[:, :, -1]
+    return output.last_hidden_state, positions[:, :, -1]
 
 
 def _bias(ids: Tensor, real: Tensor | None, bos_token_id: int, dtype: torch.dtype) -> Tensor:
