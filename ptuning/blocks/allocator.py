@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import sys
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MOST = -1, -3, -4  # mallopt's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
@@ -47,6 +49,16 @@ def on_large_pages(tensor: Tensor) -> Tensor:
         if end > start:
             madvise()(start, end - start, _HUGEPAGE)  # advice: nothing to do where it is not taken
     return tensor
+
+
+def zeros_when_read(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the system makes each page of them when it is first touched, and what is never touched takes nothing."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    import numpy  # its zeros are the C library's calloc; torch's are written one by one
+
+    flat = torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8))
+    return flat.view(dtype).view(shape)
 
 
 @functools.cache

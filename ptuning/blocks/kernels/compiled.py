@@ -6,7 +6,7 @@ where :mod:`~ptuning.blocks.kernels.choose` is set to ``high``: exact to 2^-24 a
 Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or
 24 bits.
 
-Legend: M rows of activations, O output rows, I input columns.
+Legend: M rows of activations, O output rows, I input columns; of attention A rows, N heads, H head size, C columns of a slot.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ptuning.blocks.kernels.choose import settings
 from ptuning.blocks.kernels.packed import PackedWeight
 from ptuning.blocks.onednn import matmul_precision
 
+WIDEST_HEAD = 256
 FEW_HALF_ROWS = 4  # up to so many rows with a float16 weight; more are the business of a widened piece
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -96,6 +97,32 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def attends(head_size: int) -> bool:
+    """Whether :func:`attend` takes heads of this size."""
+    return head_size <= WIDEST_HEAD and head_size % int(_library().ptuning_lanes()) == 0
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of one new token of every row over its own columns.
+
+    Args:
+        query: float32 [A, N, 1, H].
+        keys: float32 [A or more, N, C, H], contiguous; likewise ``values``.
+        lengths: int64 [A], columns that a row sees, at least 1.
+
+    Returns:
+        [A, N, 1, H], and the logarithm of each query's sum of exponentials, [A, N, 1].
+    """
+    rows, heads, _, size = query.shape
+    wide, lengths = _float32(query), lengths.contiguous()
+    mixed, sums = torch.empty(rows, heads, 1, size), torch.empty(rows, heads, 1)
+    _library().ptuning_attend(
+        wide.data_ptr(), keys.data_ptr(), values.data_ptr(), lengths.data_ptr(), mixed.data_ptr(), sums.data_ptr(), rows,
+        heads, keys.shape[2], size, _pool(), torch.get_num_threads(),
+    )  # fmt: skip
+    return mixed, sums
+
+
 def screens() -> bool:
     """Whether the library was compiled with what :mod:`~ptuning.blocks.kernels.screening` needs."""
     return hasattr(_library(), "ptuning_screen")
@@ -160,11 +187,13 @@ def _library() -> Any:
     library.ptuning_room.argtypes, library.ptuning_room.restype = [_LONG], _LONG
     library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
     library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
+    library.ptuning_lanes.restype = _LONG
+    library.ptuning_attend.argtypes = [_POINTER] * 6 + [_LONG] * 3 + [_INT, _POINTER, _INT]
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
     if hasattr(library, "ptuning_screen"):  # under AVX2
         library.ptuning_screen_copy.argtypes = [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + [_POINTER, _INT]
         library.ptuning_screen.argtypes = [_POINTER] * 2 + [_INT] + [_POINTER] * 7 + [_LONG] * 4 + [_POINTER, _INT]
-    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product"):
+    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product", "ptuning_attend"):
         getattr(library, name).restype = None
     return library
 

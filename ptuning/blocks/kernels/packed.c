@@ -425,6 +425,8 @@ INLINE void half_work(job *j, int brain) {
 static void *half_rows(void *j) { return half_work(j, 0), (void *)0; }
 static void *brain_rows(void *j) { return half_work(j, 1), (void *)0; }
 
+#include "decode_attention.h"
+
 /* ---- what is called from outside ---- */
 
 /* Columns of a block: rows of activations are padded to a multiple. */

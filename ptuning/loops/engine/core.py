@@ -51,7 +51,7 @@ class Engine:
         max_waiting: requests that may wait beside them; more raise :class:`QueueFullError`.
         max_length: limit of prompt and answer together; None: the model's ``max_sequence_length``.
         prefill_tokens: prompts admitted in one step have together no more tokens (one prompt always may): the longest
-            that running rows wait.
+            that running rows wait. None: 1024 on a CPU, whose cache then holds the activations, elsewhere 4096.
         admit_at_least: admit only when so many rows are free or none runs; more than 1 trades latency for throughput.
     """
 
@@ -63,14 +63,15 @@ class Engine:
         max_rows: int = 32,
         max_waiting: int = 256,
         max_length: int | None = None,
-        prefill_tokens: int = 4096,
+        prefill_tokens: int | None = None,
         admit_at_least: int = 1,
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.device
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self.max_length = min(max_length or model.config.max_sequence_length, model.config.max_sequence_length)
-        self.prefill_tokens, self.admit_at_least = prefill_tokens, admit_at_least
+        self.prefill_tokens = prefill_tokens or (1024 if self.device.type == "cpu" else 4096)
+        self.admit_at_least = admit_at_least
         self.end_ids = frozenset({tokenizer.eos_token_id})
         self.counters = Counters()
         self.head = Head(model.lm_head)
@@ -118,6 +119,9 @@ class Engine:
             self._generation(requests[index], index, lambda one, piece: done.put(one) if one.finish_reason else None)
             for index in order
         ]
+        if self.device.type == "cpu":  # elsewhere room that short answers leave would be taken all the same
+            columns = max((len(one.prompt_ids) + (one.max_new_tokens or 0) for one in requests), default=0)
+            self.cache.prepare(min(self.max_rows, len(requests)), min(self.max_length, columns + 1))
         with self._lock:
             self.waiting.extend(generations)
         try:

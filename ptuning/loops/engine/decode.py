@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ptuning.blocks.attention import Visibility
+from ptuning.blocks.kernels import choose, compiled
 from ptuning.blocks.rotary import rotary_table
-from ptuning.loops.engine.prefix_attention import PrefixReads, attend_with_prefixes
+from ptuning.loops.engine.prefix_attention import PrefixReads, add_prefixes, attend_with_prefixes
 from ptuning.loops.engine.slot_cache import SlotCache
 
 
@@ -35,7 +36,8 @@ class StepCache:
         self.rows, self.longest = columns.shape[0], longest
         self.places = cache.places(columns)
         self.bias: Tensor | None = None
-        if ragged:
+        self.lengths = columns + 1 if _has_kernel(cache) else None
+        if ragged and self.lengths is None:
             hidden = torch.arange(longest, device=columns.device) > columns[:, None]
             self.bias = torch.zeros(hidden.shape, dtype=cache.dtype, device=columns.device)
             self.bias = self.bias.masked_fill_(hidden, -torch.inf)[:, None, None]
@@ -43,10 +45,19 @@ class StepCache:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """Keep the new keys and values [A, N, 1, H], and attend to all of the row's and to its prefix."""
         self.cache.write(layer, key, value, self.places)
+        if self.lengths is not None:
+            own, own_sum = compiled.attend(query, self.cache.keys[layer], self.cache.values[layer], self.lengths)
+            return own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
         keys, values = self.cache.read(layer, self.rows, self.longest)
         if self.prefixes is None:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias)
         return attend_with_prefixes(query, keys, values, self.bias, self.prefixes, layer)
+
+
+def _has_kernel(cache: SlotCache) -> bool:
+    """Whether the compiled kernel reads the rows' own tokens."""
+    fits = cache.device.type == "cpu" and cache.dtype == torch.float32
+    return fits and choose.has_compiled() and compiled.attends(cache.head_dim)
 
 
 def decode_step(model: Any, tokens: Tensor, positions: Tensor, cache: StepCache) -> Tensor:

@@ -102,7 +102,11 @@ def attend_with_prefixes(
     Returns:
         [A, N, T, H].
     """
-    own, own_sum = attention_with_sum(query, key, value, bias)
+    return add_prefixes(*attention_with_sum(query, key, value, bias), query, prefixes, layer)
+
+
+def add_prefixes(own: Tensor, own_sum: Tensor, query: Tensor, prefixes: PrefixReads, layer: int) -> Tensor:
+    """The second half of :func:`attend_with_prefixes`, where the attention over the rows' own tokens is made already."""
     prefix, prefix_sum = prefixes.attend(query, layer)
     share = torch.sigmoid(prefix_sum - own_sum)[..., None]
     return torch.lerp(own.float(), prefix.float(), share).to(own.dtype)

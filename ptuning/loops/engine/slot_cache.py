@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptuning.blocks.allocator import zeros_when_read
+
 
 class SlotCache:
     """Keys and values [R, N, C, H] of every layer, made ahead.
@@ -38,17 +40,19 @@ class SlotCache:
 
     def reserve(self, rows: int, columns: int) -> None:
         """Make room for so many rows of so many columns; does nothing where there is room."""
-        if rows <= self.rows and columns <= self.columns:
-            return
-        shape = (
-            min(self.most_rows, _doubled(self.rows or 1, rows)),
-            self.heads,
-            min(self.most_columns, _doubled(self.columns or 128, columns)),
-            self.head_dim,
-        )
+        if rows > self.rows or columns > self.columns:
+            self._grow(_doubled(self.rows or 1, rows), _doubled(self.columns or 128, columns))
+
+    def prepare(self, rows: int, columns: int) -> None:
+        """Make room for what is known to come, and for no more: nothing grows and is copied on the way there."""
+        if rows > self.rows or columns > self.columns:
+            self._grow(max(rows, self.rows), max(columns, self.columns))
+
+    def _grow(self, rows: int, columns: int) -> None:
+        shape = (min(self.most_rows, rows), self.heads, min(self.most_columns, columns), self.head_dim)
         for tensors in (self.keys, self.values):
             for layer in range(self.layers):  # one at a time: the peak is one layer, not the cache twice
-                grown = torch.zeros(shape, dtype=self.dtype, device=self.device)
+                grown = zeros_when_read(shape, self.dtype, self.device)
                 if self.rows:
                     grown[: self.rows, :, : self.columns] = tensors[layer]
                     tensors[layer] = grown
