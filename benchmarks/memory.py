@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import torch
 from benchmarks.machine import json_line, table
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.kernels import choose
+from ptuning.loops.generation import PRESETS, generate_answers
 from ptuning.plain.memory import (
     GIB,
     MemoryEstimate,
@@ -201,9 +203,10 @@ def random_model(
 def use(model: ChatGLMForConditionalGeneration, case: dict[str, Any]) -> None:
     """Tune for three optimiser steps, or answer once."""
     if case["use"] == "answering":
-        model.eval()
-        ids = _ids(model, case["batch"], case["prompt"] - 2, 0)
-        model.generate(ids, max_new_tokens=case["length"] - case["prompt"], do_sample=True, eos_token_id=None)
+        ids = _ids(model, case["batch"], case["prompt"] - 2, 0).tolist()
+        limits = [case["length"] - case["prompt"]] * len(ids)
+        sampled = PRESETS["published"]
+        list(generate_answers(model, SimpleNamespace(eos_token_id=-1), ids, limits, batch_size=len(ids), preset=sampled))
         return
     model.train()
     if case.get("checkpointing"):

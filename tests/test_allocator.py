@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptuning.blocks.allocator import on_large_pages
+from ptuning.blocks.allocator import on_large_pages, zeros_when_read
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
 
@@ -70,3 +70,19 @@ def test_weights_ask_for_large_pages():
 
 def test_a_small_tensor_is_left_alone():
     assert on_large_pages(torch.ones(3)).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_zeros_that_nobody_touches_take_no_memory(dtype):
+    def resident():
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * 4096
+
+    before = resident()
+    made = zeros_when_read((4, 1 << 24), dtype, torch.device("cpu"))
+    assert resident() - before < made.nbytes // 20
+    assert made.dtype == dtype
+    assert made.shape == (4, 1 << 24)
+    assert not made[2].any()
+    made[2] = 1.0
+    assert resident() - before >= made.nbytes // 4
+    assert not made[3].any()

@@ -8,6 +8,7 @@ import torch
 from prefixes import random_encoder
 
 import ptuning
+from ptuning.blocks.kernels import screening
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.loops.engine.text_stream import reply_text
@@ -28,6 +29,14 @@ def golden_parts(golden):
 @pytest.fixture(scope="module")
 def tiny_parts():
     return ptuning.load_model("tiny-chatglm", device="cpu"), ptuning.load_tokenizer("tiny-chatglm")
+
+
+@pytest.fixture
+def screened(monkeypatch):
+    """Heads of every size are screened."""
+    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    if not screening.fits(torch.zeros(16, 32)):
+        pytest.skip("no C compiler, or a CPU without AVX2")
 
 
 def prompts_of(tokenizer, count, seed=0):
@@ -174,9 +183,12 @@ def test_a_full_queue_refuses_and_recovers(tiny_parts):
 
 
 @pytest.mark.parametrize("when", ["in the prompt", "while decoding"])
-def test_broken_scores_end_that_request_alone(tiny_parts, when):
+@pytest.mark.parametrize("head", ["whole", "screened"])
+def test_broken_scores_end_that_request_alone(tiny_parts, when, head, request):
     """A prefix that makes its row overflow: base rows and other prefixes beside it, and whoever gets its slot, answer as
     ever. Its numbers turn bad before its prompt is read, or after the third step."""
+    if head == "screened":
+        request.getfixturevalue("screened")
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=3)
     healthy = random_encoder(model.config, 4, 1)
@@ -213,6 +225,17 @@ def test_the_cache_is_not_made_anew_per_token(tiny_parts):
     assert [tensor.data_ptr() for tensor in engine.cache.keys] == pointers
 
 
+def test_the_cache_of_known_requests_is_made_once(tiny_parts):
+    """As many rows and columns as the requests can take, no more, and nothing is copied on the way."""
+    model, tokenizer = tiny_parts
+    engine = Engine(model, tokenizer, max_rows=8)
+    prompts = prompts_of(tokenizer, 5)
+    requests = [Request(ids, None, Sampling(temperature=3.0, top_p=1.0, seed=3), 300) for ids in prompts]
+    list(engine.run(requests))
+    assert engine.cache.growths == 1
+    assert (engine.cache.rows, engine.cache.columns) == (5, max(map(len, prompts)) + 301)
+
+
 def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
     """Counted, not timed: calls of the head, and how often a step asks the device for its tokens."""
     model, tokenizer = tiny_parts
@@ -228,6 +251,48 @@ def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
     assert all(len(shape) == 2 or shape[1] == 1 for shape in shapes)  # [rows, V] or [rows, 1, V]: the last position only
     assert len(shapes) == len(waits) == engine.counters.steps + engine.counters.prefills
     assert engine.counters.prefills == 1
+
+
+def test_a_screened_head_gives_the_same_tokens(tiny_parts, screened, monkeypatch):
+    """Greedy rows, rows with top_k of different sizes and a prefix beside them; the head itself is never asked."""
+    model, tokenizer = tiny_parts
+    settings = [GREEDY, Sampling(seed=3), Sampling(top_k=5, top_p=1.0, temperature=2.0, seed=4), Sampling(top_k=9, seed=5)]
+
+    def answers(whole):
+        engine = Engine(model, tokenizer, max_rows=3)
+        prefix = engine.add_prefix("p", random_encoder(model.config, 6, 1)(model.dtype))
+        requests = [
+            Request(ids, prefix if number % 2 else None, settings[number % 4], 12)
+            for number, ids in enumerate(prompts_of(tokenizer, 9, seed=6))
+        ]
+        asked = []
+        handle = model.lm_head.register_forward_hook(lambda *args: asked.append(1))
+        try:
+            made = {one.index: one.ids for one in engine.run(requests)}
+        finally:
+            handle.remove()
+        assert bool(asked) == whole
+        return made
+
+    some = answers(False)
+    monkeypatch.setattr(screening, "fits", lambda weight: False)
+    assert answers(True) == some
+
+
+@pytest.mark.parametrize(
+    "setting", [{"top_k": 0}, {"top_k": 2000}, {"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 2}], ids=str
+)
+def test_rows_that_need_all_scores_get_them(tiny_parts, screened, setting):
+    model, tokenizer = tiny_parts
+    asked = []
+    handle = model.lm_head.register_forward_hook(lambda *args: asked.append(1))
+    engine = Engine(model, tokenizer, max_rows=2)
+    try:
+        requests = [Request(ids, None, Sampling(seed=1, **setting), 4) for ids in prompts_of(tokenizer, 2)]
+        list(engine.run([*requests, Request(requests[0].prompt_ids, max_new_tokens=4)]))
+    finally:
+        handle.remove()
+    assert len(asked) >= 4
 
 
 def test_prefixes_come_and_go(tiny_parts):

@@ -148,7 +148,7 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     as_stored = min(stored_float, width) if bits and on_cpu else 0  # embedding and head of a quantised model
     storage = Storage(
         bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
-        compiled=on_cpu and bool(bits) and uses_compiled(dtype or torch.float16),
+        compiled=on_cpu and uses_compiled(dtype or torch.float16),
     )
     prefix = _prefix(settings, config)
     return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))

@@ -23,7 +23,8 @@ when it ends and all gradients of the prefix come together: the gradients per la
 stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs nothing more.
 
 **Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
-either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV.
+either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the compiled
+kernel screens a float32 head, the head once more in bytes, VD.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
 quantised model has it give back pieces from 0.5 MB on (ptuning.blocks.allocator); without what it keeps, the other parts add
@@ -52,6 +53,9 @@ _LOGITS_AT_ONCE = 2**27
 
 _WIDENED_AT_ONCE = 2**22
 """Weights of a half-precision head that are float32 at a time (ptuning.blocks.half_storage)."""
+
+_SCREENED_LEAST = 2**22
+"""Weights of a head that is screened at least (ptuning.blocks.kernels.screening)."""
 
 _KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**19
 """Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
@@ -242,7 +246,8 @@ def answering_memory(
         "unpacking": unpacking_bytes(sizes, storage, "product", batch),
     }
     worst = max(reading, stepping, key=lambda parts: sum(parts.values())) | {"logits": 28 * batch * sizes.vocab_size}
-    fixed = {"weights": weight_bytes(sizes, storage), "prefix": 4 * trained + s * states}
+    weights = weight_bytes(sizes, storage) + screening_bytes(sizes, storage)
+    fixed = {"weights": weights, "prefix": 4 * trained + s * states}
     passing = {name: size for name, size in worst.items() if name != "cache"}
     kept = kept_by_allocator(storage, passing, s * read * sizes.inner_hidden_size, 4 * batch * sizes.vocab_size, sizes)
     return MemoryEstimate(fixed | worst | {"allocator": kept}, "answering")
@@ -316,6 +321,13 @@ def head_bytes(sizes: ModelSizes, storage: Storage, targets: int) -> int:
         return 0
     rows = min(sizes.vocab_size, max(1, _WIDENED_AT_ONCE // sizes.hidden_size))
     return 4 * rows * (sizes.hidden_size + min(targets, _LOGITS_AT_ONCE // (4 * sizes.vocab_size)))
+
+
+def screening_bytes(sizes: ModelSizes, storage: Storage) -> int:
+    """The copy of a float32 head in bytes with which a CPU finds the likeliest tokens (ptuning.blocks.kernels.screening)."""
+    wide = storage.float_bytes == 4 and (storage.table_bytes or 4) == 4 and not (storage.bits and storage.embeddings)
+    screened = storage.device == "cpu" and storage.compiled and wide and sizes.embedding_weights >= _SCREENED_LEAST
+    return sizes.embedding_weights if screened else 0
 
 
 def kept_by_allocator(

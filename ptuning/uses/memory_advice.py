@@ -128,7 +128,7 @@ def _shape(model: ChatGLMForConditionalGeneration) -> tuple[ModelSizes, Storage,
         int(model.dtype.itemsize),
         device="cpu" if model.device.type == "cpu" else "accelerator",
         table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
-        compiled=model.device.type == "cpu" and bool(config.quantization_bit) and uses_compiled(model.dtype),
+        compiled=model.device.type == "cpu" and uses_compiled(model.dtype),
     )
     prefix = PrefixSizes(encoder.config.pre_seq_len, encoder.config.projection)
     return ModelSizes.from_config(config.to_dict()), storage, prefix

@@ -134,6 +134,7 @@ def choose(weight: PackedWeight, inputs: Tensor) -> Kernel:
     return PLAIN
 
 
+@cache
 def _order(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
     if wanted == "compiled" and device == "cpu":
         return ("compiled", "cpu")

@@ -53,7 +53,7 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
             room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, padded, weight.data.stride(0),
             weight.bits, _digits(dtype), _pool(), torch.get_num_threads(),
         )  # fmt: skip
-    return result.to(dtype)
+    return result if dtype == torch.float32 else result.to(dtype)
 
 
 def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
@@ -157,10 +157,10 @@ def screen(
 def _digits(dtype: torch.dtype) -> int:
     """Bytes of the whole numbers that stand for activations: three are float32's precision, two are half precision's, and
     what ``high`` asks for; ``medium`` makes do with one."""
-    asked = (matmul_precision(), settings().precision)
-    if "medium" in asked:
+    ours, torchs = settings().precision, matmul_precision()
+    if ours == "medium" or torchs == "medium":
         return 1
-    return 3 if dtype == torch.float32 and "high" not in asked else 2
+    return 3 if dtype == torch.float32 and ours != "high" and torchs != "high" else 2
 
 
 def _float32(values: Tensor) -> Tensor:

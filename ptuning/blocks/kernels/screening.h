@@ -47,6 +47,12 @@ INLINE __m256 eight_of(const void *from, int64_t at, int kind) {
 /* The square root of a sum of squares, rounded up; squares that were too small for a float are made up for. */
 INLINE float length_of(__m256 squares) { return sqrtf(sum_of_eight(squares)) * 1.001f + 1e-17f; }
 
+/* Steps of a byte in a unit; 0, so that all are taken for 0, where a float cannot say it. */
+INLINE float inverse(float largest, float limit) {
+    const float per = largest > 0 ? limit / largest : 0.0f;
+    return isfinite(per) ? per : 0.0f;
+}
+
 INLINE const void *row_of(const screen *s, int64_t o) {
     return (const char *)s->weight + o * s->columns * (s->kind ? 2 : 4);
 }
@@ -65,7 +71,7 @@ INLINE void copy_row(screen *s, int64_t o, int kind) {
     float held[8], largest = 0;
     _mm256_storeu_ps(held, most);
     for (int i = 0; i < 8; i++) largest = held[i] > largest ? held[i] : largest;
-    const float step = largest / 127.0f, per = step > 0 ? 127.0f / largest : 0.0f;
+    const float step = largest / 127.0f, per = inverse(largest, 127.0f);
     int32_t sums = 0;
     for (int64_t c = 0; c < s->columns; c += 8) {
         __m256 value = eight_of(from, c, kind);
@@ -84,7 +90,7 @@ INLINE void copy_row(screen *s, int64_t o, int kind) {
     s->sums[o] = sums;
     s->length[o] = length_of(lengths) + sum_of_eight(check);
     s->lost[o] = length_of(lost) + slack * s->length[o];
-    if (!(s->length[o] < TOO_LONG) || !isfinite(per)) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
+    if (!(s->length[o] < TOO_LONG)) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
 }
 
 static void *copy_work(void *given) {
@@ -105,7 +111,7 @@ static void number_row(screen *s, int64_t m) {
     const float *x = s->given + m * s->columns;
     uint8_t *to = s->numbers + m * s->digits * s->columns;
     const int32_t limit = s->digits == 1 ? 63 : 8191;
-    const float most = largest_of(x, s->columns), step = most / (float)limit, per = step > 0 ? (float)limit / most : 0.0f;
+    const float most = largest_of(x, s->columns), step = most / (float)limit, per = inverse(most, (float)limit);
     const __m256i largest = _mm256_set1_epi32(limit);
     __m256 off = _mm256_setzero_ps(), length = off;
     for (int64_t c = 0; c < s->columns; c += 8) {

@@ -1,0 +1,125 @@
+/* Attention of one new token of every row over the keys and values of its own slot, in float32. Included by packed.c.
+
+   A task is a head of a row: its keys are read once, then its values, both from one end to the other. torch's operator makes
+   a product of its own of every row and head, and reads the longest row's columns for all.
+
+   Legend: A rows, N heads, H head size (a multiple of the lanes), C columns of a slot. */
+#define WIDEST_HEAD 256
+#define COLUMNS_AT_ONCE 256 /* whose scores are held at a time; a later part scales the sums of the earlier ones down */
+
+typedef struct {
+    job shared;
+    const float *query;           /* [A, N, H] */
+    const float *keys, *values;   /* [A.., N, C, H] */
+    const int64_t *lengths;       /* [A], at least 1 */
+    float *mixed, *sums;          /* [A, N, H], [A, N]: the logarithm of the sum of exponentials */
+    int64_t rows, heads, columns;
+    int size;
+} attention;
+
+/* e^x for x from -87 to 0, two units in the last place off; 0 below, and for what is no number. */
+INLINE floats exponential(floats x) {
+    const floats zero = {0}, magic = zero + 0x1.8p23f;
+    const words kept = (words)(x >= zero - 87.0f);
+    const floats power = x * 0x1.715476p0f + magic, n = power - magic, r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
+    floats made = zero + 0x1.6850e4p-10f;
+    made = made * r + 0x1.123bccp-7f;
+    made = made * r + 0x1.555b98p-5f;
+    made = made * r + 0x1.55548ep-3f;
+    made = made * r + 0x1.fffff8p-2f;
+    made = made * r * r + r + 1.0f;
+    words bits, shift;
+    memcpy(&bits, &made, sizeof bits);
+    memcpy(&shift, &power, sizeof shift);
+    bits = (bits + (shift << 23)) & kept;
+    memcpy(&made, &bits, sizeof made);
+    return made;
+}
+
+/* Scores of some columns, and their largest; check stays 0 while all are finite. */
+INLINE float score_columns(const float *query, const float *keys, int64_t count, int size, float by, float *scores,
+                           float *check) {
+    float most = -INFINITY;
+    int64_t c = 0;
+    for (; c + 4 <= count; c += 4) {
+        floats total[4] = {{0}, {0}, {0}, {0}};
+        for (int h = 0; h < size; h += L)
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; i++) total[i] += get(query + h) * get(keys + (c + i) * size + h);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) scores[c + i] = sum(total[i]) * by;
+    }
+    for (; c < count; c++) {
+        floats total = {0};
+        for (int h = 0; h < size; h += L) total += get(query + h) * get(keys + c * size + h);
+        scores[c] = sum(total) * by;
+    }
+    for (c = 0; c < count; c++) {
+        most = scores[c] > most ? scores[c] : most;
+        *check += scores[c] * 0.0f;
+    }
+    return most;
+}
+
+/* Scores to their exponentials, and the sum of these. */
+INLINE float weigh_columns(float *scores, int64_t count, float most) {
+    floats total = {0};
+    while (count % L) scores[count++] = -INFINITY; /* there is room */
+    for (int64_t c = 0; c < count; c += L) {
+        const floats made = exponential(get(scores + c) - most);
+        put(scores + c, made);
+        total += made;
+    }
+    return sum(total);
+}
+
+/* A stretch of the head, of so many vectors that fit the registers, over some columns. */
+INLINE void mix_columns(const float *scores, const float *values, int64_t count, int size, int vectors, float *to, float kept) {
+    floats total[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; i++) total[i] = get(to + i * L) * kept;
+    for (int64_t c = 0; c < count; c++)
+#pragma GCC unroll 8
+        for (int i = 0; i < vectors; i++) total[i] += scores[c] * get(values + c * size + i * L);
+#pragma GCC unroll 8
+    for (int i = 0; i < vectors; i++) put(to + i * L, total[i]);
+}
+
+static void attend_head(const attention *a, int64_t row, int64_t head) {
+    const int64_t place = row * a->heads + head, start = place * a->columns * a->size;
+    const float *query = a->query + place * a->size, by = 1.0f / sqrtf((float)a->size);
+    float scores[COLUMNS_AT_ONCE + L], mixed[WIDEST_HEAD] = {0}, most = -INFINITY, all = 0, check = 0;
+    for (int64_t c = 0; c < a->lengths[row]; c += COLUMNS_AT_ONCE) {
+        const int64_t left = a->lengths[row] - c, count = left < COLUMNS_AT_ONCE ? left : COLUMNS_AT_ONCE;
+        const float here = score_columns(query, a->keys + start + c * a->size, count, a->size, by, scores, &check);
+        const float top = here > most ? here : most, kept = c ? expf(most - top) : 0.0f;
+        all = all * kept + weigh_columns(scores, count, top);
+        most = top;
+        const float *values = a->values + start + c * a->size;
+        for (int h = 0; h < a->size;) {
+            if (a->size - h >= 8 * L) mix_columns(scores, values + h, count, a->size, 8, mixed + h, kept), h += 8 * L;
+            else if (a->size - h >= 4 * L) mix_columns(scores, values + h, count, a->size, 4, mixed + h, kept), h += 4 * L;
+            else mix_columns(scores, values + h, count, a->size, 1, mixed + h, kept), h += L;
+        }
+    }
+    all += check;
+    for (int h = 0; h < a->size; h += L) put(a->mixed + place * a->size + h, get(mixed + h) / all);
+    a->sums[place] = most + logf(all);
+}
+
+static void *attend_work(void *given) {
+    attention *a = given;
+    for (int64_t row; (row = fetch(&a->shared)) < a->rows * a->heads;) attend_head(a, row / a->heads, row % a->heads);
+    return 0;
+}
+
+/* The head size must be a multiple of so many. */
+int64_t ptuning_lanes(void) { return L; }
+
+/* mixed [A, N, H] and sums [A, N] of queries [A, N, H] over the first lengths [A] columns of keys and values [A.., N, C, H]. */
+void ptuning_attend(const float *query, const float *keys, const float *values, const int64_t *lengths, float *mixed,
+                    float *sums, int64_t rows, int64_t heads, int64_t columns, int size, parallel pool, int threads) {
+    attention a = {.query = query, .keys = keys, .values = values, .lengths = lengths, .mixed = mixed, .sums = sums,
+                   .rows = rows, .heads = heads, .columns = columns, .size = size};
+    run(attend_work, &a.shared, pool, threads);
+}
