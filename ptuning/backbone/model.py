@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.cache_utils import Cache, DynamicCache
 
 from ptuning.backbone.positions import (
@@ -28,6 +27,7 @@ from ptuning.backbone.positions import (
 )
 from ptuning.blocks.attention import LinearFactory, Packing, SelfAttention, Visibility
 from ptuning.blocks.config import ChatGLMConfig
+from ptuning.blocks.gelu import gelu
 from ptuning.blocks.prefix_encoder import PrefixKeyValues
 from ptuning.blocks.rotary import rotary_table
 from ptuning.plain.errors import UserError
@@ -57,7 +57,7 @@ class MLP(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden_states), approximate="tanh"))
+        return self.dense_4h_to_h(gelu(self.dense_h_to_4h(hidden_states)))
 
 
 class Block(nn.Module):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import mmap
 import sys
 from collections.abc import Callable
 
@@ -53,12 +54,12 @@ def on_large_pages(tensor: Tensor) -> Tensor:
 
 def zeros_when_read(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros; on a CPU the system makes each page of them when it is first touched, and what is never touched takes nothing."""
-    if device.type != "cpu":
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.zeros(shape, dtype=dtype, device=device)
-    import numpy  # its zeros are the C library's calloc; torch's are written one by one
-
-    flat = torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8))
-    return flat.view(dtype).view(shape)
+    # Pages of 4 KB on purpose: a page of 2 MB took eight times as long to be made (docs/performance.md).
+    fresh = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(fresh, dtype=dtype).view(shape)
 
 
 @functools.cache

@@ -16,7 +16,10 @@ import tempfile
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("packed.c")
-_INCLUDED = tuple(SOURCE.with_name(name) for name in ("integers.h", "integer_gradient.h", "screening.h", "decode_attention.h"))
+_INCLUDED = tuple(
+    SOURCE.with_name(f"{name}.h")
+    for name in ("integers", "integer_gradient", "screening", "elementwise", "decode_attention")
+)
 COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-w")
 _ARCHITECTURES = (("-march=native",), ("-mcpu=native",), ())  # the second is what some compilers for ARM know

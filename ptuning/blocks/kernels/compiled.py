@@ -97,6 +97,14 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def gelu(values: Tensor) -> Tensor:
+    """GELU in its tanh form of float32 numbers; without gradient."""
+    given = _float32(values)
+    result = torch.empty_like(given)
+    _library().ptuning_gelu(given.data_ptr(), result.data_ptr(), given.numel(), _pool(), torch.get_num_threads())
+    return result
+
+
 def attends(head_size: int) -> bool:
     """Whether :func:`attend` takes heads of this size."""
     return head_size <= WIDEST_HEAD and head_size % int(_library().ptuning_lanes()) == 0
@@ -188,12 +196,13 @@ def _library() -> Any:
     library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
     library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
     library.ptuning_lanes.restype = _LONG
+    library.ptuning_gelu.argtypes = [_POINTER] * 2 + [_LONG, _POINTER, _INT]
     library.ptuning_attend.argtypes = [_POINTER] * 6 + [_LONG] * 3 + [_INT, _POINTER, _INT]
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
     if hasattr(library, "ptuning_screen"):  # under AVX2
         library.ptuning_screen_copy.argtypes = [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + [_POINTER, _INT]
         library.ptuning_screen.argtypes = [_POINTER] * 2 + [_INT] + [_POINTER] * 7 + [_LONG] * 4 + [_POINTER, _INT]
-    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product", "ptuning_attend"):
+    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product", "ptuning_attend", "ptuning_gelu"):
         getattr(library, name).restype = None
     return library
 

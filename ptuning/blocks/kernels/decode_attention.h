@@ -17,25 +17,6 @@ typedef struct {
     int size;
 } attention;
 
-/* e^x for x from -87 to 0, two units in the last place off; 0 below, and for what is no number. */
-INLINE floats exponential(floats x) {
-    const floats zero = {0}, magic = zero + 0x1.8p23f;
-    const words kept = (words)(x >= zero - 87.0f);
-    const floats power = x * 0x1.715476p0f + magic, n = power - magic, r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-    floats made = zero + 0x1.6850e4p-10f;
-    made = made * r + 0x1.123bccp-7f;
-    made = made * r + 0x1.555b98p-5f;
-    made = made * r + 0x1.55548ep-3f;
-    made = made * r + 0x1.fffff8p-2f;
-    made = made * r * r + r + 1.0f;
-    words bits, shift;
-    memcpy(&bits, &made, sizeof bits);
-    memcpy(&shift, &power, sizeof shift);
-    bits = (bits + (shift << 23)) & kept;
-    memcpy(&made, &bits, sizeof made);
-    return made;
-}
-
 /* Scores of some columns, and their largest; check stays 0 while all are finite. */
 INLINE float score_columns(const float *query, const float *keys, int64_t count, int size, float by, float *scores,
                            float *check) {

@@ -425,6 +425,7 @@ INLINE void half_work(job *j, int brain) {
 static void *half_rows(void *j) { return half_work(j, 0), (void *)0; }
 static void *brain_rows(void *j) { return half_work(j, 1), (void *)0; }
 
+#include "elementwise.h"
 #include "decode_attention.h"
 
 /* ---- what is called from outside ---- */
