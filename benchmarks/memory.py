@@ -203,10 +203,10 @@ def random_model(
 def use(model: ChatGLMForConditionalGeneration, case: dict[str, Any]) -> None:
     """Tune for three optimiser steps, or answer once."""
     if case["use"] == "answering":
-        ids = _ids(model, case["batch"], case["prompt"] - 2, 0).tolist()
-        limits = [case["length"] - case["prompt"]] * len(ids)
-        sampled = PRESETS["published"]
-        list(generate_answers(model, SimpleNamespace(eos_token_id=-1), ids, limits, batch_size=len(ids), preset=sampled))
+        prompts = _ids(model, case["batch"], case["prompt"] - 2, 0).tolist()
+        limits = [case["length"] - case["prompt"]] * len(prompts)
+        words, sampled = SimpleNamespace(eos_token_id=-1), PRESETS["published"]
+        list(generate_answers(model, words, prompts, limits, batch_size=len(prompts), preset=sampled))
         return
     model.train()
     if case.get("checkpointing"):

@@ -53,7 +53,7 @@ def on_large_pages(tensor: Tensor) -> Tensor:
 
 
 def zeros_when_read(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU the system makes each page of them when it is first touched, and what is never touched takes nothing."""
+    """Zeros; on a CPU the system makes each page when it is first touched, and what is never touched takes nothing."""
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or not size or not hasattr(mmap, "MAP_ANONYMOUS"):
         return torch.zeros(shape, dtype=dtype, device=device)

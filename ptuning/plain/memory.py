@@ -23,8 +23,8 @@ when it ends and all gradients of the prefix come together: the gradients per la
 stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs nothing more.
 
 **Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
-either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the compiled
-kernel screens a float32 head, the head once more in bytes, VD.
+either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the
+compiled kernel screens a float32 head, the head once more in bytes, VD.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
 quantised model has it give back pieces from 0.5 MB on (ptuning.blocks.allocator); without what it keeps, the other parts add

@@ -8,7 +8,8 @@ Settings come from :func:`configure` or, where that was not called, from the env
   or cannot multiply what it is given, is named once with its reason, and the next one is used.
 * ``PTUNING_MEMORY`` (CPU only): ``lean`` (default) keeps one copy of the packed weight, 0.5 or 1 byte a weight. ``fast``, or
   ``fast:6`` for 6 GB, also keeps the weights of the layers that were used first unpacked (2 bytes a weight in bfloat16, 4 in
-  float32) until the budget is spent; without a number the budget is half of the memory that is free when the first is made.
+  float32), and a head of half precision in bytes for screening, until the budget is spent; without a number the budget is
+  half of the memory that is free when the first is made.
 * ``PTUNING_PRECISION`` (the compiled kernel, INT4): ``highest`` (default) takes float32 activations at 24 bits, ``high`` at
   16, which is faster, and ``medium`` at 8 with a scale for every 128, which is fastest and costs about a hundredth of a
   product; so does ``torch.set_float32_matmul_precision``, whose words these are. Gradients take 16 bits at least.

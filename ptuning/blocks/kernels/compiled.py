@@ -6,7 +6,10 @@ where :mod:`~ptuning.blocks.kernels.choose` is set to ``high``: exact to 2^-24 a
 Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or
 24 bits.
 
-Legend: M rows of activations, O output rows, I input columns; of attention A rows, N heads, H head size, C columns of a slot.
+Beside products: attention of one new token of every row (``decode_attention.h``), the largest products of a head
+(``screening.h``), and GELU (``elementwise.h``).
+
+Legend: M rows of activations, O output rows, I input columns; A rows, N heads, H head size, C columns of a slot.
 """
 
 from __future__ import annotations
@@ -139,12 +142,11 @@ def screens() -> bool:
 def screen_copy(weight: Tensor, kind: int, copied: Tensor, factors: Tensor, sums: Tensor) -> bool:
     """Fill the copy of a weight; see ``screening.h``, whose return value this is."""
     outputs, columns = weight.shape
-    return bool(
-        _library().ptuning_screen_copy(
-            weight.data_ptr(), kind, copied.data_ptr(), factors.data_ptr(), sums.data_ptr(), outputs, columns, _pool(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-    )
+    fine = _library().ptuning_screen_copy(
+        weight.data_ptr(), kind, copied.data_ptr(), factors.data_ptr(), sums.data_ptr(), outputs, columns, _pool(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return bool(fine)
 
 
 def screen(
@@ -153,13 +155,12 @@ def screen(
 ) -> bool:  # fmt: skip
     """Find the largest products; see ``screening.h``, whose return value this is."""
     wide = _float32(inputs)
-    return bool(
-        _library().ptuning_screen(
-            wide.data_ptr(), weight.data_ptr(), kind, *(tensor.data_ptr() for tensor in copy), numbers.data_ptr(),
-            room.data_ptr(), values.data_ptr(), places.data_ptr(), inputs.shape[0], *weight.shape, values.shape[1], _pool(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-    )
+    fine = _library().ptuning_screen(
+        wide.data_ptr(), weight.data_ptr(), kind, *(tensor.data_ptr() for tensor in copy), numbers.data_ptr(),
+        room.data_ptr(), values.data_ptr(), places.data_ptr(), inputs.shape[0], *weight.shape, values.shape[1], _pool(),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return bool(fine)
 
 
 def _digits(dtype: torch.dtype) -> int:

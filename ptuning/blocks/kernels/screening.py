@@ -1,9 +1,9 @@
 """The largest products of a large float weight (the likeliest tokens of a head), without multiplying with all of it.
 
 Beside the weight stands a copy in signed bytes, a quarter of float32's memory. Products with it, and what the copy may be
-off at most (Cauchy and Schwarz), leave a few hundred of 130,528 rows that can be among the largest; these are multiplied in
-float32. The outcome is that of the whole float32 product, to its rounding (``screening.h``). Where too many rows are left, as
-where all are alike, nothing is gained and the caller multiplies with the whole weight.
+off at most (Cauchy and Schwarz), leave a few hundred of 130,528 rows that can be among the largest; these are multiplied
+in float32. The outcome is that of the whole float32 product, to its rounding (``screening.h``). Where too many rows are
+left, as where all are alike, nothing is gained and the caller multiplies with the whole weight.
 
 Legend: M rows of activations, O rows of the weight, I input columns, K products wanted.
 """
@@ -66,7 +66,7 @@ class ScreenedWeight:
         self.bytes = on_large_pages(torch.empty(padded, columns, dtype=torch.int8))
         self.bytes[outputs:] = 0
         self.factors, self.sums = torch.zeros(3, padded), torch.zeros(padded, dtype=torch.int32)
-        self.room = torch.empty(0)
+        self.room = torch.empty(0)  # for bounds; kept, as new pages would take a tenth of the time
         self.usable = compiled.screen_copy(
             self.weight, _KINDS.index(weight.dtype), self.bytes, self.factors, self.sums
         )
