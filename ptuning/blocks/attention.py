@@ -100,7 +100,8 @@ class SelfAttention(nn.Module):
             visibility: over P+S columns, the prefix first.
             prefix_key: [1 or B, N, P, H] or None; not rotated, takes no position. Likewise ``prefix_value``.
             cache: receives the new keys and values and gives back all of them; None keeps nothing. One that can
-                ``attend`` (the generation engine's, which knows every row's prefix) does the attention itself.
+                ``attend`` (the generation engine's, which knows every row's prefix) does the attention itself; where it can
+                ``attend_fused``, the rotation, too.
             packing: where the tokens stand, if they are packed.
 
         Returns:
@@ -112,6 +113,10 @@ class SelfAttention(nn.Module):
         else:
             (batch, tokens), hidden = packing[:2], hidden_states.shape[-1]
             fused = packing.spread(fused)
+        attend_fused = getattr(cache, "attend_fused", None)
+        attended: Tensor | None = None if attend_fused is None else attend_fused(fused, rotary, self.layer_index)
+        if attended is not None:
+            return self.dense(attended.reshape(batch, tokens, hidden))
         # Interleaved per head: [.., N, 3H], not three blocks of D.
         fused = fused.view(batch, tokens, self.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)  # [3, B, N, T, H]
         query, key = apply_rotary(fused[:2], *rotary)

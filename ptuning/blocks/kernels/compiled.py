@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -110,28 +110,40 @@ def gelu(values: Tensor) -> Tensor:
 
 def attends(head_size: int) -> bool:
     """Whether :func:`attend` takes heads of this size."""
-    return head_size <= WIDEST_HEAD and head_size % int(_library().ptuning_lanes()) == 0
+    return head_size <= WIDEST_HEAD and head_size % 4 == 0 and head_size % int(_library().ptuning_lanes()) == 0
 
 
-def attend(query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of one new token of every row over its own columns.
+class Attended(NamedTuple):
+    """What :func:`attend` gives back.
+
+    Attributes:
+        query: [A, N, 1, H], turned by its position.
+        mixed: [A, N, 1, H], what the row's own columns give.
+        sums: [A, N, 1], the logarithm of each query's sum of exponentials.
+    """
+
+    query: Tensor
+    mixed: Tensor
+    sums: Tensor
+
+
+def attend(fused: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: Tensor, lengths: Tensor) -> Attended:
+    """Turn one new token of every row, put its key and value in the row's slot, and attend over the row's own columns.
 
     Args:
-        query: float32 [A, N, 1, H].
-        keys: float32 [A or more, N, C, H], contiguous; likewise ``values``.
-        lengths: int64 [A], columns that a row sees, at least 1.
-
-    Returns:
-        [A, N, 1, H], and the logarithm of each query's sum of exponentials, [A, N, 1].
+        fused: float32, query, key and value of the tokens, [A, 1, 3NH] with the three of a head side by side.
+        rotary: cosines and sines, float32 [A, 1, 1, H] each.
+        keys: float32 [A or more, N, C, H], contiguous; changed. Likewise ``values``.
+        lengths: int64 [A], columns that a row sees with the new one, which becomes the last.
     """
-    rows, heads, _, size = query.shape
-    wide, lengths = _float32(query), lengths.contiguous()
-    mixed, sums = torch.empty(rows, heads, 1, size), torch.empty(rows, heads, 1)
+    rows, (_, heads, columns, size) = fused.shape[0], keys.shape
+    query, mixed = torch.empty(2, rows, heads, 1, size).unbind()
+    made = Attended(query, mixed, torch.empty(rows, heads, 1))
+    given = [_float32(fused), *(table.contiguous() for table in rotary), keys, values, lengths.contiguous(), *made]
     _library().ptuning_attend(
-        wide.data_ptr(), keys.data_ptr(), values.data_ptr(), lengths.data_ptr(), mixed.data_ptr(), sums.data_ptr(), rows,
-        heads, keys.shape[2], size, _pool(), torch.get_num_threads(),
+        *(tensor.data_ptr() for tensor in given), rows, heads, columns, size, _pool(), torch.get_num_threads()
     )  # fmt: skip
-    return mixed, sums
+    return made
 
 
 def screens() -> bool:
@@ -198,7 +210,7 @@ def _library() -> Any:
     library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
     library.ptuning_lanes.restype = _LONG
     library.ptuning_gelu.argtypes = [_POINTER] * 2 + [_LONG, _POINTER, _INT]
-    library.ptuning_attend.argtypes = [_POINTER] * 6 + [_LONG] * 3 + [_INT, _POINTER, _INT]
+    library.ptuning_attend.argtypes = [_POINTER] * 9 + [_LONG] * 3 + [_INT, _POINTER, _INT]
     library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
     if hasattr(library, "ptuning_screen"):  # under AVX2
         library.ptuning_screen_copy.argtypes = [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + [_POINTER, _INT]

@@ -1,7 +1,8 @@
 /* Attention of one new token of every row over the keys and values of its own slot, in float32. Included by packed.c.
 
-   A task is a head of a row: its keys are read once, then its values, both from one end to the other. torch's operator makes
-   a product of its own of every row and head, and reads the longest row's columns for all.
+   A task is a head of a row: its query and its key are turned by their position, key and value put in their place, and then
+   its keys read once, and its values, both from one end to the other. torch's operator makes a product of its own of every
+   row and head, and reads the longest row's columns for all.
 
    Legend: A rows, N heads, H head size (a multiple of the lanes), C columns of a slot. */
 #define WIDEST_HEAD 256
@@ -9,10 +10,11 @@
 
 typedef struct {
     job shared;
-    const float *query;           /* [A, N, H] */
-    const float *keys, *values;   /* [A.., N, C, H] */
-    const int64_t *lengths;       /* [A], at least 1 */
-    float *mixed, *sums;          /* [A, N, H], [A, N]: the logarithm of the sum of exponentials */
+    const float *fused;           /* [A, N, 3, H]: query, key and value of the new token */
+    const float *cos, *sin;       /* [A, H] */
+    float *keys, *values;         /* [A.., N, C, H] */
+    const int64_t *lengths;       /* [A] with the new token */
+    float *query, *mixed, *sums;  /* [A, N, H] turned, [A, N, H], [A, N]: the logarithm of the sum of exponentials */
     int64_t rows, heads, columns;
     int size;
 } attention;
@@ -66,9 +68,29 @@ INLINE void mix_columns(const float *scores, const float *values, int64_t count,
     for (int i = 0; i < vectors; i++) put(to + i * L, total[i]);
 }
 
+/* Both halves of a head are turned, each a space of its own: its second quarter goes across to its first, and back. */
+INLINE void turn(const float *from, const float *cos, const float *sin, int size, float *restrict to) {
+    const int quarter = size / 4;
+    for (int first = 0; first < size; first += 2 * quarter) {
+        const int second = first + quarter;
+        for (int h = 0; h < quarter; h++) to[first + h] = from[first + h] * cos[first + h] + from[second + h] * sin[first + h];
+        for (int h = 0; h < quarter; h++) to[second + h] = from[second + h] * cos[second + h] + from[first + h] * sin[second + h];
+    }
+}
+
+/* The new token's query, turned; its key and value to their place. */
+INLINE void take_token(const attention *a, int64_t row, int64_t place, int64_t start) {
+    const float *from = a->fused + 3 * place * a->size, *cos = a->cos + row * a->size, *sin = a->sin + row * a->size;
+    const int64_t at = start + (a->lengths[row] - 1) * a->size;
+    turn(from, cos, sin, a->size, a->query + place * a->size);
+    turn(from + a->size, cos, sin, a->size, a->keys + at);
+    memcpy(a->values + at, from + 2 * a->size, (size_t)a->size * sizeof *from);
+}
+
 static void attend_head(const attention *a, int64_t row, int64_t head) {
     const int64_t place = row * a->heads + head, start = place * a->columns * a->size;
     const float *query = a->query + place * a->size, by = 1.0f / sqrtf((float)a->size);
+    take_token(a, row, place, start);
     float scores[COLUMNS_AT_ONCE + L], mixed[WIDEST_HEAD] = {0}, most = -INFINITY, all = 0, check = 0;
     for (int64_t c = 0; c < a->lengths[row]; c += COLUMNS_AT_ONCE) {
         const int64_t left = a->lengths[row] - c, count = left < COLUMNS_AT_ONCE ? left : COLUMNS_AT_ONCE;
@@ -97,10 +119,12 @@ static void *attend_work(void *given) {
 /* The head size must be a multiple of so many. */
 int64_t ptuning_lanes(void) { return L; }
 
-/* mixed [A, N, H] and sums [A, N] of queries [A, N, H] over the first lengths [A] columns of keys and values [A.., N, C, H]. */
-void ptuning_attend(const float *query, const float *keys, const float *values, const int64_t *lengths, float *mixed,
-                    float *sums, int64_t rows, int64_t heads, int64_t columns, int size, parallel pool, int threads) {
-    attention a = {.query = query, .keys = keys, .values = values, .lengths = lengths, .mixed = mixed, .sums = sums,
-                   .rows = rows, .heads = heads, .columns = columns, .size = size};
+/* Turned query [A, N, H], mixed [A, N, H] and sums [A, N] of new tokens [A, N, 3, H], whose keys and values become column
+   lengths - 1 of [A.., N, C, H]. */
+void ptuning_attend(const float *fused, const float *cos, const float *sin, float *keys, float *values,
+                    const int64_t *lengths, float *query, float *mixed, float *sums, int64_t rows, int64_t heads,
+                    int64_t columns, int size, parallel pool, int threads) {
+    attention a = {.fused = fused, .cos = cos, .sin = sin, .keys = keys, .values = values, .lengths = lengths, .query = query,
+                   .mixed = mixed, .sums = sums, .rows = rows, .heads = heads, .columns = columns, .size = size};
     run(attend_work, &a.shared, pool, threads);
 }

@@ -45,17 +45,24 @@ class StepCache:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """Keep the new keys and values [A, N, 1, H], and attend to all of the row's and to its prefix."""
         self.cache.write(layer, key, value, self.places)
-        if self.lengths is not None:
-            own, own_sum = compiled.attend(query, self.cache.keys[layer], self.cache.values[layer], self.lengths)
-            return own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
         keys, values = self.cache.read(layer, self.rows, self.longest)
         if self.prefixes is None:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias)
         return attend_with_prefixes(query, keys, values, self.bias, self.prefixes, layer)
 
 
+    def attend_fused(self, fused: Tensor, rotary: tuple[Tensor, Tensor], layer: int) -> Tensor | None:
+        """The same of what came out of the layer's first linear, [A, 1, 3NH], not turned yet; None without the kernel."""
+        if self.lengths is None:
+            return None
+        query, own, own_sum = compiled.attend(
+            fused, rotary, self.cache.keys[layer], self.cache.values[layer], self.lengths
+        )
+        return own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
+
+
 def _has_kernel(cache: SlotCache) -> bool:
-    """Whether the compiled kernel reads the rows' own tokens."""
+    """Whether the compiled kernel attends to the rows' own tokens."""
     fits = cache.device.type == "cpu" and cache.dtype == torch.float32
     return fits and choose.has_compiled() and compiled.attends(cache.head_dim)
 
