@@ -1,24 +1,28 @@
 """The operators that a training step and a decode step of the engine spend their time in.
 
-Time is an operator's own, without what it calls, as torch's profiler counts it; on a GPU it is time on the GPU.
+Time is an operator's own, without what it calls, as torch's profiler counts it; on a GPU it is time on the GPU. What the
+compiled kernel does, which the profiler does not see, is counted under ``compiled``.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, read_examples, tokenizer
 from benchmarks.plain_habits import HABITS, PlainStep, batch_of, made_rows
+from ptuning.blocks.kernels import choose, compiled
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY, Request
 
 HEADS = ("step", "operator", "calls", "ms", "share")
+COMPILED = ("product", "input_gradient", "half_product", "attend", "screen", "gelu")
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +58,7 @@ def _profiled(name: str, step: Callable[[], Any], options: argparse.Namespace) -
     step()
     on_gpu = options.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
+    with compiled_ranges(), profile(activities=activities) as profiler:
         for _ in range(options.steps):
             step()
 
@@ -79,6 +83,30 @@ def _profiled(name: str, step: Callable[[], Any], options: argparse.Namespace) -
         }
     )
     return [*rows, {"step": name, "operator": "all", "calls": None, "ms": whole, "share": 1.0}]
+
+
+@contextmanager
+def compiled_ranges() -> Iterator[None]:
+    """The compiled kernel's functions show up in profiles."""
+    held = {name: getattr(compiled, name) for name in COMPILED}
+
+    def shown(name: str) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            with record_function(f"compiled::{name}"):
+                return held[name](*args)
+
+        return call
+
+    try:
+        for name in COMPILED:
+            setattr(compiled, name, shown(name))
+        choose.start.cache_clear()  # a started kernel holds its products,
+        choose.has_compiled()  # and tries them out when it starts
+        yield
+    finally:
+        for name, function in held.items():
+            setattr(compiled, name, function)
+        choose.start.cache_clear()
 
 
 def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) -> Callable[[], Any]:
