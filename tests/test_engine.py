@@ -8,7 +8,7 @@ import torch
 from prefixes import random_encoder
 
 import ptuning
-from ptuning.blocks.kernels import screening
+from ptuning.blocks.kernels import choose, screening
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.loops.engine.text_stream import reply_text
@@ -58,8 +58,17 @@ def alone(model, tokenizer, ids, new_tokens, encoder=None, **settings):
     return row[: row.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in row else row
 
 
+@pytest.fixture
+def kernel(request):
+    """The kernel of the whole process, put back afterwards."""
+    choose.configure(kernel=request.param)
+    yield
+    choose.configure()
+
+
 @pytest.mark.parametrize("parts", ["golden_parts", "tiny_parts"])
-def test_a_batch_answers_as_each_request_alone(parts, request):
+@pytest.mark.parametrize("kernel", ["auto", "plain"], indirect=True)
+def test_a_batch_answers_as_each_request_alone(parts, kernel, request):
     """Base and prefixes of two lengths mixed, fewer rows than requests, every length: token for token as alone."""
     model, tokenizer = request.getfixturevalue(parts)
     engine = Engine(model, tokenizer, max_rows=5)

@@ -44,11 +44,6 @@ def fits(weight: Tensor) -> bool:
     return choose.has_compiled() and compiled.screens()
 
 
-def copy_bytes(weight: Tensor) -> int:
-    """Bytes that the copy of a weight takes, to a thousandth."""
-    return weight.numel()
-
-
 class ScreenedWeight:
     """A weight that must not change any more, with its copy in bytes.
 

@@ -161,7 +161,7 @@ class _Group:
 
     def draw_among(self, values: Tensor, tokens: Tensor) -> Tensor:
         """The same from the scores [A, K] of the likeliest tokens [A, K], falling; for rows with ``top_k``."""
-        kept = self._cooled(values, values[:, :1])[:, : self.most]
+        kept = self._cooled(values, values[:, :1])
         if not self.same_top_k:
             kept = kept.masked_fill(torch.arange(kept.shape[1], device=kept.device) >= self.top_k, -torch.inf)
         return _draw(torch.softmax(kept, dim=-1), tokens, self.top_p, self._random())

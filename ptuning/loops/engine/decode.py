@@ -34,10 +34,12 @@ class StepCache:
     ) -> None:
         self.cache, self.prefixes = cache, prefixes
         self.rows, self.longest = columns.shape[0], longest
-        self.places = cache.places(columns)
         self.bias: Tensor | None = None
         self.lengths = columns + 1 if _has_kernel(cache) else None
-        if ragged and self.lengths is None:
+        if self.lengths is not None:  # all that the kernel asks for
+            return
+        self.places = cache.places(columns)
+        if ragged:
             hidden = torch.arange(longest, device=columns.device) > columns[:, None]
             self.bias = torch.zeros(hidden.shape, dtype=cache.dtype, device=columns.device)
             self.bias = self.bias.masked_fill_(hidden, -torch.inf)[:, None, None]
@@ -49,7 +51,6 @@ class StepCache:
         if self.prefixes is None:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias)
         return attend_with_prefixes(query, keys, values, self.bias, self.prefixes, layer)
-
 
     def attend_fused(self, fused: Tensor, rotary: tuple[Tensor, Tensor], layer: int) -> Tensor | None:
         """The same of what came out of the layer's first linear, [A, 1, 3NH], not turned yet; None without the kernel."""

@@ -63,7 +63,7 @@ def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
     weight = getattr(linear, "weight", None)
     if not isinstance(weight, Tensor) or getattr(linear, "bias", None) is not None or not screening.fits(weight):
         return None
-    amount = screening.copy_bytes(weight)
+    amount = weight.numel()
     if weight.dtype != torch.float32 and not choose.RESIDENT.take(amount):
         return None
     made = screening.ScreenedWeight(weight)
