@@ -229,6 +229,7 @@ def browser():
     names = ("chromium", "chromium-browser", "google-chrome", "chrome", "chromium-headless-shell")
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
+        assert not os.environ.get("CI"), "a browser is missing under CI: .ci/run installs one where it may"
         pytest.skip("no Chromium is installed (on Debian: apt-get install chromium)")
     return found
 
