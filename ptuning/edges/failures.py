@@ -11,7 +11,8 @@ import os
 import select
 import traceback
 
-from ptuning.plain.errors import GenerationError, StoppedError, TrainingError, UserError
+from ptuning.plain import errors
+from ptuning.plain.errors import StoppedError, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_NO_READER = 0, 1, 2, 130, 141
 
@@ -46,7 +47,7 @@ def explained(error: BaseException) -> tuple[str, int] | None:
 def _reason(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, UserError):
         return str(error), EXIT_USER_ERROR
-    if isinstance(error, GenerationError | TrainingError):
+    if type(error).__module__ == errors.__name__:  # an error of ours is written for the user
         return str(error), EXIT_FAILED
     if isinstance(error, ModuleNotFoundError):
         return _missing(error)
