@@ -63,7 +63,7 @@ def answers(tmp_path_factory):
 # ---- the escape ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("character", [*sorted(OBEYED), "\u2028", "\u2029", "\ud800", "\udfff"], ids=ascii)
+@pytest.mark.parametrize("character", [*sorted(OBEYED), *map(chr, (0x2028, 0x2029, 0xD800, 0xDFFF))], ids=ascii)
 def test_what_a_terminal_would_obey_is_shown_by_its_number(character):
     made = shown(f"a{character}b")
     assert made == f"a{character.encode('unicode_escape', 'surrogatepass').decode()}b".replace("\\r", "\\x0d")
