@@ -138,15 +138,15 @@ def test_inspect_in_a_terminal_shows_nothing_that_it_would_obey(hostile_rows):
             assert f"more\\n{shown(HOSTILE)}" in printed
 
 
-@pytest.mark.parametrize("encoding", ["gbk", "cp936", "ascii", "latin-1", "utf-16"])
+@pytest.mark.parametrize("encoding", ["gbk", "ascii", "latin-1"])
 def test_inspect_in_other_encodings(hostile_rows, encoding):
     done = command("inspect", hostile_rows, PYTHONIOENCODING=encoding)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     printed = done.stdout.decode(encoding)
     assert not OBEYED & set(printed + done.stderr.decode(encoding))
-    learnt = {"gbk": "答\\U0001f600é", "cp936": "答\\U0001f600é", "ascii": "\\u7b54\\U0001f600\\xe9"}
+    learnt = {"gbk": "答\\U0001f600é", "ascii": "\\u7b54\\U0001f600\\xe9"}
     assert learnt.get(encoding, "é") in printed
-    assert ("»" if encoding in ("latin-1", "utf-16") else ">>") in printed
+    assert ("»" if encoding == "latin-1" else ">>") in printed
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "ascii"])
