@@ -104,6 +104,22 @@ def test_overwriting_the_cache_and_a_place_that_cannot_be_written(tokenizer, row
     assert again == examples
 
 
+def test_rows_that_others_could_have_prepared_are_not_learnt(tokenizer, rows, cache, caplog):
+    examples = prepare_examples(tokenizer, rows, DataArguments(**LIMITS), "rows")
+    (path,) = cache.glob("*.safetensors")
+    write_arrays(path, pack(examples[:1], [0]))  # whole, under the right name, and not ours
+    not_kept, anew = "cannot be kept", "made anew"
+    for place, mode, said in ((cache.parent, 0o777, not_kept), (cache, 0o770, not_kept), (path, 0o666, anew)):
+        before = place.stat().st_mode
+        place.chmod(mode)
+        caplog.clear()
+        assert prepare_examples(tokenizer, rows, DataArguments(**LIMITS), "rows") == examples, place
+        assert f"{place}: other users can write to it" in caplog.text
+        assert said in caplog.text
+        if place.exists():
+            place.chmod(before)
+
+
 def test_old_files_go(tmp_path, tokenizer, rows):
     arrays = pack([training_example(tokenizer, rows[0], **LIMITS)], [0])
     for number in range(FILES_KEPT + 3):

@@ -95,6 +95,23 @@ def test_only_the_edges_print(path):
 
 
 @over_package
+def test_the_edges_print_in_one_place(path):
+    """What is printed anywhere else could drive the terminal, or end the command in an encoding that lacks a character."""
+    if short(path) == "ptuning/edges/output.py":
+        return
+    for node in ast.walk(parsed(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        assert called != "print", f"{short(path)}:{node.lineno}: say or tell it (ptuning/edges/output.py)"
+        for stream in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
+            assert not called.startswith((f"{stream}.write", f"{stream}.buffer")), f"{short(path)}:{node.lineno}: {called}"
+        title = next((word.value for word in node.keywords if word.arg == "desc"), None)
+        if called == "tqdm" and title is not None and not isinstance(title, ast.Constant):
+            assert ast.unparse(title).startswith("inline("), f"{short(path)}:{node.lineno}: inline(...) a bar's title"
+
+
+@over_package
 def test_nothing_happens_at_import(path):
     harmless = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
     for node in parsed(path).body:

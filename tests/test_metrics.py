@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import subprocess
 import sys
@@ -112,3 +113,33 @@ def test_nothing_is_printed_and_nothing_heavy_imported_early():
     command = [sys.executable, "-X", "dev", "-W", "ignore::ResourceWarning", "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+SCORED_BESIDE = """
+import json, marshal, os, sys, tempfile
+from pathlib import Path
+planted = Path(tempfile.gettempdir(), "jieba.cache")
+if "cache" in sys.argv:  # what another user of the machine may leave there: a dictionary in which every text is one word
+    planted.write_bytes(marshal.dumps(({word[:end]: int(end == len(word)) for word in "，".join(sys.argv[2:]).split("，")
+                                       for end in range(1, len(word) + 1)}, 1)))
+if "words" in sys.argv:  # what the program around us may do with the tokenizer that the process shares
+    import jieba
+    jieba.setLogLevel(60)
+    for word in "，".join(sys.argv[2:]).split("，"):
+        jieba.add_word(word, 10**9)
+before = sorted(os.listdir(planted.parent))
+from ptuning.plain.metrics import score_pair
+print(json.dumps(score_pair(*sys.argv[2:])))
+assert sorted(os.listdir(planted.parent)) == before, "nothing is left in a folder that others share"
+"""
+
+
+@pytest.mark.parametrize("beside", ["nothing", "cache", "words"])
+def test_nobody_else_decides_how_words_are_cut(beside, tmp_path):
+    pair = ["今天天气很好，适合出门散步", "今天天气不错，适合出门走走"]
+    done = subprocess.run(
+        [sys.executable, "-c", SCORED_BESIDE, beside, *pair], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1], env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == score_pair(*pair)

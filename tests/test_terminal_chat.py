@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -90,6 +91,44 @@ def test_a_conversation(argv, golden_cases, tmp_path):
     child.expect(pexpect.EOF)
     child.close()
     assert child.exitstatus == 0
+
+
+def test_nothing_that_a_model_or_a_name_holds_reaches_the_terminal_raw(golden, tmp_path):
+    """A model is as foreign as a web page: here two words of its vocabulary are sequences, as are folders' names."""
+    model, prefix = tmp_path / "model\x1b]0;x\x07\x9b", tmp_path / "prefix\x1b]0;x\x07\x9b\n"
+    shutil.copytree(golden / "model", model)
+    shutil.copytree(golden / "checkpoint-prefix", prefix)
+    vocabulary = model / "ice_text.model"
+    words = vocabulary.read_bytes()
+    for word, hostile in (("例", "\x1b]0"), ("看", "\x9bm")):  # of three bytes each
+        assert word.encode() in words
+        words = words.replace(word.encode(), hostile.encode())
+    vocabulary.write_bytes(words)
+    argv = ["-m", "ptuning", "chat", "--model_name_or_path", str(model), "--device", "cpu", "--greedy", "--max_length", "96"]
+    child = pexpect.spawn(
+        sys.executable, [*argv, "--lang", "en", "--ptuning_checkpoint", f"golden={prefix}"], encoding="utf-8", timeout=60,
+        dimensions=(50, 300), env=os.environ | {"TERM": "xterm", "PYTHONIOENCODING": "utf-8"},
+    )  # fmt: skip
+    printed = ""
+    for line, answer in (
+        (None, r"answering: golden: a prefix of 6 tokens, 3 layers, from"),
+        ("你好", r"\x1b]0\x9bm"),
+        ("/prefix", r"model\x1b]0;x\x07\x9b: the base model"),
+        ("/prefix golden", r"prefix\x1b]0;x\x07\x9b\n"),
+        ("/save where.txt", "error: /save"),
+    ):
+        if line is not None:
+            child.sendline(line)
+        for expected in (answer, "You:"):
+            child.expect_exact(expected)
+            printed += child.before
+    child.sendline("stop")
+    child.expect(pexpect.EOF)
+    printed += child.before
+    child.close()
+    assert child.exitstatus == 0
+    assert not {"\x9b", "\x07", "\x9d"} & set(printed)
+    assert "\x1b]" not in printed
 
 
 def test_a_pipe_gets_the_answers_only(argv, golden_cases):

@@ -5,14 +5,13 @@ Nothing heavy is imported here: each verb is a module of its own, loaded when it
 
 import difflib
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
-from ptuning.plain.errors import GenerationError, StoppedError, TrainingError, UserError
-
-EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
+from ptuning.edges.failures import EXIT_OK, GONE, explained, working_directory_exists
+from ptuning.edges.output import flush, prepare, say, say_text, settle, tell_text
+from ptuning.plain.errors import UserError
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("ptuning.edges.train", "tune a prefix on your own rows"),
@@ -46,38 +45,38 @@ def run(argv: Sequence[str]) -> int:
         UserError: an unknown verb, or whatever the verb finds wrong.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(help_text())
+        say_text(help_text())
         return EXIT_OK
     if argv[0] in ("-V", "--version", "version"):
-        print(f"ptuning {__version__}")
+        say(f"ptuning {__version__}")
         return EXIT_OK
     verb, rest = argv[0], list(argv[1:])
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         raise UserError(f"ptuning {verb}: no such verb; {hint} (ptuning --help)")
+    if not working_directory_exists():
+        raise UserError(GONE)
     return int(importlib.import_module(VERBS[verb][0]).main(rest) or EXIT_OK)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command.
 
-    Exit codes: 0 done; 1 the model gives no answer or cannot be trained further; 2 something to be mended by the user
-    (one line on standard error); 130 interrupted, 143 ended by SIGTERM.
+    Exit codes: 0 done; 1 the model gives no answer, cannot be trained further, or the system refused something (a full
+    disk); 2 something to be mended by the user; 130 interrupted, 141 nobody reads the output any more, 143 ended by
+    SIGTERM. What ends a command is one line on standard error (:mod:`ptuning.edges.failures`), a bug its traceback.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("ptuning").setLevel(logging.INFO)
+    prepare(whole_process=argv is None)
     try:
-        return run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except (GenerationError, TrainingError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except StoppedError as stopped:
-        print(stopped, file=sys.stderr)
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        code = run(sys.argv[1:] if argv is None else argv)
+        flush()
+    except (Exception, KeyboardInterrupt) as error:
+        found = explained(error)
+        if found is None:
+            raise
+        settle()
+        line, code = found
+        if line:
+            tell_text(line)
+    return code

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptuning.edges.output import say, say_json
 from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.memory import (
@@ -78,8 +78,11 @@ def main(argv: Sequence[str]) -> int:
     loading = weight_bytes(subject.sizes, subject.storage) + loading_bytes(
         subject.sizes, subject.storage, subject.stored_bits, subject.stored_float_bytes
     )
-    show = _json_line if use.json else _table
-    print(show(subject, use, estimate, loading))
+    if use.json:
+        say_json(_values(subject, use, estimate, loading))
+        return 0
+    for line in _table(subject, use, estimate, loading):
+        say(line)
     return 0
 
 
@@ -179,9 +182,9 @@ def _file_bytes(folder: Path) -> int | None:
     return None
 
 
-def _json_line(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loading: int) -> str:
+def _values(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loading: int) -> dict[str, Any]:
     kind: Literal["tuning", "answering"] = "tuning" if use.train else "answering"
-    values = {
+    return {
         "model": subject.name,
         "dtype": subject.dtype,
         "quantization_bit": subject.storage.bits,
@@ -194,10 +197,9 @@ def _json_line(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, l
         "total": estimate.total,
         "loading": loading,
     }
-    return json.dumps(values)
 
 
-def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loading: int) -> str:
+def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loading: int) -> list[str]:
     sizes, storage = subject.sizes, subject.storage
     count = sizes.num_layers * sizes.linear_weights + 2 * sizes.embedding_weights
     stored = f"INT{storage.bits}{' (embeddings too)' if storage.embeddings else ''}, " if storage.bits else ""
@@ -222,7 +224,7 @@ def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loadi
     lines.append(f"while loading, before that: {_size(loading).strip()}")
     more = "0.5 GB of Python and its libraries" if storage.device == "cpu" else "0.5 GB of the driver on the GPU"
     lines.append(f"(not counted: about {more})")
-    return "\n".join(lines)
+    return lines
 
 
 def _size(amount: int) -> str:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptuning.edges.output import Green, say, say_json, say_text
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
-
-_LEARNT = ("\033[32m", "\033[0m")
 
 
 @dataclass
@@ -67,9 +63,11 @@ def main(argv: Sequence[str]) -> int:
     found = inspect_file(prepare_tokenizer(model), data, show.examples)
     name = model.tokenizer_name or base_model_name(model)
     if show.json:
-        print(json.dumps(_values(found, data, name), ensure_ascii=False))
-    else:
-        print("\n".join([*_table(found, data, name, built_in), *_samples(found)]))
+        say_json(_values(found, data, name))
+        return 0
+    for line in _table(found, data, name, built_in):
+        say(line)
+    _show_samples(found)
     return 0
 
 
@@ -134,15 +132,19 @@ def _share(number: int, of: int) -> str:
     return f"{number} ({100 * number / of:.1f} %)"
 
 
-def _samples(found: Any) -> list[str]:
+def _show_samples(found: Any) -> None:
     """The examples; what bears the loss stands between » and «, in green where the terminal has colours."""
-    colour = _LEARNT if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
     if not found.samples:
-        return []
-    lines = ["", "examples as the model sees them; the loss is taken on what stands between » and «"]
+        return
+    say()
+    say("examples as the model sees them; the loss is taken on what stands between » and «")
     for sample in found.samples:
+        say()
         remark = f"; {sample.remark}" if sample.remark else ""
-        lines.append(f"\n{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")
-        text = f"{sample.context}»{colour[0]}{sample.learnt}{colour[1]}«"
-        lines += [f"  {line}" for line in text.split("\n")]
-    return lines
+        say(f"{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")
+        say_text(f"  {_indented(sample.context)}»", end="")
+        say(Green(_indented(sample.learnt)), "«")
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")

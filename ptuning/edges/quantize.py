@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptuning.edges.output import inline, say
 from ptuning.plain.arguments import BUILT_IN_MODEL
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
@@ -147,7 +148,7 @@ def write(settings: QuantizeArguments, calibration: CalibrationArguments) -> Non
     )
     done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, progress_bar)
     files = f"{len(done.files)} files" if len(done.files) > 1 else done.files[0].name
-    print(
+    say(
         f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}"
         f"{', calibrated' if calibrated else ''}, {done.total_bytes / 1e6:,.1f} MB in {files} "
         f"(the source: {done.source_bytes / 1e6:,.1f} MB)"
@@ -184,7 +185,7 @@ def progress_bar(title: str, total: int, unit: str) -> Callable[[int], None]:
     from tqdm.auto import tqdm
 
     scaled = unit == "B"
-    bar: Any = tqdm(total=total, desc=title, unit=unit, unit_scale=scaled, file=sys.stderr, dynamic_ncols=True)
+    bar: Any = tqdm(total=total, desc=inline(title), unit=unit, unit_scale=scaled, file=sys.stderr, dynamic_ncols=True)
 
     def advance(amount: int) -> None:
         bar.update(min(amount, total - bar.n))

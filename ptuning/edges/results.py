@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+from ptuning.edges.output import inline, say, tell
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE
 from ptuning.uses.intervals import LEVEL
 from ptuning.uses.report import PAGE_FILE
@@ -34,7 +35,7 @@ def progress_bar(title: str, total: int, answered: int) -> Callable[[int], None]
         return _progress_lines(title, total, answered)
     from tqdm.auto import tqdm
 
-    bar = tqdm(total=total, initial=answered, desc=title, unit="row", file=sys.stderr, dynamic_ncols=True)
+    bar = tqdm(total=total, initial=answered, desc=inline(title), unit="row", file=sys.stderr, dynamic_ncols=True)
 
     def advance(rows: int) -> None:
         bar.update(rows)
@@ -59,7 +60,7 @@ def _progress_lines(title: str, total: int, answered: int) -> Callable[[int], No
         said = now
         rate = (done - answered) / max(now - started, 1e-9)
         left = f", {timedelta(seconds=round((total - done) / rate))} left" if done < total else ""
-        print(f"{title}: {done}/{total} rows, {rate:.1f} rows/s{left}", file=sys.stderr, flush=True)
+        tell(f"{title}: {done}/{total} rows, {rate:.1f} rows/s{left}")
 
     return advance
 
@@ -84,19 +85,21 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
         print_samples(result.models)
     if not written:
         return
-    print("\nfiles")
+    say()
+    say("files")
     if result.checkpoint is not None:
-        print(f"  prefix       {result.checkpoint}")
+        say(f"  prefix       {result.checkpoint}")
     for model in result.models:
         if (model.folder / ANSWERS_FILE).is_file():
-            print(f"  predictions  {model.folder / PREDICTIONS_FILE}  ({model.name})")
+            say(f"  predictions  {model.folder / PREDICTIONS_FILE}  ({model.name})")
     if len(result.table) > 1:
-        print(f"  comparison   {result.folder / COMPARISON_FILE}")
+        say(f"  comparison   {result.folder / COMPARISON_FILE}")
     if (result.folder / "all_results.json").is_file():
-        print(f"  all results  {result.folder / 'all_results.json'}")
-    print(f"  report       {result.folder / PAGE_FILE}")
+        say(f"  all results  {result.folder / 'all_results.json'}")
+    say(f"  report       {result.folder / PAGE_FILE}")
     if result.checkpoint is not None:
-        print(f"\ntalk to it:  bash scripts/chat.sh --ptuning_checkpoint {result.checkpoint}")
+        say()
+        say(f"talk to it:  bash scripts/chat.sh --ptuning_checkpoint {result.checkpoint}")
 
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:
@@ -108,25 +111,27 @@ def print_scores(rows: Sequence[ScoreRow]) -> None:
         width = max(18, len(title), *(len(row.model.name) + 2 for row in chosen))
         counted = {name: head for name, head in _COUNTS.items() if name in chosen[0].evaluation.metrics}
         heads = "".join(f"{name:>9}" for name in _COLUMNS) + "".join(f"{head:>9}" for head in counted.values())
-        print(f"\n{title:<{width}}{heads}{'repeats':>9}")
+        say()
+        say(f"{title:<{width}}{heads}{'repeats':>9}")
         for row in chosen:
             metrics = row.evaluation.metrics
             scores = "".join(f"{metrics[column]:9.2f}" for column in _COLUMNS)
             counts = "".join(f"{metrics[name]:9.0f}" for name in counted)
-            print(f"{row.model.name:<{width}}{scores}{counts}{metrics['repeated_4grams']:8.1f}%")
+            say(f"{row.model.name:<{width}}{scores}{counts}{metrics['repeated_4grams']:8.1f}%")
         _print_intervals(chosen, width)
 
 
 def _print_intervals(rows: Sequence[ScoreRow], width: int) -> None:
     """Intervals of the differences to the base model; of the scores themselves where there is nothing to compare."""
     compared = [row for row in rows if row.differences]
-    print(f"\n{LEVEL} % intervals" + (", difference to the base model" if compared else ""))
+    say()
+    say(f"{LEVEL} % intervals" + (", difference to the base model" if compared else ""))
     for row in compared or rows:
         if compared:
             cells = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in map(row.differences.get, _COLUMNS)]  # type: ignore[misc]
         else:
             cells = [f"[{low:.2f}, {high:.2f}]" for low, high in map(row.intervals.get, _COLUMNS)]  # type: ignore[misc]
-        print(f"{row.model.name:<{width}}" + "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS, cells, strict=True)))
+        say(f"{row.model.name:<{width}}" + "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS, cells, strict=True)))
 
 
 def print_samples(models: Sequence[ScoredModel]) -> None:
@@ -140,13 +145,14 @@ def print_samples(models: Sequence[ScoredModel]) -> None:
     count = min(SAMPLES, len(answers))
     for number in range(count):
         answer = answers[number * len(answers) // count]
-        print(f"\nsample {number + 1}  ({answer.source})")
+        say()
+        say(f"sample {number + 1}  ({answer.source})")
         if answer.prompt:
-            print(f"  prompt   {_one_line(answer.prompt)}")
-        print(f"  wanted   {_one_line(answer.reference)}")
+            say(f"  prompt   {_one_line(answer.prompt)}")
+        say(f"  wanted   {_one_line(answer.reference)}")
         if base is not None and base.task is not None:
-            print(f"  base     {_one_line(base.task.answers[answer.index].answer)}")
-            print(f"  {name}   {_one_line(answer.answer)}")
+            say(f"  base     {_one_line(base.task.answers[answer.index].answer)}")
+            say(f"  {name}   {_one_line(answer.answer)}")
 
 
 def _one_line(text: str) -> str:

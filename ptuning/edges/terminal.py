@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ptuning.edges.chat_commands import ChatCommands, Leave
+from ptuning.edges.output import inline, say, say_answer, say_text, tell, tell_text
 from ptuning.plain.errors import GenerationError, UserError
 
 if TYPE_CHECKING:
     from ptuning.edges.terminal_texts import Texts
     from ptuning.uses.conversation import Conversation
-
-# On a screen, nothing in an answer may move the cursor or colour the text; a file gets what the model wrote.
-_CONTROL = {code: None for code in (*range(32), 127, *range(128, 160)) if chr(code) not in "\n\t"}
 
 
 class Lines(Protocol):
@@ -43,7 +41,7 @@ class TypedLines:
             def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterator[Completion]:
                 line = document.text_before_cursor
                 start = -len(line.split(" ")[-1])
-                yield from (Completion(text, start) for text in commands.completions(line))
+                yield from (Completion(text, start, inline(text)) for text in commands.completions(line))
 
         # Completion lists its words below the line like a shell, so the terminal need not be asked where the cursor is:
         # some cannot say, and are waited for.
@@ -71,7 +69,8 @@ class PipedLines:
             line = sys.stdin.readline()
             line.encode("utf-8")  # some locales let wrong bytes through as halves of characters
         except UnicodeError:
-            raise UserError("the input is not UTF-8 text; convert it first (iconv -f gbk -t utf-8)") from None
+            named = sys.stdin.encoding.upper()
+            raise UserError(f"the input is not {named} text; convert it first (iconv -f gbk -t {named.lower()})") from None
         if not line:
             raise EOFError
         return line.rstrip("\r\n")
@@ -90,17 +89,14 @@ class ChatTerminal:
         self.conversation, self.texts, self.plain = conversation, texts, plain
         self.commands = ChatCommands(conversation, texts)
         self.failed = False
-        self._left_out = _CONTROL if sys.stdout.isatty() else {}
         self._dropped = 0
 
     def talk(self) -> int:
         """Read until ``stop`` or the end of the input; the exit code: 1 where a pipe's question had no answer."""
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="replace")  # a character that this terminal cannot show ends nothing
         lines: Lines = PipedLines() if self.plain else TypedLines("\n" + self.texts("user"), self.commands)
         if not self.plain:
-            print(self.texts("welcome"))
-            print(self.texts("answering", self.commands.describe(self.conversation.prefix)), flush=True)
+            say(self.texts("welcome"))
+            say(self.texts("answering", self.commands.describe(self.conversation.prefix)), flush=True)
         try:
             while True:
                 try:
@@ -108,12 +104,9 @@ class ChatTerminal:
                 except KeyboardInterrupt:
                     if self.plain:
                         raise
-                    print(self.texts("leave"))
+                    say(self.texts("leave"))
         except (EOFError, Leave):
             return int(self.failed and self.plain)
-        except BrokenPipeError:  # whoever read the answers has gone; Python must not try to write the rest
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
 
     def _line(self, line: str) -> None:
         """One line: a command, a question, or nothing."""
@@ -127,27 +120,28 @@ class ChatTerminal:
             self._answer(line)
         except (UserError, RuntimeError) as error:  # no answer (GenerationError), the device's, or a full queue
             self.failed = True
-            print(f"{self.texts('error')}{' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            tell(f"{self.texts('error')}{' '.join(str(error).split())}")
 
     def _answer(self, query: str) -> None:
         """Stream one answer; Ctrl-C ends the answer, not the program."""
         answer = self.conversation.ask(query)
         self._tell_dropped(answer.asked.dropped_rounds)
         if not self.plain:
-            print(self._name(), end="", flush=True)
+            say(self._name(), end="", flush=True)
         pieces: Any = iter(answer)
         try:
             for piece in pieces:
-                print(piece.translate(self._left_out), end="", flush=True)
-            print(flush=True)
+                say_answer(piece)
+            say(flush=True)
             if answer.cut:
                 self._tell(self.texts("cut"))
         except KeyboardInterrupt:
             if self.plain:
                 raise
-            print("\n" + self.texts("stopped"), flush=True)
+            say()
+            say(self.texts("stopped"), flush=True)
         except GenerationError:
-            print(flush=True)
+            say(flush=True)
             raise
         finally:
             pieces.close()
@@ -164,4 +158,7 @@ class ChatTerminal:
         self._dropped = dropped
 
     def _tell(self, text: str) -> None:
-        print(text, file=sys.stderr if self.plain else sys.stdout, flush=True)
+        if self.plain:
+            tell_text(text)
+        else:
+            say_text(text, flush=True)

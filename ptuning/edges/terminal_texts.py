@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ptuning.edges.language import Language
+from ptuning.edges.output import inline
 
 _HELP = {
     "zh": """\
@@ -68,5 +69,5 @@ class Texts:
         self.language: Language = language
 
     def __call__(self, name: str, *values: object) -> str:
-        """A text with its values."""
-        return _TEXTS[name][self.language].format(*values)
+        """A text with its values, each of which stays within a line."""
+        return _TEXTS[name][self.language].format(*map(inline, values))

@@ -132,14 +132,29 @@ def lcs_length(first: Sequence[str], second: Sequence[str]) -> int:
 
 @functools.cache
 def _tools() -> _Tools:
-    """Import jieba, rouge_chinese and NLTK, without the messages they print while loading."""
+    """Import jieba, rouge_chinese and NLTK, without the warnings that they cause while loading."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes and pkg_resources in their sources
-        import jieba
         from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
         from rouge_chinese import Rouge
 
-        jieba.setLogLevel(logging.WARNING)  # no "Building prefix dict" in a progress bar
-        jieba.initialize()
         rouge_n = Rouge(metrics=["rouge-1", "rouge-2"])
-        return _Tools(jieba.cut, Rouge(), rouge_n, sentence_bleu, SmoothingFunction().method3)
+        return _Tools(word_tokenizer().cut, Rouge(), rouge_n, sentence_bleu, SmoothingFunction().method3)
+
+
+def word_tokenizer() -> Any:
+    """A tokenizer of jieba's that knows the dictionary which ships with it, and nothing else.
+
+    jieba's own way keeps the counted words in ``jieba.cache`` in the shared temporary folder and believes whatever lies
+    there, so another user could decide the scores; and the tokenizer behind ``jieba.cut`` is the whole process's, whose
+    words any program may have changed. To count them anew takes no longer than to read that file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import jieba
+
+    jieba.setLogLevel(logging.WARNING)  # it logs to a handler of its own
+    tokenizer = jieba.Tokenizer()
+    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
+    tokenizer.initialized = True
+    return tokenizer

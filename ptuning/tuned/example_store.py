@@ -6,13 +6,13 @@ import hashlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from ptuning.plain.private_cache import cache_root, check_file, private_folder
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 
@@ -101,15 +101,19 @@ def joined(parts: Sequence[Arrays]) -> Arrays:
 # --- on disk
 
 
-def cache_folder() -> Path:
-    """Where prepared rows are kept: ``$PTUNING_CACHE``, or the place that the system has for caches."""
-    if own := os.environ.get("PTUNING_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or ("~/Library/Caches" if sys.platform == "darwin" else "~/.cache")
-    return Path(base).expanduser() / "ptuning" / "examples"
+def cache_folder() -> Path | None:
+    """Where prepared rows are kept: ``$PTUNING_CACHE``, or the place that the system has for caches; made where missing.
+
+    None, with a line in the log, where it cannot be used, or where others could write to it: what lies there is learnt.
+    """
+    given = os.environ.get("PTUNING_CACHE")
+    try:
+        if given:
+            return private_folder(Path(given).expanduser().absolute())
+        return private_folder(cache_root() / "ptuning" / "examples", own=2)
+    except (OSError, RuntimeError) as error:  # RuntimeError: no home for ~
+        logger.warning("prepared rows cannot be kept, nor kept ones be read: %s", error)
+        return None
 
 
 def fingerprint(texts: Iterable[Any], settings: dict[str, Any]) -> str:
@@ -127,6 +131,7 @@ def read_arrays(path: Path) -> Arrays | None:
     if not path.is_file():
         return None
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:  # PyTorch maps the file; the NumPy reader copies it
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
             expected = (file.metadata() or {}).get("sha256")

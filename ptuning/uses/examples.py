@@ -88,7 +88,10 @@ def _kept_or_made(
     if len(rows) < ROWS_WORTH_KEEPING:
         return _made(make, rows, data.preprocessing_num_workers, name)
     texts = ((row.prompt, row.response, row.history, row.system) for row in rows)
-    path = cache_folder() / f"{fingerprint(texts, settings | _versions(tokenizer))}.safetensors"
+    folder = cache_folder()
+    if folder is None:
+        return _made(make, rows, data.preprocessing_num_workers, name)
+    path = folder / f"{fingerprint(texts, settings | _versions(tokenizer))}.safetensors"
     arrays = None if data.overwrite_cache else read_arrays(path)
     if arrays is not None:
         logger.info("%s: tokenised before, read from %s", name, path)

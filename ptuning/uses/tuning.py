@@ -19,6 +19,7 @@ from ptuning.loops.training import PrefixTrainer
 from ptuning.loops.training_arguments import Arguments, TuningArguments, save_arguments
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import StoppedError, TrainingError, UserError
+from ptuning.plain.private_cache import keep_compiled_code_private
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.example_store import PackedExamples
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
@@ -114,6 +115,8 @@ def _trainer(
 ) -> PrefixTrainer:
     """Load the model with the prefix that training starts from, and put the trainer around it."""
     training = arguments.training
+    if training.torch_compile:
+        keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
     model = prepare_model(arguments.model, new_prefix=True)
     encoder: Any = model.prefix_encoder

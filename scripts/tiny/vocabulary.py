@@ -7,7 +7,6 @@ Run: python -m scripts.tiny.vocabulary [folder]   (default: ptuning/assets/tiny-
 """
 
 import io
-import logging
 import sys
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from ptuning.plain.metrics import word_tokenizer
 from scripts.tiny.corpus import samples
 from scripts.tiny.world import CLAUSES, KINDS, VOICES
 
@@ -42,10 +42,7 @@ def words_of_texts() -> list[str]:
 
     So the pieces are words or parts of words, and not runs of the clauses that these texts repeat so often.
     """
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)
-    words = jieba.Tokenizer()
+    words = word_tokenizer()
     for word in (*KINDS, *CLAUSES, *(value for values in CLAUSES.values() for value in values), *VOICES):
         words.add_word(word, 10**6)
     texts: list[str] = []

@@ -8,12 +8,17 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
+
+from ptuning.plain.private_cache import cache_root, check_file, private_folder
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("packed.c")
 _INCLUDED = tuple(
@@ -30,40 +35,42 @@ _TIME_LIMIT = 120.0  # seconds
 def load_library() -> ctypes.CDLL:
     """The compiled source; compiled first where the cache folder does not hold it for this compiler and processor.
 
+    The name of a kept library bears the checksum of what is in it, because one that was cut short would end the process
+    that loads it. What others could have changed is not loaded: it is compiled anew, in a folder of this process alone
+    where the cache folder is open to others.
+
     Raises:
         RuntimeError: no compiler, or one that fails.
-        OSError: what it made cannot be loaded.
+        OSError: what it made cannot be loaded, or there is no folder that others cannot write to.
     """
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise RuntimeError(f"no C compiler on PATH ({', '.join(COMPILERS)})")
-    name = f"packed-{_key(compiler)}.so"
-    folder = _cache_folder()
-    if folder is None:  # nowhere to keep it: the file may go once it is loaded
-        with tempfile.TemporaryDirectory(prefix="ptuning-") as temporary:
-            return ctypes.CDLL(str(_compile(compiler, Path(temporary) / name)))
-    kept = folder / name
-    if kept.is_file():
-        with contextlib.suppress(OSError):  # damaged: made anew
-            return ctypes.CDLL(str(kept))
-    return ctypes.CDLL(str(_compile(compiler, kept)))
-
-
-def _cache_folder() -> Path | None:
-    """A folder that nobody else can write to, as what lies there is executed; None where there is none."""
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    name = f"packed-{_key(compiler)}"
     try:
-        root = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
-        folder = root / "ptuning" / "kernels"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-        if hasattr(os, "getuid") and (found.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink()):
-            return None
-        if found.st_mode & 0o077:
-            folder.chmod(0o700)
-        return folder if os.access(folder, os.W_OK | os.X_OK) else None
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return None
+        folder = private_folder(cache_root() / "ptuning" / "kernels", own=2)
+    except OSError as error:
+        logger.warning("the compiled kernel is not kept, but compiled at every start (%s)", error)
+        with tempfile.TemporaryDirectory(prefix="ptuning-") as temporary:  # the file may go once it is loaded
+            return ctypes.CDLL(str(_compile(compiler, private_folder(Path(temporary).absolute(), own=1), name)))
+    for kept in sorted(folder.glob(f"{name}-*.so")):
+        try:
+            check_file(kept)
+            if kept.name == _named(name, kept):
+                return ctypes.CDLL(str(kept))
+            reason = f"{kept}: not what was compiled"
+        except OSError as error:
+            reason = str(error)
+        logger.warning("the compiled kernel is compiled anew (%s)", reason)
+        with contextlib.suppress(OSError):
+            kept.unlink()
+    return ctypes.CDLL(str(_compile(compiler, folder, name)))
+
+
+def _named(name: str, library: Path) -> str:
+    """The name under which a library is kept: with the SHA-256 of its bytes."""
+    with library.open("rb") as file:
+        return f"{name}-{hashlib.file_digest(file, 'sha256').hexdigest()}.so"
 
 
 def _key(compiler: str) -> str:
@@ -83,33 +90,31 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
 
 
-def _compile(compiler: str, target: Path) -> Path:
-    """Compile to a temporary name beside ``target`` and rename: another process finds it whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(descriptor)
+def _compile(compiler: str, folder: Path, name: str) -> Path:
+    """Compile in a folder below ``folder`` and rename into it: another process finds the library whole or not at all."""
     failures = []
-    try:
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        made = Path(inside) / "made.so"
         for architecture in _ARCHITECTURES:
             try:
-                _run([compiler, *_FLAGS, *architecture, str(SOURCE), "-o", temporary, *_LIBRARIES])
+                _run([compiler, *_FLAGS, *architecture, str(SOURCE), "-o", str(made), *_LIBRARIES], TMPDIR=inside)
             except RuntimeError as error:
                 failures.append(str(error))
                 continue
-            os.chmod(temporary, 0o700)
-            with open(temporary, "rb") as made:
-                os.fsync(made.fileno())  # a library cut short by a power failure would end the process that loads it
-            os.replace(temporary, target)
+            made.chmod(0o700)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # a library cut short by a power failure would have to be compiled again
+            target = folder / _named(name, made)
+            made.replace(target)
             return target
-    finally:
-        Path(temporary).unlink(missing_ok=True)
     raise RuntimeError(failures[0])
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], **environment: str) -> str:
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT, check=False,
-            stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C", **environment},
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise RuntimeError(f"{command[0]} cannot be run: {error}") from error

@@ -32,6 +32,7 @@ from torch import Tensor
 from ptuning.blocks.kernels import cpu, plain
 from ptuning.blocks.kernels.packed import PackedWeight
 from ptuning.plain.errors import UserError
+from ptuning.plain.private_cache import keep_compiled_code_private
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,8 @@ def start(name: str) -> Kernel | None:
     if name in ("plain", "cpu"):
         return PLAIN if name == "plain" else CPU
     try:
+        if name == "triton":
+            keep_compiled_code_private("TRITON_CACHE_DIR", "triton")
         module = importlib.import_module(_MODULES[name])
         kernel = Kernel(name, module.product, module.input_gradient, module.refuse)
         _prove(kernel, *module.start())

@@ -1,0 +1,114 @@
+"""What ends a command, as one line and an exit code.
+
+What a user, a file, a disk or an installation did is explained. A mistake of ours (AttributeError, KeyError, ...) is not: it
+keeps its traceback, which is what a report of it needs.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import traceback
+
+from ptuning.plain import errors
+from ptuning.plain.errors import StoppedError, UserError
+
+EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_NO_READER = 0, 1, 2, 130, 141
+
+GONE = "the working directory does not exist any more: change to one that does"
+
+# What an optional package comes with, by the name that is imported.
+_EXTRAS = {
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "gradio": "web", "cpm_kernels": "cuda",
+    "tensorboard": "tensorboard", "sacrebleu": "metrics",
+}
+_REMEDIES = {
+    errno.ENOSPC: "make room there, or name another place",
+    errno.EDQUOT: "make room there, or name another place",
+    errno.EFBIG: "raise the limit of the size of files (ulimit -f), or name another place",
+    errno.EROFS: "name another place",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
+
+
+def explained(error: BaseException) -> tuple[str, int] | None:
+    """The line to tell and the exit code; an empty line where there is nothing to tell, None where it is a bug."""
+    if isinstance(error, StoppedError):
+        return " ".join(str(error).split()), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "\ninterrupted", EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError) and _reader_has_gone():
+        return "", EXIT_NO_READER
+    found = _reason(error)
+    return None if found is None else (f"error: {' '.join(found[0].split())}", found[1])
+
+
+def _reason(error: BaseException) -> tuple[str, int] | None:
+    if isinstance(error, UserError):
+        return str(error), EXIT_USER_ERROR
+    if type(error).__module__ == errors.__name__:  # an error of ours is written for the user
+        return str(error), EXIT_FAILED
+    if isinstance(error, ModuleNotFoundError):
+        return _missing(error)
+    if isinstance(error, UnicodeEncodeError):
+        what = error.object[error.start : error.end][:20]
+        return (
+            f"{what!r} cannot be written as {error.encoding}: half a character, as in the name of a file or folder that is "
+            "not UTF-8; rename it"
+        ), EXIT_USER_ERROR
+    if isinstance(error, RecursionError):
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"what was given is nested too deeply (RecursionError in {place.filename}:{place.lineno})", EXIT_FAILED
+    if _is_out_of_memory(error):
+        said = str(error).splitlines()
+        return f"not enough memory ({said[0] if said else type(error).__name__})", EXIT_FAILED
+    return (_of_system(error), EXIT_FAILED) if isinstance(error, OSError) else None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Python's memory, torch's on an accelerator, or torch's on the CPU; without importing torch."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    return isinstance(error, MemoryError)
+
+
+def _missing(error: ModuleNotFoundError) -> tuple[str, int] | None:
+    """A package that is not installed; one of our own modules, or a part of a package that is there, is a bug."""
+    if not error.name or "." in error.name or error.name == "ptuning":
+        return None
+    extra = _EXTRAS.get(error.name)
+    package = f"'ptuning[{extra}]'" if extra else error.name
+    return f"the package {error.name} is not installed: pip install {package} (or requirements.txt)", EXIT_USER_ERROR
+
+
+def _of_system(error: OSError) -> str:
+    """An error of the operating system, with the file that it is about."""
+    if not error.strerror:  # a library's
+        return str(error) or type(error).__name__
+    named = error.filename
+    if isinstance(named, bytes | str):
+        named = os.fsdecode(named)
+    if error.errno == errno.ENOENT and not os.path.isabs(str(named)) and not working_directory_exists():
+        return GONE  # removed while the command ran
+    where = "" if named is None else f"{named}: "
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
+
+
+def working_directory_exists() -> bool:
+    """Whether the folder in which the command was started is still there; torch's libraries cannot be loaded without."""
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True
+
+
+def _reader_has_gone() -> bool:
+    """Whether it was standard output that broke, and not another pipe or connection."""
+    if not hasattr(select, "poll"):
+        return True
+    poll = select.poll()
+    poll.register(1, 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
