@@ -30,8 +30,8 @@ from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
 from ptuning.loops.engine.request import FinishReason, Generation, Listener, QueueFullError, Request
 from ptuning.loops.engine.row import Counters, Row
 from ptuning.loops.engine.slot_cache import SlotCache
-from ptuning.loops.engine.text_stream import TextStream, reply_text
 from ptuning.plain.errors import UserError
+from ptuning.plain.text_stream import TextStream, reply_text
 
 logger = logging.getLogger(__name__)
 
