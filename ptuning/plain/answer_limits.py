@@ -73,6 +73,11 @@ def checked(name: str, value: Any, bounds: Bounds | None = None) -> Any:
     raise UserError(f"{name} {shown(value)} was given; allowed is {kind}{found.allowed}")
 
 
+def checked_size(name: str, value: Any, minimum: int = 1) -> int:
+    """One of the engine's sizes. 0 is a value: it is refused where it makes no sense, and never stands for the default."""
+    return int(checked(name, value, Bounds(minimum, float("inf"), f"{minimum} or more", whole=True)))
+
+
 def checked_stops(texts: Sequence[str]) -> tuple[str, ...]:
     """Stop texts.
 

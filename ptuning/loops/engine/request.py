@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.plain.answer_limits import SAMPLING, checked, checked_stops
 from ptuning.plain.errors import GenerationError, UserError
 
 if TYPE_CHECKING:
     from ptuning.loops.engine.prefix_bank import SharedPrefix
-
-logger = logging.getLogger(__name__)
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 Listener = Callable[["Generation", str], None]
@@ -88,6 +85,29 @@ class Request:
         if self.max_new_tokens is not None:
             object.__setattr__(self, "max_new_tokens", checked("max_new_tokens", self.max_new_tokens))
         object.__setattr__(self, "stop", checked_stops(self.stop))
+
+    def check(self, config: Any, max_length: int) -> None:
+        """Refuse a prompt that a model cannot read.
+
+        Args:
+            config: of the model.
+            max_length: limit of prompt and answer together.
+
+        Raises:
+            UserError: ids that are no prompt, or too many; a prefix that was unloaded.
+        """
+        ids = self.prompt_ids
+        if config.bos_token_id not in ids:
+            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise UserError(f"an id of the prompt is outside the model's vocabulary of {config.vocab_size}")
+        if self.prefix is not None and self.prefix.removed:
+            raise UserError(f"the prefix {self.prefix.name} was unloaded")
+        if len(ids) >= max_length:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the limit of prompt and answer is {max_length}: shorten the "
+                "question or its history"
+            )
 
 
 @dataclass(eq=False)
@@ -170,7 +190,7 @@ class Generation:
                 self.listener(self, piece)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
-        """It is over (the engine's thread); only the first time counts. Raises nothing: a listener that does is logged."""
+        """It is over (the engine's thread); only the first time counts."""
         if self.finish_reason is not None:
             return
         self.error, self.finished, self.finish_reason = error, time.perf_counter(), reason
@@ -178,7 +198,4 @@ class Generation:
             self._pieces.put(None)
         self._over.set()
         if self.listener is not None:
-            try:
-                self.listener(self, "")
-            except Exception:
-                logger.exception("a listener failed at the end of its answer")
+            self.listener(self, "")
