@@ -11,9 +11,9 @@ import ptuning
 from ptuning.blocks.kernels import choose, screening
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import GREEDY, QueueFullError, Request, Sampling
-from ptuning.loops.engine.text_stream import reply_text
 from ptuning.loops.engine.worker import EngineWorker
 from ptuning.plain.errors import GenerationError, UserError
+from ptuning.plain.text_stream import reply_text
 from ptuning.tuned.preprocess import prompt_ids
 
 WORDS = ["你好", "今天", "天气", "怎么样", "hello", "what", "is", "a", "shirt", "裙子", "类型", "材质", "1", "2", "，。！"]

@@ -1,12 +1,14 @@
 """Text while it is made: the pieces are whole, never taken back, and add up to the reply."""
 
+from contextlib import contextmanager
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import ptuning
-from ptuning.loops.engine import text_stream
-from ptuning.loops.engine.text_stream import TextStream, reply_text
+from ptuning.plain import text_stream
+from ptuning.plain.text_stream import TextStream, reply_text
 
 
 @pytest.fixture(scope="module")
@@ -23,19 +25,27 @@ def pieces_of(tokenizer, ids, stop=()):
     return [*pieces, stream.end()], stream
 
 
+@contextmanager
+def patched(**sizes):
+    """Other sizes of the window, so that it is cut in short texts as well."""
+    before = {name: getattr(text_stream, name) for name in sizes}
+    vars(text_stream).update(sizes)
+    try:
+        yield
+    finally:
+        vars(text_stream).update(before)
+
+
 TEXTS = st.text(alphabet="中文你好ab ,!:;?。[]训练时间'nt'svre\n😀é1", max_size=120)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=TEXTS, window=st.sampled_from([6, 12, 48]))
-def test_pieces_add_up_to_the_reply(tokenizer, text, window):
+@given(text=TEXTS, window=st.sampled_from([6, 12, 48]), kept=st.sampled_from([(1, 2, 3), (4, 8), text_stream._KEPT]))
+def test_pieces_add_up_to_the_reply(tokenizer, text, window, kept):
     """Whatever the text and wherever the window is cut."""
     ids = tokenizer.encode_text(text)
-    before, text_stream._WINDOW = text_stream._WINDOW, window
-    try:
+    with patched(_WINDOW=window, _KEPT=kept):
         pieces, _ = pieces_of(tokenizer, ids)
-    finally:
-        text_stream._WINDOW = before
     assert "".join(pieces) == reply_text(tokenizer, ids)
     assert "\ufffd" not in "".join(pieces)
 

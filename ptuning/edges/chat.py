@@ -69,10 +69,7 @@ def served_model(given: Any) -> ServingArguments:
 
 
 def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArguments) -> Any:
-    """Load model and prefixes and begin a conversation; bad settings of answers are refused first."""
-    from ptuning.loops.engine.request import Sampling
-
-    Sampling(answers.temperature, answers.top_p, answers.top_k, answers.repetition_penalty, answers.no_repeat_ngram_size)
+    """Load model and prefixes and begin a conversation."""
     with loading():
         from ptuning.uses.chat_service import load_service
         from ptuning.uses.conversation import Conversation

@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ptuning.edges.terminal_texts import Texts
 from ptuning.plain.arguments import AnswerArguments
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 COMMANDS = ("/prefix", "/base", "/set", "/save", "/clear", "/help", "/stop", "/exit")
 _WORDS = {"clear": "/clear", "stop": "/stop", "exit": "/exit"}  # as in the published chat, without a stroke
+_LONGEST = 200  # characters of what was wrong: what was typed stands in it
 _HISTORY = {"on": False, "off": True, "auto": None}  # what /set history says → no_history
 
 
@@ -112,14 +113,16 @@ class ChatCommands:
                 raise UserError(f"/set history {given[0]}: allowed are {', '.join(_HISTORY)}")
             self.conversation.no_history = _HISTORY[given[0]]
         else:
-            self.conversation.change(**{name: self._value(name, given[0])})
+            self._change(name, given[0])
         return f"  {name} {_shown(self._history() if name == 'history' else getattr(self.conversation.settings, name))}"
 
-    def _value(self, name: str, text: str) -> Any:
+    def _change(self, name: str, text: str) -> None:
         try:
-            return self.settings[name].convert(text)
-        except argparse.ArgumentTypeError as error:
-            raise UserError(f"/set {name}: {error}") from None
+            self.conversation.change(**{name: self.settings[name].convert(text)})
+        except (argparse.ArgumentTypeError, UserError) as error:
+            wrong = str(error).removeprefix("--")
+            wrong = wrong if len(wrong) <= _LONGEST else f"{wrong[:_LONGEST]}..."
+            raise UserError(f"/set {wrong}" if wrong.startswith(f"{name} ") else f"/set {name}: {wrong}") from None
 
     def _history(self) -> str:
         chosen = next(word for word, value in _HISTORY.items() if value is self.conversation.no_history)

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ptuning.plain.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked, shown
 from ptuning.plain.errors import UserError
 
 Truncation = Literal["smart", "published"]
@@ -271,9 +272,17 @@ class AnswerArguments:
     seed: int | None = _setting(None, "Of every answer: the same question after the same history has the same answer.")
 
     def __post_init__(self) -> None:
-        """Refuse lengths that leave no answer; the engine refuses the others."""
-        _at_least("max_length", self.max_length, 2)
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        """Refuse what no answer can be made with, with the range."""
+        for name, bounds in SAMPLING.items():
+            if getattr(self, name) is not None or name != "seed":
+                checked(name, getattr(self, name), bounds)
+        for name, minimum in (("max_length", 2), ("max_new_tokens", 1)):
+            value = getattr(self, name)
+            if value is not None or name == "max_length":
+                bounds = Bounds(float("-inf"), MAX_TOKENS, f"{minimum} to {MAX_TOKENS}", whole=True)
+                _at_least(name, checked(name, value, bounds), minimum)
+        if not isinstance(self.do_sample, bool):
+            raise UserError(f"do_sample {shown(self.do_sample)} was given; allowed are true and false")
 
 
 @dataclass

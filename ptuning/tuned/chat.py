@@ -12,12 +12,14 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
+from ptuning.plain.answer_limits import checked
 from ptuning.plain.errors import UserError
-from ptuning.plain.response import process_response
+from ptuning.plain.text_stream import TextStream, reply_text
 from ptuning.tuned.preprocess import prompt_ids
 from ptuning.tuned.sampling import sampling_settings
 
 Turn = tuple[str, str]
+_CHECKED = ("top_k", "repetition_penalty", "no_repeat_ngram_size", "max_new_tokens")  # where they are given
 
 
 class ChatMixin:
@@ -66,7 +68,7 @@ class ChatMixin:
             do_sample=do_sample, top_p=top_p, temperature=temperature, num_beams=num_beams
         )
         ids = self.generate(inputs, **settings)[0, inputs.shape[1] :]  # type: ignore[attr-defined]
-        response = process_response(tokenizer.decode(_without_end(ids.tolist(), tokenizer)))
+        response = reply_text(tokenizer, _without_end(ids.tolist(), tokenizer))
         return response, [*_turns(history), (query, response)]
 
     def stream_chat(
@@ -82,21 +84,25 @@ class ChatMixin:
     ) -> Iterator[tuple[str, list[Turn]]]:
         """Answer a query piece by piece: every item is the whole response so far with its history.
 
-        A character whose bytes are not all there yet is held back. Closing the iterator stops the model within one
-        token. Arguments and errors are those of :meth:`chat`.
+        What was given out stays: an item begins with the item before it, and whatever a later token may change (half a
+        character, a mark that becomes full-width) is held back until then. Closing the iterator stops the model within
+        one token. Arguments and errors are those of :meth:`chat`; there are no beams.
         """
+        if kwargs.get("num_beams") not in (None, 1):
+            raise UserError(f"num_beams {kwargs['num_beams']} was given; stream_chat answers without beams, chat has them")
         inputs, settings = self._prepare(tokenizer, query, history, max_length, kwargs)
         settings |= sampling_settings(do_sample=do_sample, top_p=top_p, temperature=temperature)
-        turns, ids, shown = _turns(history), [], None
+        turns, stream, text, shown = _turns(history), TextStream(tokenizer), "", None
         for token in self._stream_tokens(inputs, settings):
-            ids.append(token)
-            text = process_response(tokenizer.decode(_without_end(ids, tokenizer)))
-            if text != shown and not text.endswith("\ufffd"):
+            if token == tokenizer.eos_token_id:
+                break
+            text += stream.add(token)
+            if text and text != shown:
                 shown = text
                 yield text, [*turns, (query, text)]
-        final = process_response(tokenizer.decode(_without_end(ids, tokenizer)))
-        if final != shown:
-            yield final, [*turns, (query, final)]
+        text += stream.end()
+        if text != shown:
+            yield text, [*turns, (query, text)]
 
     def _prepare(
         self, tokenizer: Any, query: str, history: Any, max_length: int, kwargs: dict[str, Any]
@@ -105,6 +111,10 @@ class ChatMixin:
         ids = prompt_ids(tokenizer, query, _turns(history), **self.prompt_settings)
         settings: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         settings |= kwargs
+        for name in _CHECKED:
+            if settings.get(name) is not None:
+                settings[name] = checked(name, settings[name])
+        max_length = checked("max_length", max_length)
         if settings.get("max_new_tokens") is None:
             settings.pop("max_new_tokens", None)
             if len(ids) >= max_length:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ptuning.plain.errors import GenerationError, UserError
+from ptuning.plain.answer_limits import checked
+from ptuning.plain.errors import GenerationError
 
 
 class FiniteScores(LogitsProcessor):
@@ -64,12 +65,9 @@ def sampling_settings(
     Raises:
         UserError: a value out of range, with the range.
     """
-    if temperature < 0:
-        raise UserError(f"temperature {temperature} was given; allowed is 0 (greedy) or more")
-    if not 0 < top_p <= 1:
-        raise UserError(f"top_p {top_p} was given; allowed is more than 0, up to 1")
-    if num_beams < 1:
-        raise UserError(f"num_beams {num_beams} was given; allowed is 1 or more")
+    temperature, top_p, num_beams = (
+        checked(name, value) for name, value in (("temperature", temperature), ("top_p", top_p), ("num_beams", num_beams))
+    )
     if not do_sample or temperature == 0:
         # Without sampling these settings mean nothing; None keeps a generation_config.json from bringing them back.
         return {"do_sample": False, "top_p": None, "top_k": None, "temperature": None, "num_beams": num_beams}

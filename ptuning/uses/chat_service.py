@@ -11,8 +11,8 @@ from typing import Any
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import Generation, Listener, Request, Sampling
 from ptuning.loops.engine.worker import EngineWorker
+from ptuning.plain.answer_limits import MAX_SEED, checked, checked_stops
 from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
-from ptuning.plain.errors import UserError
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.preprocess import fitting_prompt_ids
 from ptuning.uses.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
@@ -111,12 +111,13 @@ class ChatService:
             UserError: settings out of range, a question that is too long, an unknown name.
             QueueFullError: too many wait already.
         """
-        if question.choices < 1:
-            raise UserError(f"n {question.choices} was given; allowed is 1 or more")
+        checked("n", question.choices)
+        for name in ("max_length", "max_new_tokens"):
+            if getattr(question, name) is not None:
+                checked(name, getattr(question, name))
+        checked_stops(question.stop)
         prefix = self.store.get(question.model)
         most = self.engine.max_length
-        if question.max_length is not None and question.max_length < 1:
-            raise UserError(f"max_length {question.max_length} was given; allowed is 1 or more")
         limit = most if question.max_length is None else min(question.max_length, most)
         ids, dropped = fitting_prompt_ids(
             self.engine.tokenizer, question.query, list(question.history), limit=limit, room=question.max_new_tokens,
@@ -134,8 +135,8 @@ class ChatService:
         requests = [request] * question.choices
         seed = question.sampling.seed
         if seed is not None:
-            seeds = (replace(question.sampling, seed=seed + number) for number in range(question.choices))
-            requests = [replace(request, sampling=sampling) for sampling in seeds]
+            seeds = [(seed + number) % (MAX_SEED + 1) for number in range(question.choices)]
+            requests = [replace(request, sampling=replace(question.sampling, seed=one)) for one in seeds]
         return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
 
 

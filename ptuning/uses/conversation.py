@@ -68,14 +68,16 @@ class Answer:
         Raises:
             GenerationError: the model gives no answer; the round is forgotten.
         """
-        pieces = self._generation.pieces()
+        pieces, whole = self._generation.pieces(), False
         try:
             for piece in pieces:
                 self.text += piece
                 yield piece
+            whole = self._generation.finish_reason in ("stop", "length")
         finally:
             pieces.close()  # type: ignore[attr-defined]  # it is a generator: closing it frees the row
-            if self.text and self._generation.finish_reason != "error":
+            # An empty answer is one; an answer that was stopped before its first character is none.
+            if whole or (self.text and self._generation.finish_reason != "error"):
                 self._conversation.rounds.append(Round(self._query, self.text, self._earlier))
 
 

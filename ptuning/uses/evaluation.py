@@ -13,7 +13,7 @@ from ptuning.loops.generation import PRESETS, generate_answers
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score_pair
-from ptuning.plain.response import process_response
+from ptuning.plain.text_stream import reply_text
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import reply_ids
 from ptuning.tuned.rows import Row
@@ -114,7 +114,7 @@ def _kept(
 
 
 def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> ScoredAnswer:
-    text, reference = _text(tokenizer, answer.ids), _reference(tokenizer, row, limit)
+    text, reference = reply_text(tokenizer, answer.ids), _reference(tokenizer, row, limit)
     return ScoredAnswer(
         index=index,
         reference=reference,
@@ -131,9 +131,4 @@ def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> Sc
 def _reference(tokenizer: Any, row: Row, limit: int) -> str:
     """The wanted reply as the model could at best have written it: through the tokenizer, cut, no control pieces."""
     ids = reply_ids(tokenizer, row.response or "", max_target_length=limit)[:-1]
-    return _text(tokenizer, ids)
-
-
-def _text(tokenizer: Any, ids: list[int]) -> str:
-    """Ids as a chat would show them, without half a character where they were cut."""
-    return process_response(tokenizer.decode(ids).rstrip("\ufffd"))
+    return reply_text(tokenizer, ids)

@@ -6,7 +6,7 @@ Legend: A rows, V vocabulary, K likeliest tokens looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from random import Random
+from random import Random, SystemRandom
 
 import torch
 from torch import Tensor
@@ -30,14 +30,23 @@ class RowChoice:
 
     def __init__(self, request: Request, vocabulary: int, device: torch.device) -> None:
         self.sampling = request.sampling
-        self.random = Random(request.sampling.seed)
+        self._prompt_ids, self._vocabulary, self._device = request.prompt_ids, vocabulary, device
+        self._seed = SystemRandom().getrandbits(63) if self.sampling.seed is None else self.sampling.seed
+        self.rewind(())
+
+    def rewind(self, ids: Sequence[int]) -> None:
+        """Be where the row stands after the tokens ``ids`` of its answer: a step that failed may have gone on from there."""
+        self.random = Random(self._seed)
+        for _ in ids:
+            self.random.random()
         self.seen: Tensor | None = None
         self.followers: dict[tuple[int, ...], set[int]] = {}
         self.recent: tuple[int, ...] = ()
+        standing = (*self._prompt_ids, *ids)
         if self.sampling.repetition_penalty != 1.0:
-            self.seen = torch.zeros(vocabulary, dtype=torch.bool, device=device)
-            self.seen[torch.tensor(request.prompt_ids, device=device)] = True
-        for token in request.prompt_ids if self.sampling.no_repeat_ngram_size else ():
+            self.seen = torch.zeros(self._vocabulary, dtype=torch.bool, device=self._device)
+            self.seen[torch.tensor(standing, device=self._device)] = True
+        for token in standing if self.sampling.no_repeat_ngram_size else ():
             self.add(token)
 
     def add(self, token: int) -> None:

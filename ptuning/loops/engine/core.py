@@ -5,40 +5,43 @@ cannot come in pieces), gives every running row one more token, and lets finishe
 :meth:`Engine.step`: :class:`~ptuning.loops.engine.worker.EngineWorker` in a server, :meth:`Engine.run` offline. ``submit``,
 ``cancel`` and ``wait`` may be called from any thread.
 
+Whatever goes wrong in a step ends the requests that made it go wrong, each with an error, and no others. A pass through the
+backbone that fails is repeated for parts of the batch until it is known whose it was (:mod:`.isolation`). So nothing is
+changed by a pass before its tokens are there; what follows for one row (its text, its listener) fails for that row alone.
+
 Legend: A running rows, B rows of a prefill, T tokens.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from threading import Lock
+from threading import RLock, get_ident
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ptuning.blocks.prefix_encoder import PrefixKeyValues
-from ptuning.loops.engine.choice import BROKEN, Choice, RowChoice
+from ptuning.loops.engine.choice import Choice, RowChoice
 from ptuning.loops.engine.decode import StepCache, decode_step
+from ptuning.loops.engine.delivery import Delivery
 from ptuning.loops.engine.head import Head
+from ptuning.loops.engine.isolation import in_parts, reason_of
 from ptuning.loops.engine.prefill import prefill
 from ptuning.loops.engine.prefix_attention import PrefixReads
 from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
-from ptuning.loops.engine.request import FinishReason, Generation, Listener, QueueFullError, Request
-from ptuning.loops.engine.row import Counters, Row
+from ptuning.loops.engine.request import Generation, Listener, Request
+from ptuning.loops.engine.request_queue import RequestQueue
+from ptuning.loops.engine.row import Row
 from ptuning.loops.engine.slot_cache import SlotCache
-from ptuning.loops.engine.text_stream import TextStream, reply_text
-from ptuning.plain.errors import UserError
+from ptuning.loops.engine.slots import Slots
+from ptuning.plain.answer_limits import checked_size
+from ptuning.plain.text_stream import TextStream, reply_text
 
 logger = logging.getLogger(__name__)
 
-_NOT_FINITE = (
-    "the scores of a token are NaN or infinite: the weights or the prefix are damaged, or the number format is too narrow "
-    "for them. Try --dtype bfloat16 or float32; if it stays, take an earlier checkpoint"
-)
+_MOST_REPEATED = 3  # steps in a row that fail for the whole batch and for no part of it; then it gets smaller
 
 
 class Engine:
@@ -68,42 +71,40 @@ class Engine:
     ) -> None:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.device = model.device
-        self.max_rows, self.max_waiting = max_rows, max_waiting
-        self.max_length = min(max_length or model.config.max_sequence_length, model.config.max_sequence_length)
-        self.prefill_tokens = prefill_tokens or (1024 if self.device.type == "cpu" else 4096)
-        self.admit_at_least = admit_at_least
+        self.max_rows, self.max_waiting = checked_size("max_rows", max_rows), checked_size("max_waiting", max_waiting, 0)
+        longest = model.config.max_sequence_length
+        self.max_length = longest if max_length is None else min(checked_size("max_length", max_length), longest)
+        usual = 1024 if self.device.type == "cpu" else 4096
+        self.prefill_tokens = usual if prefill_tokens is None else checked_size("prefill_tokens", prefill_tokens)
+        self.admit_at_least = checked_size("admit_at_least", admit_at_least)
         self.end_ids = frozenset({tokenizer.eos_token_id})
-        self.counters = Counters()
         self.head = Head(model.lm_head)
         self.bank = PrefixBank()
-        self.cache = SlotCache(model.config, model.dtype, model.device, max_rows, self.max_length)
-        self.rows: list[Row] = []
-        self.waiting: deque[Generation] = deque()
+        self.cache = SlotCache(model.config, model.dtype, model.device, self.max_rows, self.max_length)
+        self.queue = RequestQueue(self.max_waiting)
+        self.delivery = Delivery(lambda: self.queue.driven)
+        self.counters = self.delivery.counters
+        self.slots = Slots(self.cache, self.bank, lambda row, why: self.delivery.end(row, "error", why))
+        self.rows = self.slots.rows
         self.wake: Callable[[], None] = lambda: None  # tells the driving thread that there is work
-        self.driven_by_thread = False
-        self._stepping = False
-        self._lock = Lock()
-        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._tokens = torch.zeros(max_rows, dtype=torch.long, device=self.device)
-        self._columns = torch.zeros(max_rows, dtype=torch.long, device=self.device)
-        self._positions = torch.zeros(max_rows, 2, dtype=torch.long, device=self.device)
-        self._choice: Choice | None = None
+        self._driving, self._driver, self._stepping = RLock(), 0, False  # _driver: the thread that takes a step
+        self._choice: Choice | None = None  # of all rows; likewise how they read their prefixes
         self._prefixes: PrefixReads | None = None
+        self._repeated = 0  # steps in a row that failed for the whole batch and for nobody in particular
 
     # ---- what callers use, from any thread -------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Generation]:
-        """Queue requests, all or none.
+        """Queue requests, all or none. Where nobody will answer any more, because the worker was stopped, they end at once.
 
         Raises:
             UserError: a prompt that is none, or too long.
             QueueFullError: too many wait already.
         """
         generations = [self._generation(request, index, listener) for index, request in enumerate(requests)]
-        with self._lock:
-            if len(self.waiting) + len(generations) > self.max_waiting:
-                raise QueueFullError(f"{len(self.waiting)} requests wait already; the limit is {self.max_waiting}")
-            self.waiting.extend(generations)
+        if not self.queue.add(generations):
+            for generation in generations:
+                self.delivery.finish(generation, "error", "the engine was stopped")
         self.wake()
         return generations
 
@@ -122,8 +123,7 @@ class Engine:
         if self.device.type == "cpu":  # elsewhere room that short answers leave would be taken all the same
             columns = max((len(one.prompt_ids) + (one.max_new_tokens or 0) for one in requests), default=0)
             self.cache.prepare(min(self.max_rows, len(requests)), min(self.max_length, columns + 1))
-        with self._lock:
-            self.waiting.extend(generations)
+        self.queue.add(generations, limited=False)
         try:
             for _ in generations:
                 while done.empty():
@@ -145,28 +145,32 @@ class Engine:
 
     def between_steps(self, action: Callable[[], Any]) -> Any:
         """Run something while no step runs, in the driving thread where there is one, and return what it returns."""
-        if not self.driven_by_thread:
-            with torch.inference_mode():
-                return action()
-        outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-
-        def command() -> None:
-            try:
-                outcome.put((action(), None))
-            except BaseException as error:  # noqa: BLE001  # handed to the caller, who raises it
-                outcome.put((None, error))
-
-        self._commands.put(command)
+        if self._driver == get_ident():  # a listener, which is called between two things that a step does
+            return action()
+        outcome, driven = self.queue.add_action(action)
         self.wake()
-        value, error = outcome.get()
-        if error is not None:
-            raise error
-        return value
+        while not (driven or outcome.done()):  # whoever takes steps by hand does it, or nobody does
+            if self._driving.acquire(timeout=0.01):
+                with torch.inference_mode():
+                    self.queue.act()
+                self._driving.release()
+        return outcome.result()
+
+    def cancel_all(self) -> None:
+        """Cancel whatever runs or waits; the next step ends it."""
+        self.queue.cancel()
+        for row in list(self.rows):
+            row.generation.cancel()
+
+    @property
+    def waiting(self) -> Sequence[Generation]:
+        """Requests that wait, in their order."""
+        return self.queue.waiting
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs and a step would do nothing."""
-        return not self._stepping and not self.rows and not self.waiting and self._commands.empty()
+        return not self._stepping and not self.rows and self.queue.empty
 
     # ---- a step, in the driving thread -----------------------------------------------------------------------------
 
@@ -174,211 +178,219 @@ class Engine:
     def step(self) -> bool:
         """One token for every running row. Returns whether anything runs or waits.
 
-        Raises:
-            RuntimeError: the device failed (memory, for instance); :meth:`fail_all` puts the engine in order again.
+        What fails ends those that made it fail, each with an error; where that cannot be told, all that run.
         """
-        self._stepping = True
-        try:
-            while not self._commands.empty():
-                self._commands.get()()
-            self._drop_cancelled()
-            self._admit()
-            if self.rows:
-                self._decode()
-        finally:
-            self._stepping = False
+        if self._driver == get_ident():
+            raise RuntimeError("a listener cannot take a step: it is called within one")
+        with self._driving:
+            self._driver, self._stepping = get_ident(), True
+            try:
+                self.queue.act()
+                self._drop_cancelled()
+                self._admit()
+                if self.rows:
+                    self._decode()
+            except Exception as error:
+                logger.exception("a step of the engine failed")
+                self.fail_all(f"the step failed: {reason_of(error)}")
+            finally:
+                self._driver, self._stepping = 0, False
         return bool(self.rows or self.waiting)
 
     @torch.inference_mode()
     def fail_all(self, error: str) -> None:
-        """End every running request with an error; those that wait go on."""
-        for row in self.rows:
-            self._end(row, "error", error)
-        self._let_go([True] * len(self.rows))
+        """End every request that runs or is being admitted with an error, and begin anew; those that wait go on."""
+        with self._driving:
+            for row in self.rows:
+                self.delivery.end(row, "error", error)
+            for generation in self.queue.take_admitted():
+                self.delivery.finish(generation, "error", error)
+            self._choice = self._prefixes = None
+            self.slots.forget()
 
-    def cancel_all(self) -> None:
-        """Cancel whatever runs or waits; the next step ends it."""
-        with self._lock:
-            waiting = list(self.waiting)
-        for generation in (*waiting, *(row.generation for row in self.rows)):
-            generation.cancel()
+    def open(self, wake: Callable[[], None]) -> None:
+        """A thread drives the engine from here on.
+
+        Args:
+            wake: tells it that there is work.
+        """
+        self.wake = wake
+        self.queue.open()
+
+    def close(self) -> bool:
+        """The thread that drives it ends, unless there is something left to be done; whether it does."""
+        return not self.rows and self.queue.close()
+
+    def abandon(self, error: str) -> None:
+        """The thread that drives it ends, whatever is left: nobody may wait for it for ever."""
+        self.queue.close(anyhow=True)
+        self.queue.act(RuntimeError(error))
+        if not self.idle:
+            for generation in self.queue.drop(lambda _: True):
+                self.delivery.finish(generation, "error", error)
+            self.fail_all(error)
 
     def _generation(self, request: Request, index: int, listener: Listener | None) -> Generation:
-        ids, config = request.prompt_ids, self.model.config
-        if config.bos_token_id not in ids:
-            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
-        if request.prefix is not None and request.prefix.removed:
-            raise UserError(f"the prefix {request.prefix.name} was unloaded")
-        if len(ids) >= self.max_length:
-            raise UserError(
-                f"the prompt has {len(ids)} tokens and the limit of prompt and answer is {self.max_length}: shorten the "
-                "question or its history"
-            )
+        request.check(self.model.config, self.max_length)
         made = Generation(request, index, listener=listener, _decode=lambda ids: reply_text(self.tokenizer, ids))
         if request.stream and listener is None:
             made._pieces = SimpleQueue()
         return made
 
     def _drop_cancelled(self) -> None:
-        if any(generation.cancelled for generation in self.waiting):
-            with self._lock:
-                dropped = [generation for generation in self.waiting if generation.cancelled]
-                self.waiting = deque(generation for generation in self.waiting if not generation.cancelled)
-            for generation in dropped:
-                self._count_end(generation, "cancelled")
-        gone = [row.generation.cancelled for row in self.rows]
+        for generation in (*self.queue.drop(lambda one: one.cancelled), *self.queue.take_admitted()):
+            self.delivery.finish(generation, "cancelled")  # none is being admitted, unless Ctrl-C came between
+        gone = [row.generation.cancelled or row.generation.finish_reason is not None for row in self.rows]
         if any(gone):
             for row, cancelled in zip(self.rows, gone, strict=True):
                 if cancelled:
-                    self._end(row, "cancelled")
+                    self.delivery.end(row, "cancelled")
             self._let_go(gone)
 
     def _remove_prefix(self, prefix: SharedPrefix) -> None:
-        self.bank.remove(prefix)
-        with self._lock:
-            lost = [generation for generation in self.waiting if generation.request.prefix is prefix]
-            self.waiting = deque(one for one in self.waiting if one.request.prefix is not prefix)
-        for generation in lost:
-            self._count_end(generation, "error", f"the prefix {prefix.name} was unloaded while this request waited")
+        try:
+            self.bank.remove(prefix)
+        finally:
+            lost = f"the prefix {prefix.name} was unloaded while this request waited"
+            for generation in self.queue.drop(lambda one: one.request.prefix is prefix):
+                self.delivery.finish(generation, "error", lost)
 
     # ---- admission -------------------------------------------------------------------------------------------------
 
     def _admit(self) -> None:
         """Take requests from the queue while there is room, and give each its first token."""
-        free = self.max_rows - len(self.rows)
-        if not self.waiting or free == 0 or (self.rows and free < min(self.admit_at_least, len(self.waiting))):
+        free, waiting = self.max_rows - len(self.rows), len(self.waiting)
+        if not waiting or free == 0 or (self.rows and free < min(self.admit_at_least, waiting)):
             return
-        chosen: list[Generation] = []
-        with self._lock:
-            while self.waiting and len(chosen) < free:
-                longest = max(len(one.request.prompt_ids) for one in (self.waiting[0], *chosen))
-                if chosen and longest * (len(chosen) + 1) > self.prefill_tokens:
-                    break
-                chosen.append(self.waiting.popleft())
-        if self.device.type == "cpu":
-            self._prefill(chosen)
-            return
-        groups: dict[SharedPrefix | None, list[Generation]] = {}  # elsewhere a mixed pass would need the scores in memory
-        for generation in chosen:
-            groups.setdefault(generation.request.prefix, []).append(generation)
-        for generations in groups.values():
-            self._prefill(generations)
+        chosen = self.queue.admit(free, self.prefill_tokens)
+        groups: dict[SharedPrefix | None, list[Generation]] = {}
+        for generation in chosen:  # but on a CPU, a mixed pass would need the scores in memory
+            groups.setdefault(None if self.device.type == "cpu" else generation.request.prefix, []).append(generation)
+        try:
+            for generations in groups.values():
+                self._prefill(generations)
+        except Exception as error:  # not the reading, which would have been repeated
+            logger.exception("admission failed")
+            self._end_admitted(reason_of(error))
+        self.queue.take_admitted()
 
-    def _prefill(self, generations: Sequence[Generation]) -> None:
+    def _end_admitted(self, error: str) -> None:
+        """End those that were being admitted, rows already or not; the others go on."""
+        admitted = self.queue.take_admitted()
+        for row in self.rows:
+            if row.generation in admitted:
+                self.delivery.end(row, "error", error)
+        self._let_go([row.generation.finish_reason is not None for row in self.rows])
+        for generation in admitted:
+            self.delivery.finish(generation, "error", error)
+        self.slots.give_back(len(admitted))
+
+    def _prefill(self, generations: list[Generation]) -> None:
         """Read prompts in one pass into the slots behind the running rows, and make rows of them."""
+
+        def failed(generations: list[Generation], reason: str) -> None:
+            self.slots.give_back(len(generations))
+            if len(generations) == 1:
+                self.delivery.finish(generations[0], "error", reason)
+
+        in_parts("the prefill", generations, self._read, self._join, failed)
+
+    def _read(self, generations: list[Generation]) -> tuple[list[Row], list[int]]:
+        """Prompts through the backbone: rows to be, and their first tokens. Changes nothing but slots behind the rows."""
+        first, slots = len(self.rows), self.slots
+        rows = [self._row(generation) for generation in generations]
         prompts = [generation.request.prompt_ids for generation in generations]
         prefixes = [generation.request.prefix for generation in generations]
-        choices = [RowChoice(generation.request, self.model.config.vocab_size, self.device) for generation in generations]
-        first = len(self.rows)
+        slots.clean(len(rows))
         for prefix in prefixes:
             self.bank.take(prefix)
-        try:
-            states, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
-            tokens = self.head.choose(Choice(choices, self.device), states)
-        except RuntimeError as error:  # the device's; torch's out-of-memory error is one
-            logger.exception("prefill of %d prompts failed", len(prompts))
-            for slot in range(first, min(self.cache.rows, first + len(prompts))):
-                self.cache.wipe(slot)
-            for generation, prefix in zip(generations, prefixes, strict=True):
-                self.bank.release(prefix)
-                self._count_end(generation, "error", str(error))
-            return
-        rows = slice(first, first + len(prompts))
-        self._positions[rows] = positions
-        self._columns[rows] = torch.tensor([len(ids) for ids in prompts], device=self.device)
-        self.counters.prefills += 1
-        self.counters.prompt_tokens += sum(map(len, prompts))
-        self._join(generations, choices, tokens)
+        states, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
+        tokens = self.head.choose(Choice([row.choice for row in rows], self.device), states)
+        places = slice(first, first + len(rows))
+        slots.tokens[places] = tokens
+        slots.columns[places] = torch.tensor([row.columns for row in rows], device=self.device)
+        slots.positions[places] = positions
+        slots.positions[places, 1] += 1
+        return rows, tokens.tolist()
 
-    def _join(self, generations: Sequence[Generation], choices: Sequence[RowChoice], tokens: Tensor) -> None:
-        """Make rows of prompts that were just read, and give them their first tokens."""
-        rows = []
-        for generation, choice in zip(generations, choices, strict=True):
-            request, length = generation.request, len(generation.request.prompt_ids)
-            room = self.max_length - length
-            limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
-            text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
-            rows.append(Row(generation, choice, limit, length, text))
+    def _row(self, generation: Generation) -> Row:
+        request = generation.request
+        length = len(request.prompt_ids)
+        room = self.max_length - length
+        limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
+        text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
+        return Row(generation, RowChoice(request, self.model.config.vocab_size, self.device), limit, length, text)
+
+    def _join(self, _: Sequence[Generation], read: tuple[list[Row], list[int]]) -> None:
+        """Prompts that were read become rows, and get their first tokens."""
+        rows, tokens = read
         first = len(self.rows)
         self.rows += rows
-        self._tokens[first : len(self.rows)] = tokens
         self._choice = self._prefixes = None
-        gone = [self._accept(row, token) for row, token in zip(rows, tokens.tolist(), strict=True)]
+        self.counters.prefills += 1
+        self.counters.prompt_tokens += sum(row.columns for row in rows)
+        gone = [self.delivery.accept(row, token, self.end_ids) for row, token in zip(rows, tokens, strict=True)]
         self._let_go([False] * first + gone)
 
     # ---- decoding --------------------------------------------------------------------------------------------------
 
     def _decode(self) -> None:
         """One step of every running row."""
-        count = len(self.rows)
-        if self._choice is None:
-            self._choice = Choice([row.choice for row in self.rows], self.device)
-            with_prefix = [row.generation.request.prefix for row in self.rows]
-            self._prefixes = PrefixReads(self.bank, with_prefix, self.device) if any(with_prefix) else None
-        lengths = [row.columns for row in self.rows]
+        gone = [False] * len(self.rows)
+        failures = []
+
+        def done(slots: range, tokens: list[int]) -> None:
+            for slot, token in zip(slots, tokens, strict=True):
+                gone[slot] = self.delivery.accept(self.rows[slot], token, self.end_ids)
+
+        def failed(slots: range, reason: str) -> None:
+            failures.append(len(slots))
+            self._choice = self._prefixes = None
+            if not self.cache.rows:
+                raise MemoryError(reason)  # it could not even be kept as it was
+            for row in self.rows[slots.start : slots.stop]:
+                row.choice.rewind(row.generation.ids)
+            if len(slots) == 1:
+                self.delivery.end(self.rows[slots.start], "error", reason)
+                gone[slots.start] = True
+
+        in_parts("a decode step", range(len(self.rows)), self._next_tokens, done, failed)
+        self._repeated = self._repeated + 1 if failures and 1 not in failures else 0
+        if self._repeated == _MOST_REPEATED:  # nobody's in particular: memory, most likely, for so many
+            last = max(range(len(self.rows)), key=lambda slot: self.rows[slot].generation.first_token or 0.0)
+            self.delivery.end(self.rows[last], "error", "a step failed again and again for so many answers at a time")
+            gone[last], self._repeated = True, 0
+        self._let_go(gone)
+
+    def _next_tokens(self, slots: range) -> list[int]:
+        """The next token of some rows that lie side by side. Changes nothing before the tokens are there."""
+        first, stop = slots.start, slots.stop
+        rows = self.rows[first:stop]
+        choice, prefixes = self._choice, self._prefixes
+        if choice is None:
+            choice = Choice([row.choice for row in rows], self.device)
+            with_prefix = [row.generation.request.prefix for row in rows]
+            prefixes = PrefixReads(self.bank, with_prefix, self.device) if any(with_prefix) else None
+            if len(rows) == len(self.rows):
+                self._choice, self._prefixes = choice, prefixes
+        lengths = [row.columns for row in rows]
         longest = max(lengths) + 1
-        self.cache.reserve(count, longest)
-        columns = self._columns[:count]
-        self._positions[:count, 1] += 1
-        step = StepCache(self.cache, columns, longest, min(lengths) + 1 < longest, self._prefixes)
-        states = decode_step(self.model, self._tokens[:count], self._positions[:count], step)
-        tokens = self.head.choose(self._choice, states)
+        self.cache.reserve(stop, longest)
+        columns, positions = self.slots.columns[first:stop], self.slots.positions[first:stop]
+        step = StepCache(self.cache, columns, longest, min(lengths) + 1 < longest, prefixes, first)
+        states = decode_step(self.model, self.slots.tokens[first:stop], positions, step)
+        tokens = self.head.choose(choice, states)
+        chosen = tokens.tolist()  # the step's one wait for the device
+        self.slots.tokens[first:stop] = tokens
         columns += 1
-        self._tokens[:count] = tokens
+        positions[:, 1] += 1
         self.counters.steps += 1
-        for row in self.rows:
+        for row in rows:
             row.columns += 1
-        # tolist is the step's one wait for the device.
-        self._let_go([self._accept(row, token) for row, token in zip(self.rows, tokens.tolist(), strict=True)])
-
-    def _accept(self, row: Row, token: int) -> bool:
-        """Give a row its next token; returns whether that ended it."""
-        generation = row.generation
-        if generation.first_token is None:
-            generation.mark_first_token()
-        if token == BROKEN:
-            self._end(row, "error", _NOT_FINITE)
-            return True
-        if token in self.end_ids:
-            self._end(row, "stop")
-            return True
-        generation.ids.append(token)
-        row.choice.add(token)
-        self.counters.generated_tokens += 1
-        if row.text is not None:
-            generation.tell(row.text.add(token))
-            if row.text.stopped:
-                self._end(row, "stop")
-                return True
-        if len(generation.ids) >= row.limit:
-            self._end(row, "length")
-            return True
-        return False
-
-    def _end(self, row: Row, reason: FinishReason, error: str | None = None) -> None:
-        if row.text is not None:
-            row.generation.tell(row.text.end())
-            if row.text.stopped and reason == "length":  # the stop text stood in what was held back
-                reason = "stop"
-        self._count_end(row.generation, reason, error)
-
-    def _count_end(self, generation: Generation, reason: FinishReason, error: str | None = None) -> None:
-        self.counters.finished[reason] += 1
-        generation.finish(reason, error)
+        return chosen
 
     def _let_go(self, gone: Sequence[bool]) -> None:
-        """Free the slots of rows that ended; the last rows move into the holes, so that running rows stay together."""
-        if not any(gone):
-            return
-        self._choice = self._prefixes = None
-        for slot in reversed([slot for slot, over in enumerate(gone) if over]):
-            row, last = self.rows[slot], len(self.rows) - 1
-            if row.generation.finish_reason == "error":
-                self.cache.wipe(slot)
-            if slot != last:
-                self.cache.move(last, slot, self.rows[last].columns)
-                for state in (self._tokens, self._columns, self._positions):
-                    state[slot] = state[last]
-                self.rows[slot] = self.rows[last]
-            self.rows.pop()
-            self.bank.release(row.generation.request.prefix)
+        """Rows that ended leave."""
+        if any(gone):
+            self._choice = self._prefixes = None
+            self.slots.let_go(gone)

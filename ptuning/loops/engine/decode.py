@@ -27,18 +27,19 @@ class StepCache:
         longest: S, columns in use with the new ones.
         ragged: whether the rows' lengths differ.
         prefixes: how prefixes are read; None where no row has one.
+        first: slot of the first row; the others follow.
     """
 
     def __init__(
-        self, cache: SlotCache, columns: Tensor, longest: int, ragged: bool, prefixes: PrefixReads | None
+        self, cache: SlotCache, columns: Tensor, longest: int, ragged: bool, prefixes: PrefixReads | None, first: int = 0
     ) -> None:
-        self.cache, self.prefixes = cache, prefixes
+        self.cache, self.prefixes, self.first = cache, prefixes, first
         self.rows, self.longest = columns.shape[0], longest
         self.bias: Tensor | None = None
         self.lengths = columns + 1 if _has_kernel(cache) else None
         if self.lengths is not None:  # all that the kernel asks for
             return
-        self.places = cache.places(columns)
+        self.places = cache.places(columns, first)
         if ragged:
             hidden = torch.arange(longest, device=columns.device) > columns[:, None]
             self.bias = torch.zeros(hidden.shape, dtype=cache.dtype, device=columns.device)
@@ -47,7 +48,7 @@ class StepCache:
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         """Keep the new keys and values [A, N, 1, H], and attend to all of the row's and to its prefix."""
         self.cache.write(layer, key, value, self.places)
-        keys, values = self.cache.read(layer, self.rows, self.longest)
+        keys, values = self.cache.read(layer, self.first, self.rows, self.longest)
         if self.prefixes is None:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias)
         return attend_with_prefixes(query, keys, values, self.bias, self.prefixes, layer)
@@ -56,9 +57,8 @@ class StepCache:
         """The same of what came out of the layer's first linear, [A, 1, 3NH], not turned yet; None without the kernel."""
         if self.lengths is None:
             return None
-        query, own, own_sum = compiled.attend(
-            fused, rotary, self.cache.keys[layer], self.cache.values[layer], self.lengths
-        )
+        keys, values = self.cache.slots_from(layer, self.first)
+        query, own, own_sum = compiled.attend(fused, rotary, keys, values, self.lengths)
         return own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
 
 

@@ -60,15 +60,16 @@ class LengthBank:
         self.keys = [key[:0].clone() for key, _ in key_values]  # [M, N, P, H]
         self.values = [value[:0].clone() for _, value in key_values]
         self.length = key_values[0][0].shape[2]
+        self._spare = torch.empty_like(key_values[0][0][0])  # so that prefixes change places without any new memory
 
     def add(self, name: str, key_values: PrefixKeyValues) -> SharedPrefix:
         """Copy a prefix in; the tensors grow by a quarter when they are full."""
-        count, room = len(self.entries), self.keys[0].shape[0]
-        if count == room:
-            for tensors in (self.keys, self.values):
-                for layer, tensor in enumerate(tensors):
-                    grown = tensor.new_empty((room + max(1, room // 4), *tensor.shape[1:]))
-                    grown[:count] = tensor[:count]
+        count = len(self.entries)
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                if len(tensor) == count:  # each for itself: memory may run out between two of them
+                    grown = tensor.new_empty((count + max(1, count // 4), *tensor.shape[1:]))
+                    grown[:count] = tensor
                     tensors[layer] = grown
         for layer, (key, value) in enumerate(key_values):
             self.keys[layer][count], self.values[layer][count] = key[0], value[0]
@@ -86,11 +87,17 @@ class LengthBank:
         return tuple((key[place], value[place]) for key, value in zip(self.keys, self.values, strict=True))
 
     def take(self, entry: SharedPrefix) -> None:
-        """One more row reads it; those that are read stand first."""
-        entry.rows += 1
-        if entry.rows == 1:
+        """One more row reads it; those that are read stand first.
+
+        Raises:
+            ValueError: it is no prefix of this bank, or no longer.
+        """
+        if entry.position >= len(self.entries) or self.entries[entry.position] is not entry:
+            raise ValueError(f"the prefix {entry.name} is not loaded here")
+        if entry.rows == 0:
             self._swap(entry.position, self.in_use)
             self.in_use += 1
+        entry.rows += 1
 
     def release(self, entry: SharedPrefix) -> None:
         """One row less reads it."""
@@ -129,9 +136,9 @@ class LengthBank:
         if one == other:
             return
         for tensor in (*self.keys, *self.values):
-            kept = tensor[one].clone()
+            self._spare.copy_(tensor[one])
             tensor[one] = tensor[other]
-            tensor[other] = kept
+            tensor[other] = self._spare
         entries = self.entries
         entries[one], entries[other] = entries[other], entries[one]
         entries[one].position, entries[other].position = one, other
@@ -166,7 +173,10 @@ class PrefixBank:
         length = key_values[0][0].shape[2]
         if length not in self.by_length:
             self.by_length[length] = LengthBank(key_values)
-        return self.by_length[length].add(name, key_values)
+        try:
+            return self.by_length[length].add(name, key_values)
+        finally:
+            self._drop_empty()
 
     def remove(self, entry: SharedPrefix) -> None:
         """Take a prefix out, at once or with the last row that reads it."""
@@ -180,6 +190,8 @@ class PrefixBank:
     def take(self, entry: SharedPrefix | None) -> None:
         """A row begins to read a prefix."""
         if entry is not None:
+            if entry.length not in self.by_length:
+                raise ValueError(f"the prefix {entry.name} is not loaded here")
             self.by_length[entry.length].take(entry)
 
     def release(self, entry: SharedPrefix | None) -> None:
@@ -187,6 +199,23 @@ class PrefixBank:
         if entry is not None:
             self.by_length[entry.length].release(entry)
             self._drop_empty()
+
+    def recount(self, rows: Sequence[SharedPrefix | None]) -> None:
+        """After something failed: be read by these rows and by no others.
+
+        Args:
+            rows: the prefix of every running row.
+        """
+        for bank in self.by_length.values():
+            for entry in list(bank.entries):
+                readers = sum(one is entry for one in rows)
+                while entry.rows < readers:
+                    bank.take(entry)
+                while entry.rows > readers:
+                    bank.release(entry)
+                if entry.removed and readers == 0 and entry in bank.entries:
+                    bank.remove(entry)
+        self._drop_empty()
 
     def _drop_empty(self) -> None:
         self.by_length = {length: bank for length, bank in self.by_length.items() if bank.entries}

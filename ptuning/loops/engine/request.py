@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from threading import Event
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from ptuning.plain.answer_limits import SAMPLING, checked, checked_stops
 from ptuning.plain.errors import GenerationError, UserError
 
 if TYPE_CHECKING:
@@ -44,17 +45,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work, with the range."""
-        checks = (
-            ("temperature", 0 <= self.temperature < float("inf"), "0 (greedy) or more"),
-            ("top_p", 0 < self.top_p <= 1, "more than 0, up to 1"),
-            ("top_k", self.top_k >= 0, "1 or more, or 0 for all tokens"),
-            ("repetition_penalty", 0 < self.repetition_penalty < float("inf"), "more than 0 (1: no penalty)"),
-            ("no_repeat_ngram_size", self.no_repeat_ngram_size >= 0, "1 or more, or 0 for no rule"),
-        )
-        for name, fine, allowed in checks:
-            if not fine:
-                raise UserError(f"{name} {getattr(self, name)} was given; allowed is {allowed}")
+        """Refuse what cannot be followed, with the range."""
+        for name in SAMPLING:
+            value = getattr(self, name)
+            if value is not None or name != "seed":
+                object.__setattr__(self, name, checked(name, value))
 
     @property
     def greedy(self) -> bool:
@@ -86,11 +81,33 @@ class Request:
     stream: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what no answer can come of."""
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {self.max_new_tokens} was given; allowed is 1 or more")
-        if any(not text for text in self.stop):
-            raise UserError("a stop text is empty; leave it out")
+        """Refuse what no answer can come of, and what would make every token of the batch slow."""
+        if self.max_new_tokens is not None:
+            object.__setattr__(self, "max_new_tokens", checked("max_new_tokens", self.max_new_tokens))
+        object.__setattr__(self, "stop", checked_stops(self.stop))
+
+    def check(self, config: Any, max_length: int) -> None:
+        """Refuse a prompt that a model cannot read.
+
+        Args:
+            config: of the model.
+            max_length: limit of prompt and answer together.
+
+        Raises:
+            UserError: ids that are no prompt, or too many; a prefix that was unloaded.
+        """
+        ids = self.prompt_ids
+        if config.bos_token_id not in ids:
+            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
+        if not 0 <= min(ids) <= max(ids) < config.vocab_size:
+            raise UserError(f"an id of the prompt is outside the model's vocabulary of {config.vocab_size}")
+        if self.prefix is not None and self.prefix.removed:
+            raise UserError(f"the prefix {self.prefix.name} was unloaded")
+        if len(ids) >= max_length:
+            raise UserError(
+                f"the prompt has {len(ids)} tokens and the limit of prompt and answer is {max_length}: shorten the "
+                "question or its history"
+            )
 
 
 @dataclass(eq=False)
@@ -163,17 +180,20 @@ class Generation:
         self.first_token = time.perf_counter()
 
     def tell(self, piece: str) -> None:
-        """Hand a piece of text on (the engine's thread)."""
+        """Hand a piece of text on (the engine's thread). An empty one says that the text so far is the text, be it "" as
+        where a stop text stands at the very beginning."""
+        self._text = (self._text or "") + piece
         if piece:
-            self._text = (self._text or "") + piece
             if self._pieces is not None:
                 self._pieces.put(piece)
             if self.listener is not None:
                 self.listener(self, piece)
 
     def finish(self, reason: FinishReason, error: str | None = None) -> None:
-        """It is over (the engine's thread)."""
-        self.finish_reason, self.error, self.finished = reason, error, time.perf_counter()
+        """It is over (the engine's thread); only the first time counts."""
+        if self.finish_reason is not None:
+            return
+        self.error, self.finished, self.finish_reason = error, time.perf_counter(), reason
         if self._pieces is not None:
             self._pieces.put(None)
         self._over.set()

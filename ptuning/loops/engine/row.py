@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ptuning.loops.engine.choice import RowChoice
 from ptuning.loops.engine.request import Generation
-from ptuning.loops.engine.text_stream import TextStream
+from ptuning.plain.text_stream import TextStream
 
 
 @dataclass(eq=False)

@@ -5,6 +5,7 @@ Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,31 +50,71 @@ class SlotCache:
             self._grow(max(rows, self.rows), max(columns, self.columns))
 
     def _grow(self, rows: int, columns: int) -> None:
+        """Larger tensors, one at a time: the peak is one layer, not the cache twice. Where memory runs out on the way, the
+        cache is as before; where even that cannot be done, it is empty."""
         shape = (min(self.most_rows, rows), self.heads, min(self.most_columns, columns), self.head_dim)
-        for tensors in (self.keys, self.values):
-            for layer in range(self.layers):  # one at a time: the peak is one layer, not the cache twice
-                grown = zeros_when_read(shape, self.dtype, self.device)
-                if self.rows:
-                    grown[: self.rows, :, : self.columns] = tensors[layer]
-                    tensors[layer] = grown
-                else:
-                    tensors.append(grown)
-        self.rows, _, self.columns, _ = shape
-        self.offsets = torch.arange(self.rows * self.heads, device=self.device).view(self.rows, self.heads) * self.columns
+        try:
+            rows, heads, columns, _ = shape
+            offsets = torch.arange(rows * heads, device=self.device).view(rows, heads) * columns
+            if self.rows:
+                self._exchange(lambda old: self._grown(old, shape))
+            else:
+                made = [[zeros_when_read(shape, self.dtype, self.device) for _ in range(self.layers)] for _ in range(2)]
+                self.keys, self.values = made
+        except BaseException:
+            self._shrink()
+            raise
+        self.rows, self.columns, self.offsets = rows, columns, offsets
         self.growths += 1
 
-    def places(self, columns: Tensor) -> Tensor:
-        """Where the next token of every row goes, for :meth:`write`: [A] columns to [A * N] places of all layers alike."""
-        return (self.offsets[: columns.shape[0]] + columns[:, None]).view(-1)
+    def _exchange(self, other: Callable[[Tensor], Tensor]) -> None:
+        for tensors in (self.keys, self.values):
+            for layer in range(self.layers):
+                tensors[layer] = other(tensors[layer])
+
+    def _grown(self, old: Tensor, shape: tuple[int, ...]) -> Tensor:
+        grown = zeros_when_read(shape, self.dtype, self.device)
+        grown[: self.rows, :, : self.columns] = old
+        return grown
+
+    def _shrink(self) -> None:
+        """Back to the size that the cache says it has."""
+        if not self.rows:
+            return
+        shape = (self.rows, self.heads, self.columns, self.head_dim)
+        try:
+            self._exchange(lambda one: one if one.shape == shape else one[: self.rows, :, : self.columns].clone())
+        except Exception:  # noqa: BLE001  # what made it grow is raised already
+            self.forget()
+
+    def forget(self) -> None:
+        """Be empty, as in the beginning."""
+        self.rows = self.columns = 0
+        self.keys, self.values = [], []
+
+    def places(self, columns: Tensor, first: int = 0) -> Tensor:
+        """Where the next token of every row goes, for :meth:`write`: [A] columns to [A * N] places of all layers alike.
+
+        Args:
+            columns: of the rows.
+            first: slot of the first of them; the others follow.
+        """
+        return (self.offsets[first : first + columns.shape[0]] + columns[:, None]).view(-1)
 
     def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> None:
         """Put the keys and values [A, N, 1, H] of one new token of every row in their places."""
         self.keys[layer].view(-1, self.head_dim).index_copy_(0, places, key.reshape(-1, self.head_dim))
         self.values[layer].view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
 
-    def read(self, layer: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Views [A, N, S, H] of a layer's keys and values."""
-        return self.keys[layer][:rows, :, :columns], self.values[layer][:rows, :, :columns]
+    def read(self, layer: int, first: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+        """Views [A, N, S, H] of a layer's keys and values, from the slot ``first`` on."""
+        places = slice(first, first + rows)
+        return self.keys[layer][places, :, :columns], self.values[layer][places, :, :columns]
+
+    def slots_from(self, layer: int, first: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, whole but for the slots before ``first``."""
+        keys, values = self.keys[layer], self.values[layer]
+        return (keys[first:], values[first:]) if first else (keys, values)
 
     def move(self, source: int, target: int, columns: int) -> None:
         """Give the row of one slot another slot."""

@@ -7,6 +7,7 @@ import time
 from threading import Condition, Thread
 
 from ptuning.loops.engine.core import Engine
+from ptuning.loops.engine.isolation import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,7 @@ class EngineWorker:
 
     def start(self) -> EngineWorker:
         """Begin."""
-        self.engine.wake = self._wake
-        self.engine.driven_by_thread = True
+        self.engine.open(self._wake)
         self._thread.start()
         return self
 
@@ -46,7 +46,7 @@ class EngineWorker:
         return True
 
     def stop(self) -> None:
-        """Cancel what is left, end the thread, and wait for it."""
+        """Cancel what is left, end the thread, and wait for it. What is asked after that ends in an error at once."""
         if not self._thread.is_alive():
             return
         self.engine.cancel_all()
@@ -54,23 +54,28 @@ class EngineWorker:
             self._stopping = True
             self._changed.notify()
         self._thread.join()
-        self.engine.driven_by_thread = False
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify()
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while self.engine.idle and not self._stopping:
-                    self._changed.wait()
-            if self._stopping and self.engine.idle:
-                return
-            if self._stopping:
-                self.engine.cancel_all()
-            try:
-                self.engine.step()
-            except Exception as error:  # the server must live on; every request that ran is told
-                logger.exception("a step of the engine failed")
-                self.engine.fail_all(f"the step failed: {error}")
+        try:
+            while not self._over():
+                try:
+                    self.engine.step()
+                except BaseException as error:  # the server must live on; every request that ran is told
+                    logger.exception("a step of the engine failed")
+                    self.engine.fail_all(f"the step failed: {reason_of(error)}")
+        finally:
+            self.engine.abandon("the engine stopped")
+
+    def _over(self) -> bool:
+        """Sleep until there is work; whether the thread is to end and nothing is left to be done."""
+        with self._changed:
+            while self.engine.idle and not self._stopping:
+                self._changed.wait()
+        if not self._stopping:
+            return False
+        self.engine.cancel_all()
+        return self.engine.close()
