@@ -65,6 +65,10 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
         "问题有 {} 个词元，而问题和回答合计最多 {} 个：请缩短问题（或调大“最大长度”）",
         "the question has {} tokens, and question and answer together may have {}: shorten it (or raise the maximum length)",
     ),
+    "too_many_characters": (
+        "问题超过 {} 个字符，任何设置下都装不下：请缩短问题",
+        "the question has more than {} characters, and no setting makes room for that: shorten it",
+    ),
     "busy": ("排队的问题太多，请稍后再试", "too many questions are waiting; try again in a moment"),
     "unknown": (
         "选中的前缀已不在：{}。请按 ↻ 刷新列表后重选",
