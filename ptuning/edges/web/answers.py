@@ -177,7 +177,8 @@ def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pai
         if made is not None:
             column.notes = _notes(made, column.alone)
         if made is not None and _is_answer(made.generations[0]):
-            column.rounds = [*column.rounds, (run.query, made.generations[0].text)]
+            gone = column.add(run.query, made.generations[0].text)
+            column.notes += [("forgotten", (gone,))] if gone else []
             answered = True
         else:
             column.rounds = rounds

@@ -16,6 +16,8 @@ from urllib.parse import parse_qs, urlencode
 
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from ptuning.edges.web.functions import Function, RefusedError, refuse_files
 from ptuning.edges.web.streams import Streams
@@ -50,7 +52,7 @@ class _Route:
 _ROUTES = (
     _Route("GET", re.compile(r"/?|/(theme\.css|favicon\.ico|manifest\.json|robots\.txt|logout)"), open=True),
     _Route("GET", re.compile(r"/(assets|static)(/[A-Za-z0-9_@-][A-Za-z0-9_@.-]*)+"), open=True),
-    _Route("POST", re.compile(r"/login"), open=True),
+    _Route("POST", re.compile(r"/login"), open=True, way="_log_in"),
     _Route("GET", re.compile(r"/config|/gradio_api/(info|app_id)")),
     _Route("GET", re.compile(r"/gradio_api/heartbeat/([^/]+)"), way="_keep_open"),
     _Route("GET", re.compile(r"/gradio_api/queue/data"), way="_follow"),
@@ -112,6 +114,21 @@ class PageGuard:
         """As it is, without its query: gradio would look up what that names, and the page needs none of it."""
         await self.app(scope | {"query_string": b""}, receive, send)
 
+    async def _log_in(self, _: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+        """User and password, as a form."""
+        if self.page.auth is None:
+            raise RefusedError(404, "the page has no login")
+        try:
+            form = await Request(scope, receive).form(max_files=0, max_fields=10)  # type: ignore[arg-type]
+        except HTTPException as error:
+            raise RefusedError(400, f"the form cannot be read: {error.detail}") from None
+        given = {name: form.get(name) for name in ("username", "password")}
+        if not all(isinstance(value, str) for value in given.values()):
+            raise RefusedError(400, "username and password are needed, as a form")
+        headers = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
+        headers.append((b"content-type", b"application/x-www-form-urlencoded"))
+        await self._send_on(urlencode(given), scope | {"headers": headers}, receive, send)
+
     async def _keep_open(self, visitor: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """The connection that shows that a page is open."""
         path = f"/gradio_api/heartbeat/{visitor.session(found[1])}"
@@ -137,7 +154,7 @@ class PageGuard:
         elif function.streams:
             raise RefusedError(400, "answers come in pieces: POST /gradio_api/queue/join")
         path = "/gradio_api/queue/join" if found[1] is None else "/gradio_api/run/predict"
-        await self._send_on(passed, scope | {"path": path, "raw_path": path.encode()}, receive, send)
+        await self._send_on(json.dumps(passed), scope | {"path": path, "raw_path": path.encode()}, receive, send)
 
     async def _cancel(self, visitor: Visitor, _: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """The end of an answer, as gradio's own client asks for it."""
@@ -146,7 +163,8 @@ class PageGuard:
         function = self._function(body, None)
         if not isinstance(event, str) or not self.streams.owns(session, event):
             raise RefusedError(404, "event_id: this session waits for no such answer")
-        await self._send_on({"session_hash": session, "fn_index": function.number, "event_id": event}, scope, receive, send)
+        passed = {"session_hash": session, "fn_index": function.number, "event_id": event}
+        await self._send_on(json.dumps(passed), scope, receive, send)
 
     # ---- bodies
 
@@ -161,9 +179,9 @@ class PageGuard:
             raise RefusedError(404, "there is no such function of the page")
         return found
 
-    async def _send_on(self, body: Mapping[str, Any], scope: Message, receive: Receive, send: Send) -> None:
+    async def _send_on(self, body: str, scope: Message, receive: Receive, send: Send) -> None:
         """The same request with a body of our own."""
-        text = json.dumps(body).encode()
+        text = body.encode()
         headers = [pair for pair in scope["headers"] if pair[0] not in (b"content-length", b"accept-encoding")]
         headers.append((b"content-length", str(len(text)).encode()))  # and nothing is packed: that would take longer
         waiting = iter([{"type": "http.request", "body": text, "more_body": False}])

@@ -52,6 +52,7 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "counts": ("提问 {} + 回答 {} 词元", "prompt {} + answer {} tokens"),
     "alone": ("提问没有带上历史", "asked without the earlier rounds"),
     "dropped": ("对话超出长度上限，最早的 {} 轮没有计入", "the conversation is too long: oldest {} rounds left out"),
+    "forgotten": ("对话太长，最早的 {} 轮已不再保留", "the conversation is too long to be kept: oldest {} rounds gone"),
     "cut": ("已到长度上限，回答未完", "cut off at the length limit"),
     "stopped": ("已停止", "stopped"),
     "empty": ("回答是空的", "the answer is empty"),

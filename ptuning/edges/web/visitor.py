@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from starlette.requests import cookie_parser
 
 from ptuning.edges.web.functions import RefusedError
@@ -20,7 +20,7 @@ COOKIE = "ptuning_visitor"
 Headers = Sequence[tuple[bytes, bytes]]
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[([0-9A-Fa-f:.]{2,45})\])(?::(\d{1,5}))?")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -95,10 +95,11 @@ def sound_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 def _is_host(value: bytes) -> bool:
-    found = _HOST.fullmatch(value.decode("latin-1"))
-    if found is None or int(found[2] or 0) > 65535:
+    text = value.decode("latin-1")
+    if not _HOST.fullmatch(text):
         return False
     try:
-        return found[1] is None or bool(ipaddress.IPv6Address(found[1]))
-    except ValueError:
+        httpx.URL(f"http://{text}")  # as gradio takes it apart
+    except httpx.InvalidURL:
         return False
+    return True
