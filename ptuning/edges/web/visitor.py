@@ -20,7 +20,7 @@ COOKIE = "ptuning_visitor"
 Headers = Sequence[tuple[bytes, bytes]]
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::\d{1,5})?", re.ASCII)
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,5}))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def sound_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def _is_host(value: bytes) -> bool:
     text = value.decode("latin-1")
-    if not _HOST.fullmatch(text):
+    found = _HOST.fullmatch(text)
+    if found is None or int(found[1] or 0) > 65535:
         return False
     try:
         httpx.URL(f"http://{text}")  # as gradio takes it apart
