@@ -1,4 +1,4 @@
-"""What a stranger can make of the page's server: real processes, with and without a login, and whatever can be sent to them."""
+"""What a stranger can make of the page: real servers, with and without a login, and whatever can be sent to them."""
 
 import contextlib
 import http.server
@@ -43,7 +43,7 @@ def asked_elsewhere():
     seen = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             seen.append(self.path)
             self.send_response(200)
             self.end_headers()
@@ -67,7 +67,8 @@ def server(request, tmp_path_factory):
     (top / "output" / "run").mkdir(parents=True)
     (top / "output" / "run" / "report.html").write_text("<h1>a report</h1>", encoding="utf-8")
     (top / "tmp").mkdir()
-    flags = ["--report_root", top / "output", *(["--auth", "me:secret", "--api_key", "k"] if request.param == "login" else [])]
+    login = ["--auth", "me:secret", "--api_key", "k"] if request.param == "login" else []
+    flags = ["--report_root", top / "output", *login]
     places = {"GRADIO_TEMP_DIR": str(top / "cache"), "TMPDIR": str(top / "tmp")}
     with running("web", *flags, **places) as (address, process), httpx.Client(base_url=address, timeout=30) as client:
         if request.param == "login":
@@ -144,8 +145,9 @@ def test_a_file_beside_the_data_is_refused_too(server, asked_elsewhere, where):
 
 @pytest.mark.parametrize("path", [
     "file={}", "file/{}", "/file={}", "file%3D{}", "file=%2e%2e/{}", "proxy={}", "proxy=https://a.hf.space/{}",
-    "component_server", "upload", "upload_progress?upload_id=x", "process_recording", "startup-events", "stream/s/1/2/playlist-file",
-    "deep_link?session_hash=s", "vibe-code", "run-history/connect", "custom_component/x/client/y/style.css", "mcp/sse",
+    "component_server", "upload", "upload_progress?upload_id=x", "process_recording", "startup-events",
+    "stream/s/1/2/playlist-file", "deep_link?session_hash=s", "vibe-code", "run-history/connect",
+    "custom_component/x/client/y/style.css", "mcp/sse",
 ])  # fmt: skip
 def test_files_uploads_and_other_peoples_pages_are_not_served(server, asked_elsewhere, path):
     url, seen = asked_elsewhere
@@ -240,7 +242,8 @@ def test_nothing_but_the_login_is_there_without_one(page, server):
     "/static//etc/passwd", "/static/%5c..%5c..%5croutes.py", "/assets/x%00.js", "/svelte/x", "/static/.hidden",
 ])  # fmt: skip
 def test_nothing_beside_the_pages_own_files(server, path):
-    assert raw(server, f"GET {path} HTTP/1.1\r\nHost: {name_of(server)}\r\nConnection: close\r\n\r\n").startswith("HTTP/1.1 404")
+    text = raw(server, f"GET {path} HTTP/1.1\r\nHost: {name_of(server)}\r\nConnection: close\r\n\r\n")
+    assert text.startswith("HTTP/1.1 404")
 
 
 def test_what_the_page_needs_is_there(server):
@@ -314,6 +317,24 @@ def test_a_body_that_cannot_be_is_one_clear_error(server, name):
     assert "Traceback" not in answer.text
 
 
+MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
+FILE = b'--x\r\nContent-Disposition: form-data; name="username"; filename="f"\r\n\r\nme\r\n--x--\r\n'
+
+
+@pytest.mark.parametrize(("headers", "body"), [
+    ({}, b""), (JSON, b'{"username": "me"}'), (MULTIPART, b"x"), (MULTIPART, FILE), (MULTIPART, FILE[:40]),
+    ({"content-type": "multipart/form-data"}, b"x"), ({"content-type": "multipart/form-data; boundary=" + "x" * 300}, b"x"),
+    ({"content-type": "application/x-www-form-urlencoded"}, b"username=me&password="),
+    ({"content-type": "application/x-www-form-urlencoded"}, b"a=1&" * 100_000),
+    ({"content-type": "application/x-www-form-urlencoded"}, b"username=%ff%00&password=" + "密".encode("gbk")),
+])  # fmt: skip
+def test_a_login_that_is_none_is_one_clear_error(server, headers, body):
+    answer = httpx.post(f"{server.address}/login", content=body, headers=headers)
+    assert answer.status_code == (400 if server.login else 404)
+    assert isinstance(answer.json()["detail"], str)
+    assert len(answer.text) < 500
+
+
 @pytest.mark.parametrize("number", [-1, 99, 10**30, "0", True, 1.5, [0], None])
 def test_a_function_that_is_none(server, number):
     for path in ("run/predict", "run/nothing", "queue/join", "cancel"):
@@ -333,15 +354,13 @@ def test_a_body_of_another_kind_is_named(server, headers):
 def test_every_setting_of_a_question_has_its_kind(server, place):
     """Numbers where a text belongs, and so on: refused by name before anything is asked."""
     good = ["你好", *SETTINGS]
-    for wrong in (3, "x", True, [], {}, float("1e300")):
-        data = good[:place] + [wrong] + good[place + 1 :]
-        if isinstance(wrong, bool) == isinstance(good[place], bool) and isinstance(wrong, str) == isinstance(good[place], str):
-            if not isinstance(wrong, list | dict) and place != 7:
-                continue  # of the kind: what it is worth is told on the page
+    wrong = {str: [3, True, 1e300], bool: [3, "x", 1.0], int: ["3", True], float: ["0.5", False]}[type(good[place])]
+    for value in [*wrong, [], {}, [good[place]], {"value": good[place]}, *(["x"] if good[place] == "tuned" else [])]:
+        data = [*good[:place], value, *good[place + 1 :]]
         for path in ("run/send", "queue/join"):
             body = {"fn_index": server.number["send"], "data": data, "session_hash": "s"}
             answer = server.client.post(f"/gradio_api/{path}", json=body)
-            assert answer.status_code == 400, (wrong, answer.text)
+            assert answer.status_code == 400, (value, answer.text)
             assert " was given; allowed " in answer.json()["error"]
 
 
@@ -360,7 +379,8 @@ def test_an_address_that_is_none_is_no_traceback(server, host):
 
 
 def test_another_origin_is_told_nothing(server):
-    for headers in ({"origin": "http://evil.example"}, {"origin": "null"}, {"origin": "http://evil.example", "host": "a.example"}):
+    evil = {"origin": "http://evil.example"}
+    for headers in (evil, {"origin": "null"}, evil | {"host": "a.example"}):
         answer = server.client.get("/theme.css", headers=headers)
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 

@@ -60,11 +60,11 @@ class Answers:
     async def send(self, visit: Visit, query: str, wishes: Wishes) -> AsyncIterator[None]:
         """Ask; yields whenever the visit has something new to show. An empty question does nothing, nor does one while
         another is being answered. Closing the iterator stops the answer within one step."""
-        query = query.strip()
         if self.refuses(visit, query):
             yield
-        elif query and visit.run is None:
-            query = whole_characters(query)
+            return
+        query = whole_characters(query).strip()
+        if query and visit.run is None:
             visit.compare(len(wishes.names) > 1)
             async for _ in self._answered(visit, query, wishes, _rounds_of(visit)):
                 yield

@@ -123,7 +123,7 @@ class PageGuard:
         except HTTPException as error:
             raise RefusedError(400, f"the form cannot be read: {error.detail}") from None
         given = {name: form.get(name) for name in ("username", "password")}
-        if not all(isinstance(value, str) for value in given.values()):
+        if not all(isinstance(value, str) and value for value in given.values()):
             raise RefusedError(400, "username and password are needed, as a form")
         headers = [pair for pair in scope["headers"] if pair[0] != b"content-type"]
         headers.append((b"content-type", b"application/x-www-form-urlencoded"))

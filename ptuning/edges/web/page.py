@@ -183,7 +183,7 @@ class Page:
         what a stream says for a moment only."""
         visit = self._visit(request)[0]
         question = question or ""
-        if visit.run is not None or not question.strip() or self.answers.refuses(visit, question.strip()):
+        if visit.run is not None or not question.strip() or self.answers.refuses(visit, question):
             return {self.box: gr.update(), self.asked: ""}
         await asyncio.sleep(max(0.0, visit.ended + SETTLING - time.monotonic()))
         return {self.box: "", self.asked: question}
