@@ -165,8 +165,9 @@ def test_files_uploads_and_other_peoples_pages_are_not_served(server, asked_else
 def page(tmp_path_factory):
     """gradio's application as the page has it, for what only its inside shows."""
     engine = Engine(ptuning.load_model(BASE, device="cpu"), ptuning.load_tokenizer(BASE), max_rows=1)
-    service = ChatService(engine, PrefixStore(engine, BASE))
-    return create_page_app(service, create_app(service).state.metrics, report_root=tmp_path_factory.mktemp("reports"))
+    service = ChatService(engine, PrefixStore(engine, BASE)).start()
+    yield create_page_app(service, create_app(service).state.metrics, report_root=tmp_path_factory.mktemp("reports"))
+    service.stop()
 
 
 def test_gradios_own_check_holds_without_the_guard(page, tmp_path, monkeypatch, asked_elsewhere, capfd):
@@ -459,6 +460,18 @@ def test_an_answer_that_nobody_reads_is_given_up_and_ends_nobody_elses(tmp_path,
                 assert 200 in statuses
             assert "process_completed" in "".join(lines)
         assert asked_by(server, client, "listener") == [long, long]
+
+
+def test_the_row_of_an_answer_that_nobody_reads_is_free_again(page, monkeypatch):
+    engine = page.state.page.service.engine
+    with TestClient(page) as client:
+        events = client.get("/config").json()["dependencies"]
+        server = SimpleNamespace(number={one["api_name"]: one["id"] for one in events}, client=client)
+        join(server, "你好", "asked-and-gone")
+        wait_for(lambda: engine.rows)
+        monkeypatch.setattr(streams, "UNREAD_SECONDS", -1.0)
+        join(server, "", "somebody-else")
+        wait_for(lambda: engine.idle)
 
 
 def test_who_does_not_read_is_not_answered_for_ever(tmp_path, monkeypatch):
