@@ -326,3 +326,31 @@ def test_half_characters_do_no_harm(made):
     visit = Visit()
     follow(made.send(visit, "a\ud800", greedy(tokens=2)))
     assert visit.columns[0].rounds[0][0] == "a\ufffd"
+
+
+def test_a_question_of_more_characters_than_fit_is_not_even_looked_into(made, service, monkeypatch):
+    visit = Visit()
+    most = made.max_characters
+    assert most == 16 * service.engine.max_length
+    monkeypatch.setattr(answers_module, "whole_characters", None)  # not called: nothing of its size is done with it
+    steps = follow(made.send(visit, "长" * (most + 1), greedy()), lambda: visit.run)
+    assert steps == [None]
+    assert visit.error == ("too_many_characters", (most,))
+    assert (visit.columns[0].rounds, visit.returned) == ([], None)
+
+
+def test_rounds_that_are_no_longer_kept_are_told(made, monkeypatch):
+    monkeypatch.setattr("ptuning.edges.web.visits.MAX_ROUNDS", 2)
+    visit = Visit()
+    for number in range(4):
+        follow(made.send(visit, f"{number}", greedy(tokens=2)))
+        assert ("forgotten" in notes_of(visit)) == (number >= 2)
+    assert [query for query, _ in visit.columns[0].rounds] == ["2", "3"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 50.0), ("seed", 3.0), ("max_new_tokens", 2.0)])
+def test_whole_numbers_may_come_as_json_has_them(made, name, value):
+    visit = Visit()
+    follow(made.send(visit, "你好", Wishes((BASE,), {"max_new_tokens": 2} | {name: value}, max_length=200.0)))
+    assert visit.error is None
+    assert len(visit.columns[0].rounds) == 1

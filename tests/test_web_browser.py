@@ -244,6 +244,25 @@ def test_mistakes_are_messages_and_the_question_comes_back(browser, address):
     assert page.texts(who="user") == []
 
 
+def test_what_a_field_lets_through_is_told_on_the_page(browser, address):
+    page = Page(browser, address)
+    page.more()
+    for name, value in (("top_k", -3), ("seed", "1e30"), ("top_k", 2.5)):
+        page.number(name, value)
+        page.send("你好")
+        wait_for(lambda name=name: f"{name} " in page.one("#message").text, f"a message on {name}")
+        wait_for(lambda: page.one("#question textarea").get_attribute("value") == "你好", "the question")
+        page.one("#question textarea").clear()
+        page.number(name, {"top_k": 50, "seed": 0}[name])
+    page.paste("长" * 100_000)
+    wait_for(lambda: "个字符" in page.one("#message").text, "a message on the length")
+    assert len(page.one("#question textarea").get_attribute("value")) == 100_000
+    page.paste("你好")
+    page.answer()
+    assert page.texts(who="user") == ["你好"]
+    assert complaints(browser) == []
+
+
 def test_a_prefix_that_was_loaded_meanwhile_appears_after_refresh(browser, address, place):
     page = Page(browser, address)
     body = {"name": "late", "path": str(place / "two")}
@@ -350,6 +369,23 @@ def test_markdown_code_and_formulas_are_shown(browser, tmp_path):
         assert [one.text for one in page.all(f"{bot} td")] == ["1", "2"]
         assert page.one(f"{bot} .katex")
         assert complaints(browser) == []
+
+
+def test_a_password_opens_the_page(place):
+    with running("web", "--auth", "me:secret", "--report_root", place / "output") as (address, _), chromium() as driver:
+        driver.get(address)
+        user, password = wait_for(lambda: driver.find_elements("css selector", "input"), "the login")
+        user.send_keys("me")
+        password.send_keys("wrong\ue007")
+        wait_for(lambda: driver.find_elements("css selector", ".creds"), "a refusal")
+        user.send_keys("me")  # gradio has emptied both
+        password.send_keys("secret\ue007")
+        wait_for(lambda: driver.find_elements("css selector", "#question textarea"), "the page")
+        page = Page(driver, address)
+        page.send("你好")
+        page.answer()
+        assert page.texts(who="user") == ["你好"]
+        assert requests_elsewhere(driver, address) == []
 
 
 def test_the_page_fits_a_phone_and_asks_nobody_else(address):

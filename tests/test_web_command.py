@@ -17,6 +17,7 @@ from prefixes import save_random_prefix
 from servers import ROOT, running, wait_for
 
 import ptuning
+from ptuning.edges.http.server import open_socket
 from ptuning.edges.web_command import WebArguments, _announce
 from ptuning.plain.errors import UserError
 
@@ -170,6 +171,47 @@ def test_what_cannot_be_answered_is_a_message_and_the_question_comes_back(server
     assert "Traceback" not in error
 
 
+PLACES = {"max_length": 3, "top_p": 4, "temperature": 5, "max_new_tokens": 7, "top_k": 8, "repetition_penalty": 9,
+          "no_repeat_ngram_size": 10, "seed": 11}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("max_length", -5, "最大长度 -5 容不下任何回答"), ("max_length", 1.5, "max_length 1.5 was given"),
+    ("max_length", 1e300, "max_length 1e+300 was given"), ("top_p", 0, "top_p 0"), ("top_p", 1.01, "top_p 1.01"),
+    ("top_p", -1e300, "top_p -1e+300"), ("temperature", -0.1, "temperature -0.1"), ("top_k", -1, "top_k -1"),
+    ("top_k", 2.5, "top_k 2.5 was given"), ("top_k", 2.0**63, "top_k 9.22337e+18 was given"),
+    ("max_new_tokens", -1, "max_new_tokens -1"), ("max_new_tokens", 0.5, "max_new_tokens 0.5 was given"),
+    ("repetition_penalty", -1, "repetition_penalty -1"), ("no_repeat_ngram_size", -3, "no_repeat_ngram_size -3"),
+    ("seed", 1.5, "seed 1.5 was given"), ("seed", 1e25, "seed 1e+25 was given"),
+])  # fmt: skip
+def test_a_setting_out_of_range_is_told_on_the_page(server, client, name, value, message):
+    """Sent straight to the function, past what a slider lets through; the question comes back."""
+    given = list(wishes())
+    given[PLACES[name]] = value
+    chats, _, error, back = talk(client.predict("你好", *given, api_name="/send"))
+    assert message in error
+    assert "不能回答" in error or "容不下" in error
+    assert (chats[0], back) == ([], "你好")
+    assert health(server)["running"] == 0
+
+
+def test_a_question_that_no_model_can_hold_is_told_and_not_carried_around(server, client):
+    """Typed into the page (private, so by its number), and sent straight to the function."""
+    events = httpx.get(f"{server[0]}/config").json()["dependencies"]
+    take = next(one["id"] for one in events if one["targets"] and one["targets"][0][1] == "submit")
+    most = 16 * ptuning.load_model(BASE, device="cpu").config.max_sequence_length
+    for text in ("长" * 600_000, "*" * 1_900_000, " x" * (most // 2 + 1)):
+        body = {"fn_index": take, "data": [text], "session_hash": "typed"}
+        answer = httpx.post(f"{server[0]}/gradio_api/run/predict", json=body, timeout=60)
+        assert answer.status_code == 200
+        assert len(answer.text) < 2000
+        assert answer.json()["data"][1] == ""  # nothing goes on, and the input keeps what was typed
+        chats, _, error, _ = say(client, text)
+        assert f"超过 {most} 个字符" in error
+        assert chats == [[], []]
+    assert len(say(client, "你好", tokens=3)[0][0]) == 2
+
+
 def test_a_prefix_comes_and_goes_while_the_page_is_open(server, place, client):
     def admin(method, path, **more):
         return httpx.request(method, f"{server[0]}/admin/prefixes{path}", headers=ADMIN, **more).status_code
@@ -245,6 +287,12 @@ def test_host_and_port_come_from_gradios_environment(monkeypatch):
     monkeypatch.delenv("GRADIO_SERVER_NAME")
     monkeypatch.delenv("GRADIO_SERVER_PORT")
     assert (WebArguments().host, WebArguments().port) == ("127.0.0.1", 7860)
+
+
+def test_an_answer_is_sent_at_once():
+    """asyncio lets a socket send at once where it knows by name that it is of TCP; 40 ms of every answer hang on it."""
+    with open_socket("127.0.0.1", 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize("auth", ["me", "me:", ":x", ":"])

@@ -52,6 +52,56 @@ def test_nothing_else_is_opened(root, folder):
         read_report(root, str(root.parent / "secret"))
 
 
+def test_links_that_stay_below_the_root_are_followed_and_others_not_even_listed(root):
+    (root / "again").mkdir()
+    os.symlink(root / "old" / "report.html", root / "again" / "report.html")
+    (root / "outside").mkdir()
+    os.symlink(root.parent / "secret" / "report.html", root / "outside" / "report.html")
+    os.symlink(root.parent, root / "up")
+    assert read_report(root, "again") == "report of old"
+    assert set(reports_below(root)) == {"group/inside", "new", "old", "again"}
+    for folder in ("outside", "up/secret", "new/../up/secret"):
+        with pytest.raises(UserError, match=r"there is no report\.html in"):
+            read_report(root, folder)
+
+
+def test_a_link_that_is_put_there_while_a_report_is_opened_is_not_followed(root, monkeypatch):
+    """Somebody who may write below the root swaps the folder between the look and the reading."""
+    genuine = os.open
+
+    def swapped(path, *more, **others):
+        os.rename(root / "new", root / "aside")
+        os.symlink(root.parent / "secret", root / "new")
+        return genuine(path, *more, **others)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(UserError, match=r"there is no report\.html in"):
+        read_report(root, "new")
+
+
+def test_what_is_no_file_is_not_waited_for(root):
+    os.remove(root / "old" / "report.html")
+    os.mkfifo(root / "old" / "report.html")
+    with pytest.raises(UserError, match=r"there is no report\.html in"):
+        read_report(root, "old")
+
+
+def test_a_name_that_is_no_text_is_left_out(root):
+    folder = os.path.join(os.fsencode(root), b"\xff\xfe")
+    os.mkdir(folder)
+    with open(os.path.join(folder, b"report.html"), "w") as file:
+        file.write("x")
+    assert set(reports_below(root)) == {"group/inside", "new", "old"}
+
+
+@pytest.mark.parametrize("folder", ["x" * 100_000, "\ud800", "a\x1b[2Jb"])
+def test_a_message_repeats_no_more_than_can_be_read(root, folder):
+    with pytest.raises(UserError) as raised:
+        read_report(root, folder)
+    assert len(str(raised.value)) < 600
+    assert str(raised.value).isprintable()
+
+
 def test_a_huge_file_is_not_sent(root):
     with (root / "old" / "report.html").open("wb") as file:
         file.truncate(MOST_BYTES + 1)

@@ -1,7 +1,7 @@
 """What the server remembers of open pages, and for how long."""
 
 from ptuning.edges.web import visits as visits_module
-from ptuning.edges.web.visits import Run, Visit, Visits
+from ptuning.edges.web.visits import MAX_CHARACTERS, MAX_ROUNDS, Run, Visit, Visits
 
 
 class Asked:
@@ -46,9 +46,40 @@ def test_there_are_never_too_many(monkeypatch):
     first = visits.of("0")
     first.run = Run("q")
     for number in range(1, 6):
-        visits.of(str(number))
+        visits.of(str(number)).run = Run("q")
     assert len(visits) == 3
     assert first.run.stopped
+
+
+def test_whoever_opens_many_ends_nobodys_answer(monkeypatch):
+    monkeypatch.setattr(visits_module, "MOST_VISITS", 10)
+    visits = Visits()
+    answered, talked = visits.of("answered"), visits.of("talked")
+    answered.run = Run("q")
+    talked.columns[0].rounds = [("a", "b")]
+    for number in range(50):
+        visits.of(f"nothing {number}")
+        visits.of(f"language {number}").language = "en"
+    assert len(visits) == 10
+    assert not answered.run.stopped
+    assert visits.of("answered") is answered
+    assert visits.of("talked") is talked
+    for number in range(50):
+        visits.of(f"another {number}").columns[0].rounds = [("a", "b")]
+    assert visits.of("answered") is answered
+    assert visits.of("talked") is not talked
+
+
+def test_a_conversation_has_bounds():
+    column = Visit().columns[0]
+    gone = [column.add("q", str(number)) for number in range(MAX_ROUNDS + 3)]
+    assert sum(gone) == 3
+    assert len(column.rounds) == MAX_ROUNDS
+    assert column.rounds[0] == ("q", "3")
+    assert column.add("q", "长" * (MAX_CHARACTERS - 100)) == MAX_ROUNDS - 24  # 99 characters are left for rounds of 4
+    assert sum(len(query) + len(reply) for query, reply in column.rounds) <= MAX_CHARACTERS
+    assert column.add("long", "长" * (2 * MAX_CHARACTERS)) == 25
+    assert [query for query, _ in column.rounds] == ["long"]  # what was just said is always there
 
 
 def test_a_stop_before_the_engine_has_the_question_holds():

@@ -19,8 +19,12 @@ from ptuning.uses.conversation import sampling_of
 from ptuning.uses.prefix_store import UnknownPrefixError
 
 HistoryUse = Literal["tuned", "always", "never"]
+_WHOLE = frozenset({"max_new_tokens", "top_k", "no_repeat_ngram_size", "seed"})
+"""Settings that are whole numbers; a page and whoever calls it like one may send any."""
 PAUSE = 0.04
 """Seconds between two looks at an answer: a browser shows no more, and a fast model must not run ahead of it."""
+CHARACTERS_PER_TOKEN = 16
+"""More than any text has on the average: a question that is longer by this measure is refused before it is looked into."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class Wishes:
 
     names: tuple[str | None, ...] = (None,)
     settings: Mapping[str, float] = field(default_factory=dict)
-    max_length: int = 2048
+    max_length: float = 2048
     history: HistoryUse = "tuned"
 
 
@@ -50,15 +54,27 @@ class Answers:
 
     def __init__(self, service: ChatService, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
+        self.max_characters = CHARACTERS_PER_TOKEN * service.engine.max_length
+        """Of a question."""
 
     async def send(self, visit: Visit, query: str, wishes: Wishes) -> AsyncIterator[None]:
         """Ask; yields whenever the visit has something new to show. An empty question does nothing, nor does one while
         another is being answered. Closing the iterator stops the answer within one step."""
+        if self.refuses(visit, query):
+            yield
+            return
         query = whole_characters(query).strip()
         if query and visit.run is None:
             visit.compare(len(wishes.names) > 1)
             async for _ in self._answered(visit, query, wishes, _rounds_of(visit)):
                 yield
+
+    def refuses(self, visit: Visit, query: str) -> bool:
+        """Whether a question is longer than any that can be answered; the visit says so then."""
+        if len(query) <= self.max_characters or visit.run is not None:
+            return False
+        visit.error = "too_many_characters", (self.max_characters,)
+        return True
 
     async def retry(self, visit: Visit, wishes: Wishes) -> AsyncIterator[None]:
         """Ask the last question again: the new answer takes the place of the old one, which comes back if there is none."""
@@ -105,9 +121,11 @@ class Answers:
             UserError: something that no answer can come of.
             QueueFullError: too many wait already.
         """
-        if wishes.max_length < 2:
-            raise _NoRoomError(wishes.max_length)
-        settings = AnswerArguments(**wishes.settings)  # type: ignore[arg-type]
+        max_length = _whole("max_length", wishes.max_length)
+        if max_length < 2:
+            raise _NoRoomError(max_length)
+        given = {name: _whole(name, value) if name in _WHOLE else value for name, value in wishes.settings.items()}
+        settings = AnswerArguments(**given)  # type: ignore[arg-type]
         sampling = sampling_of(settings)
         for column, name in zip(columns, wishes.names, strict=True):
             alone = wishes.history == "never"
@@ -115,7 +133,7 @@ class Answers:
                 alone = self.service.store.get(name).single_round
             earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
             question = Question(
-                run.query, earlier, name, sampling, wishes.max_length, settings.max_new_tokens, stream=True
+                run.query, earlier, name, sampling, max_length, settings.max_new_tokens, stream=True
             )
             column.alone = alone and bool(column.rounds)
             asked = await ask(self.service, question, inbox)
@@ -129,6 +147,17 @@ class _NoRoomError(UserError):
     def __init__(self, given: int) -> None:
         super().__init__(f"max_length {given} was given; allowed is 2 or more")
         self.given = given
+
+
+def _whole(name: str, value: float) -> int:
+    """A number without a fraction.
+
+    Raises:
+        UserError: it has one, or is so large that it has lost its last digits.
+    """
+    if isinstance(value, float) and not (value.is_integer() and abs(value) < 2**53):
+        raise UserError(f"{name} {value:g} was given; allowed are whole numbers")
+    return int(value)
 
 
 def _columns(visit: Visit) -> list[Column]:
@@ -148,7 +177,8 @@ def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pai
         if made is not None:
             column.notes = _notes(made, column.alone)
         if made is not None and _is_answer(made.generations[0]):
-            column.rounds = [*column.rounds, (run.query, made.generations[0].text)]
+            gone = column.add(run.query, made.generations[0].text)
+            column.notes += [("forgotten", (gone,))] if gone else []
             answered = True
         else:
             column.rounds = rounds

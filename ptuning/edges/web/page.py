@@ -86,7 +86,7 @@ class Page:
             lines=1, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
             label=texts("question"), placeholder=texts("ask_here"),
         )
-        self.asked = gr.Textbox(visible=False, label="question")
+        self.asked = gr.Textbox(visible=False, label="question", elem_id="asked")
         with gr.Row(elem_id="buttons"):
             self.send = gr.Button(texts("send"), variant="primary", elem_id="send", min_width=90, scale=2)
             self.stop = gr.Button(texts("stop"), variant="stop", elem_id="stop", min_width=70, interactive=False)
@@ -154,8 +154,11 @@ class Page:
         ]  # fmt: skip
         # All streams of a page come over one connection, which gradio ends with the last of them; what is asked in that
         # moment is never heard of again. So only answers are streamed, and whatever is done at once goes its own way.
-        stream: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "multiple"}
-        quick: dict[str, Any] = {"show_progress": "hidden", "queue": False}
+        # What comes in is checked already (guard.py), and what is out of range is told in the page's words (answers.py):
+        # gradio's own conversion would answer such a mistake with a traceback in the log and nothing on the page.
+        every: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
+        stream: dict[str, Any] = every | {"trigger_mode": "multiple"}
+        quick: dict[str, Any] = every | {"queue": False}
         taken = gr.on(
             [self.box.submit, self.send.click], self._on_take, self.box, [self.box, self.asked],
             api_visibility="private", **quick,
@@ -175,11 +178,12 @@ class Page:
         self.blocks.load(self._on_load, chosen, [*labels, *talk], api_visibility="private", **quick)
         self.blocks.unload(self._on_leave)
 
-    async def _on_take(self, request: gr.Request, question: str) -> Updates:
+    async def _on_take(self, request: gr.Request, question: str | None) -> Updates:
         """The question out of the input, if it can be asked now. A step of its own, because gradio's client may pass over
         what a stream says for a moment only."""
         visit = self._visit(request)[0]
-        if visit.run is not None or not question.strip():
+        question = question or ""
+        if visit.run is not None or not question.strip() or self.answers.refuses(visit, question):
             return {self.box: gr.update(), self.asked: ""}
         await asyncio.sleep(max(0.0, visit.ended + SETTLING - time.monotonic()))
         return {self.box: "", self.asked: question}
@@ -329,8 +333,8 @@ class Page:
 
 def _wishes(
     model: str | None, compare: bool, second: str | None, max_length: float | None, top_p: float | None,
-    temperature: float | None, history: Any, max_new_tokens: int | None, top_k: int | None, repetition_penalty: float | None,
-    no_repeat_ngram_size: int | None, seed: int | None,
+    temperature: float | None, history: Any, max_new_tokens: float | None, top_k: float | None,
+    repetition_penalty: float | None, no_repeat_ngram_size: float | None, seed: float | None,
 ) -> Wishes:  # fmt: skip
     """The settings of the page; a field that was emptied is as published. gradio shows a number that is not given as 0, so
     0 stands for none where 0 itself makes no sense."""
@@ -340,7 +344,7 @@ def _wishes(
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     names = (model, second) if compare else (model,)
-    return Wishes(names, settings, Wishes.max_length if max_length is None else int(max_length), history or "tuned")
+    return Wishes(names, settings, Wishes.max_length if max_length is None else max_length, history or "tuned")
 
 
 def _named(texts: Texts, name: str) -> dict[str, Any]:

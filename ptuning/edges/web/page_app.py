@@ -12,9 +12,12 @@ from ptuning.edges.http.gate import Gate
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.language import LanguageChoice
 from ptuning.edges.web.answers import Answers
+from ptuning.edges.web.functions import functions_of
+from ptuning.edges.web.guard import PageGuard
 from ptuning.edges.web.look import css, theme
 from ptuning.edges.web.one_address import PageHeaders
 from ptuning.edges.web.page import Page
+from ptuning.edges.web.streams import Streams
 from ptuning.edges.web.texts import Texts
 from ptuning.uses.chat_service import ChatService
 
@@ -46,16 +49,27 @@ def create_page_app(
         run_history=False, show_error=False, max_file_size=1, ssr_mode=False, enable_monitoring=False, pwa=False,
         mcp_server=False, theme=theme(), css=css(),
     )  # fmt: skip
+    # Mounted and not launched, gradio would take its own check of files for not needed yet.
+    page.blocks.has_launched = True
     app.state.page = page
+    app.add_middleware(
+        PageGuard,
+        page=mounted(app),
+        functions=functions_of(page.blocks),
+        streams=Streams(page.blocks._queue, page.visits.leave),
+        max_characters=page.answers.max_characters,
+    )
     app.add_middleware(Gate, key=None, admin_key=None, most_bytes=most_bytes)
     app.add_middleware(PageHeaders)
     return app
 
 
+def mounted(app: FastAPI) -> Any:
+    """gradio's own application in it."""
+    return next(route.app for route in app.routes if hasattr(getattr(route, "app", None), "stop_event"))  # type: ignore[attr-defined]
+
+
 def end_heartbeats(app: Any) -> None:
     """Close the connections by which open pages show that they are there; a server that ends would wait for them. To be
     called in the event loop."""
-    for route in app.routes:
-        event = getattr(getattr(route, "app", None), "stop_event", None)
-        if event is not None:
-            event.set()
+    mounted(app).stop_event.set()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +27,11 @@ def _folders_with_reports(root: Path) -> Iterator[tuple[float, str]]:
         place = Path(folder).relative_to(root)
         deep = len(place.parts) >= DEEPEST
         inside[:] = [] if deep else [name for name in inside if not name.startswith((".", "checkpoint-"))]
-        if REPORT_FILE in files:
-            try:
-                yield (Path(folder) / REPORT_FILE).stat().st_mtime, place.as_posix()
-            except OSError:
-                continue
+        if REPORT_FILE in files and (path := _inside(root, Path(folder))) is not None:
+            with contextlib.suppress(OSError, UnicodeEncodeError):
+                name = place.as_posix()
+                name.encode()  # a name that is no text could not be sent
+                yield path.stat().st_mtime, name
 
 
 def read_report(root: Path, folder: str) -> str:
@@ -39,17 +41,33 @@ def read_report(root: Path, folder: str) -> str:
         UserError: the folder lies elsewhere or nowhere, or has no report. All read the same, so that nobody learns what
             lies elsewhere.
     """
-    try:
-        path = (root / folder.strip() / REPORT_FILE).resolve()
-        fine = path.is_relative_to(root.resolve()) and path.name == REPORT_FILE and path.is_file()
-        page = path.read_bytes() if fine and path.stat().st_size <= MOST_BYTES else None
-    except (OSError, ValueError, RuntimeError):
-        fine = False
-    if not fine:
-        raise UserError(f"there is no {REPORT_FILE} in {folder!r} below {root}")
-    if page is None:
-        raise UserError(f"the report in {folder!r} is larger than {MOST_BYTES} bytes: open the file itself")
+    path = _inside(root, root / folder.strip())
+    page = None if path is None else _bytes_of(path)
+    # Looked at once more: whoever may write below the root might have put a link there meanwhile.
+    if page is None or _inside(root, root / folder.strip()) != path:
+        raise UserError(f"there is no {REPORT_FILE} in {folder[:200]!r} below {root}")
+    if len(page) > MOST_BYTES:
+        raise UserError(f"the report in {folder[:200]!r} is larger than {MOST_BYTES} bytes: open the file itself")
     return page.decode(errors="replace")
+
+
+def _inside(root: Path, folder: Path) -> Path | None:
+    """The report of a folder, all links followed; None where that leads out of the root, or nowhere."""
+    try:
+        path = (folder / REPORT_FILE).resolve(strict=True)
+        return path if path.is_relative_to(root.resolve()) and path.name == REPORT_FILE else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _bytes_of(path: Path) -> bytes | None:
+    """What a file holds, one byte more than may be shown at most; None where it is none. No link is followed any more, and
+    nothing is waited for."""
+    try:
+        with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
+            return file.read(MOST_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+    except OSError:
+        return None
 
 
 def framed(page: str, title: str) -> str:

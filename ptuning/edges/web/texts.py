@@ -52,6 +52,7 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "counts": ("提问 {} + 回答 {} 词元", "prompt {} + answer {} tokens"),
     "alone": ("提问没有带上历史", "asked without the earlier rounds"),
     "dropped": ("对话超出长度上限，最早的 {} 轮没有计入", "the conversation is too long: oldest {} rounds left out"),
+    "forgotten": ("对话太长，最早的 {} 轮已不再保留", "the conversation is too long to be kept: oldest {} rounds gone"),
     "cut": ("已到长度上限，回答未完", "cut off at the length limit"),
     "stopped": ("已停止", "stopped"),
     "empty": ("回答是空的", "the answer is empty"),
@@ -64,6 +65,10 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "too_long": (
         "问题有 {} 个词元，而问题和回答合计最多 {} 个：请缩短问题（或调大“最大长度”）",
         "the question has {} tokens, and question and answer together may have {}: shorten it (or raise the maximum length)",
+    ),
+    "too_many_characters": (
+        "问题超过 {} 个字符，任何设置下都装不下：请缩短问题",
+        "the question has more than {} characters, and no setting makes room for that: shorten it",
     ),
     "busy": ("排队的问题太多，请稍后再试", "too many questions are waiting; try again in a moment"),
     "unknown": (

@@ -15,6 +15,8 @@ Note = tuple[str, tuple[object, ...]]
 """A text of ``texts.py`` by its name, with its values: told in whatever language the page has when it is shown."""
 
 MOST_VISITS, KEPT_SECONDS = 2000, 3600.0
+MAX_ROUNDS, MAX_CHARACTERS = 200, 500_000
+"""Of one conversation: more than any model has in view, and no more than a page is drawn anew with 25 times a second."""
 
 
 class Run:
@@ -62,6 +64,20 @@ class Column:
     generation: Generation | None = None
     alone: bool = False
     notes: list[Note] = field(default_factory=list)
+
+    def add(self, query: str, reply: str) -> int:
+        """A round is over.
+
+        Returns:
+            how many of the oldest ones had to go for it.
+        """
+        rounds = [*self.rounds, (query, reply)]
+        sizes = [len(question) + len(answer) for question, answer in rounds]
+        gone = max(0, len(rounds) - MAX_ROUNDS)
+        while gone < len(rounds) - 1 and sum(sizes[gone:]) > MAX_CHARACTERS:
+            gone += 1
+        self.rounds = rounds[gone:]
+        return gone
 
     def shown(self) -> list[Pair]:
         """The rounds, the unfinished one last."""
@@ -114,10 +130,22 @@ class Visit:
         self.run = self.error = self.returned = None
         self.columns = (Column(), Column())
 
+    @property
+    def worth(self) -> int:
+        """How much would be lost with it: 3 an answer that runs, 2 a conversation, 1 a choice of language, 0 nothing."""
+        if self.run is not None:
+            return 3
+        if any(column.rounds for column in self.columns):
+            return 2
+        return 1 if self.language is not None else 0
+
 
 class Visits:
     """The open pages by gradio's name of their session. One that was left is kept for a while: its connection may only have
-    been cut for a moment."""
+    been cut for a moment.
+
+    Where there are too many, those go first in which nothing is lost: whoever opens thousands ends nobody's answer.
+    """
 
     def __init__(self) -> None:
         self._visits: OrderedDict[str, Visit] = OrderedDict()
@@ -141,12 +169,13 @@ class Visits:
 
     def _tidy(self) -> None:
         old = time.monotonic() - KEPT_SECONDS
-        gone = [name for name, visit in self._visits.items() if visit.left is not None and visit.left < old]
-        gone += list(self._visits)[: max(0, len(self._visits) - len(gone) - MOST_VISITS)]
+        # The least recently used ones stand first, and the last one is being used now.
+        gone = {name for name, visit in self._visits.items() if visit.left is not None and visit.left < old}
+        while len(self._visits) - len(gone) > MOST_VISITS:
+            others = [name for name in self._visits if name not in gone][:-1]
+            gone.add(min(others, key=lambda name: self._visits[name].worth))
         for name in gone:
-            visit = self._visits.pop(name, None)
-            if visit is not None:
-                visit.stop()
+            self._visits.pop(name).stop()
 
     def __len__(self) -> int:
         return len(self._visits)
