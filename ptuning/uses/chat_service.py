@@ -20,6 +20,13 @@ from ptuning.uses.preparation import base_model_name, prepare_answering_model, p
 
 logger = logging.getLogger(__name__)
 
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+"""Stop texts of a question, and characters of one: they are looked for at every token."""
+MAX_ROUNDS = 10_000
+"""Rounds of a history; a model holds some hundreds, the others are left out."""
+MAX_CHOICES = 16
+"""Answers to one question."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -111,8 +118,7 @@ class ChatService:
             UserError: settings out of range, a question that is too long, an unknown name.
             QueueFullError: too many wait already.
         """
-        if question.choices < 1:
-            raise UserError(f"n {question.choices} was given; allowed is 1 or more")
+        _check_counts(question)
         prefix = self.store.get(question.model)
         most = self.engine.max_length
         if question.max_length is not None and question.max_length < 1:
@@ -137,6 +143,22 @@ class ChatService:
             seeds = (replace(question.sampling, seed=seed + number) for number in range(question.choices))
             requests = [replace(request, sampling=sampling) for sampling in seeds]
         return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
+
+
+def _check_counts(question: Question) -> None:
+    """Refuse what would take work without end.
+
+    Raises:
+        UserError: more stop texts, characters of one, rounds or choices than there may be.
+    """
+    if not 1 <= question.choices <= MAX_CHOICES:
+        raise UserError(f"n {question.choices} was given; allowed is 1 to {MAX_CHOICES}")
+    if len(question.stop) > MAX_STOPS:
+        raise UserError(f"stop has {len(question.stop)} texts; allowed are at most {MAX_STOPS}")
+    if any(len(text) > MAX_STOP_CHARACTERS for text in question.stop):
+        raise UserError(f"stop: a stop text may have {MAX_STOP_CHARACTERS} characters at most")
+    if len(question.history) > MAX_ROUNDS:
+        raise UserError(f"history has {len(question.history)} rounds; allowed are at most {MAX_ROUNDS}: leave old ones out")
 
 
 def load_service(settings: ServingArguments, **engine: Any) -> ChatService:

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from ptuning.edges.http.errors import ClientGoneError
 from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.http.threads import away
 from ptuning.loops.engine.request import Generation
 from ptuning.uses.chat_service import Asked, ChatService, Question
 
@@ -67,7 +67,8 @@ class Inbox:
 
 async def ask(service: ChatService, question: Question, inbox: Inbox) -> Asked:
     """Put a question from the event loop; the tokenizer works in another thread."""
-    return await run_in_threadpool(service.ask, question, inbox.listen)
+    size = len(question.query) + sum(len(query) + len(reply) for query, reply in question.history)
+    return await away(size, service.ask, question, inbox.listen, undo=Asked.cancel)
 
 
 async def answers(service: ChatService, question: Question, request: Request, metrics: Metrics) -> Asked:
