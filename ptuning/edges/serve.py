@@ -10,6 +10,7 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ptuning.edges.collector import loading
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
@@ -134,14 +135,16 @@ def main(argv: Sequence[str]) -> int:
     )
     given = parser.parse(argv)
     model, settings = model_arguments(given), given.build(ServerArguments)
-    try:
-        from ptuning.edges.http.server import open_socket, serve
+    with loading():  # else the collector would go through all of it again and again while a large body is parsed
+        try:
+            from ptuning.edges.http.server import open_socket, serve
 
-        opened = open_socket(settings.host, settings.port)
-        import ptuning.edges.http.app  # noqa: F401  # what is missing is told before the model is loaded
-    except ModuleNotFoundError as error:
-        raise UserError(f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)") from None
-    service, app = load_api(model, settings, settings.api_key)
+            opened = open_socket(settings.host, settings.port)
+            import ptuning.edges.http.app  # noqa: F401  # what is missing is told before the model is loaded
+        except ModuleNotFoundError as error:
+            missing = f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)"
+            raise UserError(missing) from None
+        service, app = load_api(model, settings, settings.api_key)
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
     serve(guarded(app, settings, opened), service, opened, **serving_settings(settings))
     return 0

@@ -172,20 +172,23 @@ def fitting_prompt_ids(
     if len(query) > characters:
         raise _too_long(f"more than {limit}", -(-len(query) // tokenizer.max_characters), limit, bool(rounds))
 
-    def made(dropped: int) -> list[int]:
-        kept = rounds[dropped:] if history is not None else None
-        return prompt_ids(tokenizer, query, kept, source_prefix=source_prefix, legacy=legacy)
+    def made(kept: int) -> list[int]:
+        newest = rounds[len(rounds) - kept :] if history is not None else None
+        return prompt_ids(tokenizer, query, newest, source_prefix=source_prefix, legacy=legacy)
 
-    first = len(rounds) - _newest_within(rounds, characters, limit)
-    ids = made(first)
-    if len(ids) + free <= limit or first == len(rounds):
-        dropped = first
-    else:  # the length falls with every round that goes: halve the interval instead of encoding a long history n times
-        low, dropped = first, len(rounds)
-        while dropped - low > 1:
-            middle = (low + dropped) // 2
-            low, dropped = (low, middle) if len(made(middle)) + free <= limit else (middle, dropped)
-        ids = made(dropped)
+    # The length falls with every round that goes: from about as many as fit, more and more, then the interval is halved.
+    most = _newest_within(rounds, characters, limit)
+    kept, too_many = 0, most + 1
+    tried = _newest_within(rounds, limit, limit)
+    ids = None
+    while kept + 1 < too_many:
+        tried = min(max(tried, kept + 1), too_many - 1)
+        longer = made(tried)
+        if len(longer) + free <= limit:
+            kept, ids, tried = tried, longer, 2 * tried if too_many > most else (tried + too_many) // 2
+        else:
+            too_many, tried = tried, (kept + tried) // 2
+    ids, dropped = made(0) if ids is None else ids, len(rounds) - kept
     if len(ids) >= limit:
         raise _too_long(str(len(ids)), len(ids), limit, bool(rounds))
     return ids, dropped

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 """Stop texts of a question, and characters of one: they are looked for at every token."""
-MAX_ROUNDS = 10_000
+MAX_ROUNDS = 4000
 """Rounds of a history; a model holds some hundreds, the others are left out."""
 MAX_CHOICES = 16
 """Answers to one question."""

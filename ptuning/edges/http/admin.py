@@ -44,7 +44,7 @@ def admin_router(service: ChatService, admin_key: str | None, root: Path) -> API
     @router.post("/prefixes", status_code=201, openapi_extra=documented(PrefixBody))
     async def load(request: Request) -> dict[str, Any]:
         """Load a checkpoint from this machine's disk."""
-        body, _ = await reader.read(request)
+        body = await reader.read(request, lambda read: read)
         return _described(await run_in_threadpool(_load, service, body.name, body.path, root))
 
     @router.delete("/prefixes/{name}")

@@ -71,15 +71,13 @@ async def ask(service: ChatService, question: Question, inbox: Inbox) -> Asked:
     return await away(size, service.ask, question, inbox.listen, undo=Asked.cancel)
 
 
-async def answers(service: ChatService, question: Question, request: Request, metrics: Metrics) -> Asked:
-    """Ask, and wait for all choices.
+async def wait_for(asked: Asked, inbox: Inbox, request: Request) -> None:
+    """Wait until all choices are over.
 
     Raises:
         ClientGoneError: the client went away; its answers were cancelled.
         GenerationError: the model's scores were not finite.
     """
-    inbox = Inbox(metrics)
-    asked = await ask(service, question, inbox)
     watching = asyncio.create_task(inbox.watch(request))
     try:
         async for _ in inbox.events(len(asked.generations)):
@@ -89,7 +87,6 @@ async def answers(service: ChatService, question: Question, request: Request, me
         asked.cancel()
     for generation in asked.generations:
         generation.raise_for_error()
-    return asked
 
 
 class EventStream(StreamingResponse):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -28,6 +28,7 @@ _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([\[{,:])', re.DOTA
 _JSON_TYPES = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 Body = TypeVar("Body", bound=Fields)
+Result = TypeVar("Result")
 
 
 def has_too_many_values(data: bytes | bytearray) -> bool:
@@ -56,17 +57,25 @@ class BodyReader(Generic[Body]):
     status: int = 400
     any_type: bool = False
 
-    async def read(self, request: Request) -> tuple[Body, int]:
-        """The body of a request, and its size in bytes.
+    async def read(
+        self, request: Request, use: Callable[[Body], Result], undo: Callable[[Result], None] | None = None
+    ) -> Result:
+        """Read the body of a request and make something of it, both in one go and in another thread: so that not all of
+        many large bodies are there as Python's objects at a time, waiting for the second.
+
+        Args:
+            request: its body was not read yet.
+            use: called with the body.
+            undo: called with what that gave, if nobody waits for it any more.
 
         Raises:
-            ApiError: what is wrong with it.
+            ApiError: what is wrong with the body; and whatever ``use`` raises.
         """
         self._check_query(list(request.query_params))
         self._check_headers(request)
         data = await request.body()
         sent_as = request.headers.get("content-type")
-        return await away(len(data), self.parse, data, sent_as), len(data)
+        return await away(len(data), lambda: use(self.parse(data, sent_as)), undo=undo)
 
     def parse(self, data: bytes, sent_as: str | None = None) -> Body:
         """The same from its bytes.

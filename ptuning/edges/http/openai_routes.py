@@ -13,10 +13,9 @@ from fastapi import APIRouter, Request
 from ptuning.edges.http.bodies import ChatCompletionBody
 from ptuning.edges.http.conversation_form import question_of
 from ptuning.edges.http.errors import ApiError, error_body, setting_error
-from ptuning.edges.http.inbox import EventStream, Inbox, answers, ask
+from ptuning.edges.http.inbox import EventStream, Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.http.threads import away
 from ptuning.plain.errors import UserError
 from ptuning.uses.chat_service import Asked, ChatService, Question
 from ptuning.uses.prefix_store import StoredPrefix
@@ -42,13 +41,16 @@ def openai_router(service: ChatService, metrics: Metrics) -> APIRouter:
     @router.post("/chat/completions", response_model=None, openapi_extra=documented(ChatCompletionBody))
     async def complete(request: Request) -> EventStream | dict[str, Any]:
         """Answer a conversation, at once or in pieces."""
-        body, size = await reader.read(request)
-        question = await away(size, _question, body)
-        if not body.stream:
-            return _whole(await answers(service, question, request, metrics))
         inbox = Inbox(metrics)
-        asked = await ask(service, question, inbox)
-        usage = bool(body.stream_options and body.stream_options.include_usage)
+
+        def put(body: ChatCompletionBody) -> tuple[Asked, bool, bool]:
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            return service.ask(_question(body), inbox.listen), bool(body.stream), usage
+
+        asked, stream, usage = await reader.read(request, put, undo=lambda made: made[0].cancel())
+        if not stream:
+            await wait_for(asked, inbox, request)
+            return _whole(asked)
         headers = {"X-Dropped-Rounds": str(asked.dropped_rounds)} if asked.dropped_rounds else {}
         return EventStream(asked, _pieces(asked, inbox, usage), headers)
 

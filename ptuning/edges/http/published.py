@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from ptuning.edges.http.bodies import PublishedAnswer, PublishedBody
 from ptuning.edges.http.errors import setting_error
-from ptuning.edges.http.inbox import answers
+from ptuning.edges.http.inbox import Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.threads import away
@@ -31,8 +31,14 @@ def published_router(service: ChatService, metrics: Metrics) -> APIRouter:
     @router.post("/", response_model=PublishedAnswer, openapi_extra=documented(PublishedBody))
     async def chat(request: Request) -> Response:
         """Answer a prompt after its history."""
-        body, size = await reader.read(request)
-        asked = await answers(service, _question(body), request, metrics)
+        inbox = Inbox(metrics)
+
+        def put(body: PublishedBody) -> tuple[PublishedBody, Asked]:
+            return body, service.ask(_question(body), inbox.listen)
+
+        body, asked = await reader.read(request, put, undo=lambda made: made[1].cancel())
+        await wait_for(asked, inbox, request)
+        size = sum(len(query) + len(reply) for query, reply in body.history or ())
         return Response(await away(size, _written, body, asked), media_type="application/json")
 
     return router

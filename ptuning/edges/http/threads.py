@@ -36,6 +36,8 @@ async def away(
         if undo is not None:
             future.add_done_callback(lambda done: _undo(done, undo))
         raise
+    finally:
+        del future  # it holds the error, whose traceback holds this frame: all of a large body would wait for the collector
 
 
 def _undo(done: Future[Result], undo: Callable[[Result], None]) -> None:
