@@ -112,6 +112,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
                 "other vocabularies and are not supported)"
             )
         self._pieces: list[str] = pieces
+        self._longest_piece = max(map(len, pieces))
         names = {"\n": "<n>", "\t": "<|tab|>"} | {" " * k: f"<|blank_{k}|>" for k in range(2, MAX_BLANKS + 1)}
         self._piece_of = {space: name for space, name in names.items() if name in known}
         self._sign_of = {space: f"\ufdd0{i}\ufdd1" for i, space in enumerate(self._piece_of)}
@@ -150,6 +151,12 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def vocab_size(self) -> int:
         """Number of ids: image tokens and pieces. The model may have more rows (padding of the matrix)."""
         return self.num_image_tokens + len(self._pieces)
+
+    @property
+    def max_characters(self) -> int:
+        """Characters of a text that one id stands for, at most: a run of blanks, or the longest piece. (A text may have
+        more to an id only where the normaliser drops characters that nobody sees.)"""
+        return max(MAX_BLANKS, self._longest_piece)
 
     def get_vocab(self) -> dict[str, int]:
         """Token -> id, with the image tokens ``<image_i>`` and the added tokens."""

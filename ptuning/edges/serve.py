@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from socket import socket
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from ptuning.edges.collector import loading
+from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
@@ -55,6 +57,20 @@ class ServerArguments:
     cors_origins: list[str] | None = field(
         default=None, metadata={"help": "Web pages of other origins that may call the server (https://example.com, or *)."}
     )
+    allowed_hosts: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Names that it answers to besides its own, as they stand in the Host header (a proxy's, for one); "
+            "pages that come from there may call it, too. * answers to every name."
+        },
+    )
+    request_timeout: int = field(
+        default=30, metadata={"help": "Seconds in which a client has to send all of a request; slower ones get status 408."}
+    )
+    max_connections: int = field(
+        default=512,
+        metadata={"help": "Connections at a time; for more, idle ones are closed, or the new ones get status 503."},
+    )
     shutdown_seconds: int = field(
         default=10, metadata={"help": "How long answers may go on after Ctrl-C or SIGTERM before they are cut."}
     )
@@ -66,17 +82,37 @@ class ServerArguments:
         self.host = self.host or os.environ.get(host) or "127.0.0.1"
         if self.port is None:
             self.port = _port(port, os.environ.get(port) or self.usual_port)
-        self.api_key = self.api_key or os.environ.get("API_KEY") or None
-        self.admin_key = self.admin_key or os.environ.get("API_ADMIN_KEY") or None
+        self.api_key = secret("api_key", self.api_key, "API_KEY")
+        self.admin_key = secret("admin_key", self.admin_key, "API_ADMIN_KEY")
+        self.allowed_hosts = [allowed_host(one) for one in self.allowed_hosts or ()]
+        self.cors_origins = [allowed_origin(one) for one in self.cors_origins or ()]
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port {self.port}: allowed are 0 to 65535")
-        for name, least in (("max_rows", 1), ("max_waiting", 0), ("max_body_bytes", 1), ("shutdown_seconds", 0)):
+        least_values = {"max_rows": 1, "max_waiting": 0, "max_body_bytes": 1, "shutdown_seconds": 0, "request_timeout": 1}
+        for name, least in (least_values | {"max_connections": 1}).items():
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
         if self.max_length is not None and self.max_length < 8:
             raise UserError(f"--max_length {self.max_length}: must be 8 or more")
         if not Path(self.checkpoint_root).is_dir():
             raise UserError(f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {Path.cwd()})")
+
+
+def secret(flag: str, given: str | None, variable: str) -> str | None:
+    """A key or password of a flag, or else of an environment variable; None where neither is there.
+
+    Raises:
+        UserError: it is there and blank, as an unset variable in a script makes it (``--api_key "$KEY"``): without this, a
+            door that was meant to be locked would stand open.
+    """
+    name, value = (f"--{flag}", given) if given is not None else (variable, os.environ.get(variable))
+    if value is None:
+        return None
+    if not value.strip():
+        raise UserError(f"{name} is empty (an unset variable?): give a key, or leave it out where nobody should need one")
+    if value != value.strip() or not value.isprintable():
+        raise UserError(f"{name}: no header can hold blanks at its ends, line breaks or control characters; remove them")
+    return value
 
 
 def _port(name: str, text: str) -> int:
@@ -99,17 +135,42 @@ def main(argv: Sequence[str]) -> int:
     )
     given = parser.parse(argv)
     model, settings = model_arguments(given), given.build(ServerArguments)
-    try:
-        from ptuning.edges.http.server import open_socket, serve
+    with loading():  # else the collector would go through all of it again and again while a large body is parsed
+        try:
+            from ptuning.edges.http.server import open_socket, serve
 
-        opened = open_socket(settings.host, settings.port)
-        import ptuning.edges.http.app  # noqa: F401  # what is missing is told before the model is loaded
-    except ModuleNotFoundError as error:
-        raise UserError(f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)") from None
-    service, app = load_api(model, settings, settings.api_key)
+            opened = open_socket(settings.host, settings.port)
+            import ptuning.edges.http.app  # noqa: F401  # what is missing is told before the model is loaded
+        except ModuleNotFoundError as error:
+            missing = f"ptuning serve needs {error.name}: pip install 'ptuning[serve]' (or requirements.txt)"
+            raise UserError(missing) from None
+        service, app = load_api(model, settings, settings.api_key)
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
-    serve(app, service, opened, seconds=settings.shutdown_seconds, log_requests=settings.log_requests)
+    serve(guarded(app, settings, opened), service, opened, **serving_settings(settings))
     return 0
+
+
+def guarded(app: Any, settings: ServerArguments, opened: socket) -> Any:
+    """An application behind the look at who calls it: see :class:`ptuning.edges.http.origin.OriginGuard`."""
+    from ptuning.edges.http.origin import OriginGuard
+
+    return OriginGuard(
+        app,
+        own_host=str(settings.host),
+        loopback=is_loopback(opened.getsockname()[0]),
+        allowed_hosts=settings.allowed_hosts or (),
+        cors_origins=settings.cors_origins or (),
+    )
+
+
+def serving_settings(settings: ServerArguments) -> dict[str, Any]:
+    """Keywords of :func:`ptuning.edges.http.server.serve`."""
+    return {
+        "seconds": settings.shutdown_seconds,
+        "log_requests": settings.log_requests,
+        "request_timeout": settings.request_timeout,
+        "max_connections": settings.max_connections,
+    }
 
 
 def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | None) -> tuple[ChatService, FastAPI]:
@@ -152,7 +213,4 @@ def _announce(settings: ServerArguments, port: int, names: Sequence[str], defaul
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.strip("[]").partition("%")[0]).is_loopback
-    except ValueError:
-        return host == "localhost"
+    return host == "localhost" or is_loopback_address(host)

@@ -13,7 +13,15 @@ from typing import ClassVar
 
 from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice
-from ptuning.edges.serve import ServerArguments, is_loopback, load_api, model_arguments
+from ptuning.edges.serve import (
+    ServerArguments,
+    guarded,
+    is_loopback,
+    load_api,
+    model_arguments,
+    secret,
+    serving_settings,
+)
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
@@ -57,9 +65,9 @@ class WebArguments(ServerArguments):
     def __post_init__(self) -> None:
         """As of the server; and the form of auth."""
         super().__post_init__()
-        self.auth = self.auth or os.environ.get("WEB_AUTH") or None
+        self.auth = secret("auth", self.auth, "WEB_AUTH")
         user, colon, password = (self.auth or "").partition(":")
-        if self.auth and not (user and colon and password):
+        if self.auth and not (user.strip() and colon and password.strip()):
             raise UserError("--auth (or WEB_AUTH): write USER:PASSWORD, neither of them empty")
 
     @property
@@ -107,14 +115,8 @@ def main(argv: Sequence[str]) -> int:
             most_bytes=settings.max_body_bytes,
         )
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
-    serve(
-        OneAddress(api, page),
-        service,
-        opened,
-        seconds=settings.shutdown_seconds,
-        log_requests=settings.log_requests,
-        at_end=lambda: end_heartbeats(page),
-    )
+    app = guarded(OneAddress(api, page), settings, opened)
+    serve(app, service, opened, **serving_settings(settings), at_end=lambda: end_heartbeats(page))
     gc.freeze()  # nothing is left to be collected, but leaving Python would look through all of gradio and torch for it
     return 0
 

@@ -15,8 +15,11 @@ from ptuning.plain.errors import UserError
 MAX_TOKENS = 2**31 - 1
 """For limits in tokens; what a model can hold is less."""
 MAX_SEED = 2**63 - 1
-MAX_CHOICES = 128
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 1000
+MAX_CHOICES = 16
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+"""Each stop text is looked for at every token."""
+MAX_ROUNDS = 4000
+"""Of a history: far more than a model can hold, and few enough to be looked at."""
 
 
 class Bounds(NamedTuple):
@@ -94,6 +97,16 @@ def checked_stops(texts: Sequence[str]) -> tuple[str, ...]:
     if longest > MAX_STOP_CHARACTERS:
         raise UserError(f"a stop text has {longest} characters; allowed are {MAX_STOP_CHARACTERS}")
     return tuple(texts)
+
+
+def checked_history(rounds: Sequence[Any]) -> None:
+    """Refuse a history of too many rounds.
+
+    Raises:
+        UserError: with how many there may be.
+    """
+    if len(rounds) > MAX_ROUNDS:
+        raise UserError(f"history has {len(rounds)} rounds; allowed are at most {MAX_ROUNDS}: leave old ones out")
 
 
 def shown(value: Any) -> str:

@@ -56,15 +56,19 @@ def why_unreadable(error: Exception, kind: str = "file") -> str:
     return f"not a readable {kind} ({reason})"
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, strict: bool = False) -> Any:
     """The value of a JSON text, with every way to fail as a ValueError.
+
+    Args:
+        text: UTF-8, where it is bytes.
+        strict: refuse ``NaN`` and ``Infinity``, which Python writes and reads although JSON does not have them.
 
     Raises:
         ValueError: no JSON (then a :class:`json.JSONDecodeError` with its position), nested too deeply, a number with
             too many digits, or an object with one name twice, of which Python would silently keep the last.
     """
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_constant if strict else None)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -77,6 +81,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise ValueError(f"the name {twice!r} stands twice in one object")
     return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"JSON has no {name}")
 
 
 def read_json(path: Path | str, remedy: str = "download it again") -> dict[str, Any]:

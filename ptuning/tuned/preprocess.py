@@ -149,6 +149,9 @@ def fitting_prompt_ids(
     The rule: whole rounds go, the oldest first, until the prompt leaves ``room`` tokens of ``limit`` free for the answer;
     the question itself is never cut. Where even that alone leaves less than ``room``, the answer has what is left.
 
+    The work is bounded by ``limit``, however long question and history are: what has more characters than ``limit`` tokens
+    can stand for (:attr:`ChatGLMTokenizer.max_characters`) is never made into ids.
+
     Args:
         tokenizer: of the model.
         query: what the user says.
@@ -165,29 +168,49 @@ def fitting_prompt_ids(
     """
     rounds = list(history or [])
     free = min(limit // 4 if room is None else room, limit // 2)
+    characters = limit * tokenizer.max_characters
+    if len(query) > characters:
+        raise _too_long(f"more than {limit}", -(-len(query) // tokenizer.max_characters), limit, bool(rounds))
 
-    def made(dropped: int) -> list[int]:
-        kept = rounds[dropped:] if history is not None else None
-        return prompt_ids(tokenizer, query, kept, source_prefix=source_prefix, legacy=legacy)
+    def made(kept: int) -> list[int]:
+        newest = rounds[len(rounds) - kept :] if history is not None else None
+        return prompt_ids(tokenizer, query, newest, source_prefix=source_prefix, legacy=legacy)
 
-    ids = made(0)
-    if len(ids) + free <= limit or not rounds:
-        dropped = 0
-    else:  # the length falls with every round that goes: halve the interval instead of encoding a long history n times
-        low, dropped = 0, len(rounds)
-        while dropped - low > 1:
-            middle = (low + dropped) // 2
-            low, dropped = (low, middle) if len(made(middle)) + free <= limit else (middle, dropped)
-        ids = made(dropped)
+    # The length falls with every round that goes: from about as many as fit, more and more, then the interval is halved.
+    most = _newest_within(rounds, characters, limit)
+    kept, too_many = 0, most + 1
+    tried = _newest_within(rounds, limit, limit)
+    ids = None
+    while kept + 1 < too_many:
+        tried = min(max(tried, kept + 1), too_many - 1)
+        longer = made(tried)
+        if len(longer) + free <= limit:
+            kept, ids, tried = tried, longer, 2 * tried if too_many > most else (tried + too_many) // 2
+        else:
+            too_many, tried = tried, (kept + tried) // 2
+    ids, dropped = made(0) if ids is None else ids, len(rounds) - kept
     if len(ids) >= limit:
-        without = " without its history" if rounds else ""
-        raise QuestionTooLongError(
-            f"the question{without} has {len(ids)} tokens, and prompt and answer together may have {limit}: shorten it"
-            " (or raise max_length where it is below the model's own limit)",
-            len(ids),
-            limit,
-        )
+        raise _too_long(str(len(ids)), len(ids), limit, bool(rounds))
     return ids, dropped
+
+
+def _newest_within(rounds: Sequence[Sequence[str]], characters: int, most: int) -> int:
+    """How many of the newest rounds have together no more characters than that; at most ``most``, as each takes a token."""
+    for count, entry in enumerate(reversed(rounds)):
+        characters -= sum(len(text) for text in entry if isinstance(text, str))  # what is no text is refused later
+        if characters < 0 or count == most:
+            return count
+    return len(rounds)
+
+
+def _too_long(shown: str, tokens: int, limit: int, has_history: bool) -> QuestionTooLongError:
+    without = " without its history" if has_history else ""
+    return QuestionTooLongError(
+        f"the question{without} has {shown} tokens, and prompt and answer together may have {limit}: shorten it"
+        " (or raise max_length where it is below the model's own limit)",
+        tokens,
+        limit,
+    )
 
 
 def reply_ids(tokenizer: ChatGLMTokenizer, reply: str, *, max_target_length: int) -> list[int]:

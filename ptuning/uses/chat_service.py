@@ -11,7 +11,7 @@ from typing import Any
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import Generation, Listener, Request, Sampling
 from ptuning.loops.engine.worker import EngineWorker
-from ptuning.plain.answer_limits import MAX_SEED, checked, checked_stops
+from ptuning.plain.answer_limits import MAX_SEED, checked, checked_history, checked_stops
 from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.preprocess import fitting_prompt_ids
@@ -116,6 +116,7 @@ class ChatService:
             if getattr(question, name) is not None:
                 checked(name, getattr(question, name))
         checked_stops(question.stop)
+        checked_history(question.history)
         prefix = self.store.get(question.model)
         most = self.engine.max_length
         limit = most if question.max_length is None else min(question.max_length, most)

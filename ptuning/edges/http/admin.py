@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from fastapi.concurrency import run_in_threadpool
 from ptuning.edges.http.bodies import PrefixBody
 from ptuning.edges.http.errors import ApiError
 from ptuning.edges.http.gate import bearer, same_key
+from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.plain.errors import UserError
 from ptuning.uses.chat_service import ChatService
 from ptuning.uses.prefix_store import StoredPrefix, UnknownPrefixError, check_name
@@ -28,21 +30,22 @@ def admin_router(service: ChatService, admin_key: str | None, root: Path) -> API
     def with_key(request: Request) -> None:
         if not admin_key:
             raise ApiError(403, "prefixes cannot be changed over HTTP: the server was started without --admin_key")
-        if not same_key(bearer(request.headers), admin_key):
+        if not same_key(bearer(request.scope["headers"]), admin_key):
             raise ApiError(401, "wrong admin key: Authorization: Bearer KEY", code="invalid_api_key")
 
     router = APIRouter(prefix="/admin", dependencies=[Depends(with_key)])
+    reader = BodyReader(PrefixBody)
 
     @router.get("/prefixes")
     async def prefixes() -> dict[str, Any]:
         """Everything that is loaded."""
         return {"default": service.store.default, "prefixes": [_described(one) for one in service.store.all()]}
 
-    @router.post("/prefixes", status_code=201)
-    async def load(body: PrefixBody) -> dict[str, Any]:
+    @router.post("/prefixes", status_code=201, openapi_extra=documented(PrefixBody))
+    async def load(request: Request) -> dict[str, Any]:
         """Load a checkpoint from this machine's disk."""
-        path = below(body.path, root)
-        return _described(await run_in_threadpool(_load, service, body.name, path))
+        body = await reader.read(request, lambda read: read)
+        return _described(await run_in_threadpool(_load, service, body.name, body.path, root))
 
     @router.delete("/prefixes/{name}")
     async def unload(name: Annotated[str, "as in /v1/models"]) -> dict[str, Any]:
@@ -54,14 +57,15 @@ def admin_router(service: ChatService, admin_key: str | None, root: Path) -> API
 
 
 def below(path: str, root: Path) -> Path:
-    """A checkpoint below a folder, links followed.
+    """A checkpoint below a folder. Links are followed, its own and those of its files; none may lead out of the folder.
 
     Raises:
         ApiError: it lies elsewhere, or nowhere. Both read the same, so that nobody learns what lies elsewhere.
     """
     try:
+        top = root.resolve()
         found = (root / path).resolve()
-        fine = found.is_relative_to(root.resolve()) and found.exists()
+        fine = found.is_relative_to(top) and found.exists() and _stays_below(found, top)
     except (OSError, ValueError, RuntimeError):
         fine = False
     if not fine:
@@ -69,15 +73,38 @@ def below(path: str, root: Path) -> Path:
     return found
 
 
-def _load(service: ChatService, name: str, path: Path) -> StoredPrefix:
+def _stays_below(checkpoint: Path, top: Path) -> bool:
+    """Whether everything that a reader of the checkpoint may open is a file or folder below ``top``."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    for entry in (checkpoint, *folder.iterdir()):
+        kind = entry.stat().st_mode if entry.exists() else 0
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or not entry.resolve().is_relative_to(top):
+            return False
+    return True
+
+
+def _load(service: ChatService, name: str, path: str, root: Path) -> StoredPrefix:
+    """Load a checkpoint; its place is looked at again afterwards, as links may change while it is read.
+
+    Raises:
+        ApiError: it cannot be loaded.
+    """
+    found = below(path, root)
     try:
         check_name(name)
-        return service.store.load(name, path)
+        stored = service.store.load(name, found)
     except UnknownPrefixError:
         raise
     except UserError as error:
         taken = name in service.store.names()
         raise ApiError(409 if taken else 400, str(error), "name" if taken else None) from None
+    try:
+        if below(path, root) != found:
+            raise ApiError(400, f"path: no such checkpoint below {root}", "path")
+    except ApiError:
+        service.store.unload(name)
+        raise
+    return stored
 
 
 def _described(stored: StoredPrefix) -> dict[str, Any]:

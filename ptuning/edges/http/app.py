@@ -11,11 +11,13 @@ from fastapi.responses import JSONResponse
 
 from ptuning import __version__
 from ptuning.edges.http.admin import admin_router
+from ptuning.edges.http.documents import documents_router
 from ptuning.edges.http.errors import add_handlers
 from ptuning.edges.http.gate import Gate
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.openai_routes import openai_router
 from ptuning.edges.http.published import published_router
+from ptuning.edges.http.spelling import PlainSpelling
 from ptuning.uses.chat_service import ChatService
 
 MOST_BYTES = 2_000_000
@@ -40,11 +42,15 @@ def create_app(
         most_bytes: of a request's body.
         cors_origins: web pages of other origins that may call it; ``*`` for all.
     """
-    app = FastAPI(title="ptuning", version=__version__, description="ChatGLM-6B with any number of P-Tuning prefixes")
+    app = FastAPI(
+        title="ptuning", version=__version__, description="ChatGLM-6B with any number of P-Tuning prefixes",
+        docs_url=None, redoc_url=None, redirect_slashes=False,
+    )  # fmt: skip
     metrics = app.state.metrics = Metrics(service)
     app.include_router(published_router(service, metrics))
     app.include_router(openai_router(service, metrics))
     app.include_router(admin_router(service, admin_key, checkpoint_root))
+    app.include_router(documents_router(app))
     add_handlers(app)
 
     @app.get("/health", response_model=None)
@@ -71,4 +77,5 @@ def create_app(
         from fastapi.middleware.cors import CORSMiddleware
 
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(PlainSpelling)
     return app

@@ -2,59 +2,113 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from ptuning.edges.http.errors import whole_characters
+from ptuning.edges.http.fields import IGNORED, NEUTRAL, Fields
 from ptuning.loops.engine.request import Sampling
+from ptuning.plain.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS
+
+MAX_MESSAGES, MAX_PARTS = 2 * MAX_ROUNDS, 1000
+_LARGEST = 2**31 - 1  # of whole numbers that count tokens
 
 
-def whole_characters(text: str) -> str:
-    """A text without halves of characters, which broken JSON escapes give and no answer could be sent with."""
-    if text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text):
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def _number(value: Any) -> Any:
+    """Numbers as such only: JSON can tell them from texts and from true."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise PydanticCustomError("number_type", "must be a number")
+    if isinstance(value, int) and abs(value) > 2**1000:
+        raise PydanticCustomError("number_size", "is too large a number")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, bool) or not (isinstance(value, int) or (isinstance(value, float) and value.is_integer())):
+        raise PydanticCustomError("whole_number", "must be a whole number")
+    if abs(value) >= 2**64:
+        raise PydanticCustomError("number_size", "is too large a number")
+    return int(value)
+
+
+def _stops(value: Any) -> Any:
+    """One stop text or several; empty ones stop nothing."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise PydanticCustomError("stop_type", "must be a text or a list of texts")
+    if any(len(text) > MAX_STOP_CHARACTERS for text in texts):
+        raise PydanticCustomError(
+            "text_size", "a stop text may have {most} characters at most", {"most": MAX_STOP_CHARACTERS}
+        )
+    return [text for text in texts if text] if len(texts) <= MAX_STOPS else texts
+
+
+def _round(value: Any) -> Any:
+    if not isinstance(value, list) or len(value) != 2 or not all(isinstance(text, str) for text in value):
+        raise PydanticCustomError("round_type", "must be a pair of texts, [question, reply]")
+    return value
+
+
+def _parts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if not isinstance(value, list):
+        raise PydanticCustomError("content_type", "must be a text or a list of parts")
+    return value
 
 
 Text = Annotated[str, AfterValidator(whole_characters)]
-Temperature = Annotated[float, Field(ge=0, le=100, description="0 takes the likeliest token each time")]
-TopP = Annotated[float, Field(gt=0, le=1)]
-MOST_STOPS, MOST_CHOICES = 16, 16
+Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float), Field(allow_inf_nan=False)]
+Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
+Count = Annotated[Whole, Field(ge=1)]
+Flag = Annotated[bool, Field(strict=True)]
+_TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
+Stops = Annotated[list[Text], Field(max_length=MAX_STOPS), BeforeValidator(_stops), WithJsonSchema(_TEXTS_SCHEMA)]
+Round = Annotated[tuple[Text, Text], BeforeValidator(_round)]
 
 
-class SamplingFields(BaseModel):
+class SamplingFields(Fields):
     """How tokens are drawn, in every route."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    neutral: ClassVar = NEUTRAL
+    ignored: ClassVar = IGNORED
 
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
-    no_repeat_ngram_size: Annotated[int, Field(ge=0)] | None = None
-    seed: int | None = None
-    stop: Text | list[Text] | None = Field(default=None, description="the answer ends before the first of these texts")
+    temperature: Annotated[Number, Field(ge=0, le=100, description="0 takes the likeliest token each time")] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[Whole, Field(ge=0, le=_LARGEST)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    no_repeat_ngram_size: Annotated[Whole, Field(ge=0, le=_LARGEST)] | None = None
+    seed: Whole | None = None
+    do_sample: Annotated[Flag, Field(description="false takes the likeliest token each time")] | None = None
+    max_length: Annotated[Count, Field(description="prompt and answer, in tokens")] | None = None
+    max_new_tokens: Annotated[Count, Field(description="answer alone, in tokens")] | None = None
+    stop: Annotated[Stops, Field(description="the answer ends before the first of these texts")] | None = None
 
     def sampling(self) -> Sampling:
-        """The engine's form; what was not given is as in the published chat."""
+        """The engine's form; what was not given is as in the published chat.
+
+        Raises:
+            UserError: a value that the engine does not take.
+        """
         names = ("temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "seed")
         given = {name: getattr(self, name) for name in names}
+        if self.do_sample is False:
+            given["temperature"] = 0.0
         return Sampling(**{name: value for name, value in given.items() if value is not None})
-
-    def stops(self) -> tuple[str, ...]:
-        """Stop texts; empty ones stop nothing."""
-        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return tuple(text for text in texts if text)
 
 
 class PublishedBody(SamplingFields):
     """``POST /``, as the published ``api.py`` takes it."""
 
+    neutral: ClassVar = {**NEUTRAL, "stream": (False,), "n": (1,)}
+
     prompt: Text
-    history: list[tuple[Text, Text]] | None = Field(default=None, description="earlier rounds, [[question, reply], ...]")
-    max_length: Annotated[int, Field(ge=1)] | None = Field(default=None, description="prompt and answer, in tokens")
-    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
-    model: Text | None = Field(default=None, description="a prefix by name, or the base model")
+    history: Annotated[
+        list[Round], Field(max_length=MAX_ROUNDS, description="earlier rounds, [[question, reply], ...]")
+    ] | None = None  # fmt: skip
+    model: Annotated[Text, Field(description="a prefix by name, or the base model")] | None = None
 
 
 class PublishedAnswer(BaseModel):
@@ -67,48 +121,59 @@ class PublishedAnswer(BaseModel):
     dropped_rounds: int | None = Field(default=None, description="rounds of the history that did not fit")
 
 
-class ContentPart(BaseModel):
+class ContentPart(Fields):
     """A piece of a message; only text can be read."""
+
+    neutral: ClassVar = {"annotations": ([],)}
+    ignored: ClassVar = frozenset({"cache_control"})
 
     type: Text
     text: Text | None = None
 
+    @classmethod
+    def _refuse(cls, name: str, value: Any) -> None:
+        if name in ("image_url", "input_audio", "file"):  # the type beside it says so better
+            return
+        super()._refuse(name, value)
 
-class ChatMessage(BaseModel):
-    """One message of a conversation."""
+
+class ChatMessage(Fields):
+    """One message of a conversation. What an answer of this server has besides may be sent back."""
+
+    neutral: ClassVar = {
+        "refusal": ("",), "annotations": ([],), "tool_calls": ([],), "function_call": (), "audio": (), "name": ("",),
+    }  # fmt: skip
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | list[ContentPart] | None = None
+    content: Annotated[
+        list[ContentPart],
+        Field(max_length=MAX_PARTS),
+        BeforeValidator(_parts),
+        WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}),
+    ] | None = None  # fmt: skip
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """What a stream brings besides."""
 
-    include_usage: bool | None = None
+    ignored: ClassVar = frozenset({"include_obfuscation"})
+
+    include_usage: Flag | None = None
 
 
 class ChatCompletionBody(SamplingFields):
     """``POST /v1/chat/completions``. Fields that do not change an answer (``user``, ``metadata``) may stand there."""
 
     model: Text
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
-    stream: bool | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_tokens: Annotated[Count, Field(description="answer alone, in tokens; as max_new_tokens")] | None = None
+    max_completion_tokens: Annotated[Count, Field(description="the same")] | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES, description="how many answers")] | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] | None = None
-    # Known, and refused where they would change the answer: silence would be worse.
-    tools: list[Any] | None = None
-    functions: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
-    logprobs: bool | int | None = None
-    logit_bias: dict[str, Any] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
 
 
-class PrefixBody(BaseModel):
+class PrefixBody(Fields):
     """``POST /admin/prefixes``."""
 
     name: Text

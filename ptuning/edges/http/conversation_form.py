@@ -21,7 +21,7 @@ def question_of(messages: Sequence[ChatMessage]) -> tuple[str, Rounds]:
         ApiError: the last message is not the user's; a part is no text; nothing is asked.
     """
     system: list[str] = []
-    rounds: Rounds = []
+    rounds: list[tuple[list[str], list[str]]] = []  # lines of the question and of the reply
     questions: list[str] = []
     last = ""
     for number, message in enumerate(messages):
@@ -32,16 +32,15 @@ def question_of(messages: Sequence[ChatMessage]) -> tuple[str, Rounds]:
         if message.role == "user":
             questions.append(text)
         elif questions or last != "assistant":
-            rounds.append(("\n".join(questions), text))
+            rounds.append((questions, [text]))
             questions = []
         else:
-            asked, reply = rounds.pop()
-            rounds.append((asked, f"{reply}\n{text}"))
+            rounds[-1][1].append(text)
         last = message.role
     if not questions:
         where = f"messages.{len(messages) - 1}.role"
         raise ApiError(400, f"{where}: the last message must be the user's; there is nothing to answer", where)
-    return "\n".join([*system, *questions]), rounds
+    return "\n".join([*system, *questions]), [("\n".join(asked), "\n".join(replies)) for asked, replies in rounds]
 
 
 def _text(message: ChatMessage, number: int) -> str:
@@ -52,10 +51,10 @@ def _text(message: ChatMessage, number: int) -> str:
         if message.role == "assistant":  # as clients send it beside tool calls
             return ""
         raise ApiError(400, f"{where}: a text is needed", where)
-    if isinstance(content, str):
-        return content
     for place, part in enumerate(content):
-        if part.type not in ("text", "input_text") or part.text is None:
+        if part.type not in ("text", "input_text"):
             kind = f"{where}.{place}.type"
-            raise ApiError(400, f"{kind}: {part.type!r} cannot be read; allowed is text", kind)
+            raise ApiError(400, f"{kind}: {part.type[:40]!r} cannot be read; allowed is text", kind)
+        if part.text is None:
+            raise ApiError(400, f"{where}.{place}.text: is needed", f"{where}.{place}.text")
     return "".join(part.text or "" for part in content)

@@ -10,12 +10,23 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from ptuning.edges.http.words import words_for
 from ptuning.loops.engine.request import QueueFullError
 from ptuning.plain.errors import GenerationError, UserError
 from ptuning.uses.prefix_store import UnknownPrefixError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CLIENT_GONE = 499  # what servers log for a client that went away; nobody reads it
+_MAX_MESSAGE = 1500  # characters; what was sent may be part of it
+
+
+def whole_characters(text: str) -> str:
+    """A text without halves of characters, which broken JSON escapes give and no answer could be sent with."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 class ApiError(Exception):
@@ -39,6 +50,7 @@ class ClientGoneError(Exception):
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """What OpenAI's clients expect of an error."""
+    message = whole_characters(message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…")
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
@@ -50,11 +62,11 @@ def error_response(status: int, message: str, param: str | None = None, code: st
 
 
 def validation_error(error: ValidationError | RequestValidationError, *, status: int) -> ApiError:
-    """The first thing that is wrong with a body, with its field. What was sent is not repeated: it may be no JSON."""
+    """The first thing that is wrong with a body, with its field."""
     found = error.errors()[0]
-    place = [str(part) for part in found["loc"] if part != "body"]
-    field = ".".join(place) or None
-    return ApiError(status, f"{field}: {found['msg']}" if field else str(found["msg"]), field, found["type"])
+    field, what = words_for(found)
+    code = str(found["type"])
+    return ApiError(status, f"{field}: {what}" if field else f"the body {what}", field or None, code)
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -68,6 +80,12 @@ def as_api_error(error: Exception) -> ApiError:
     if isinstance(error, GenerationError):
         return ApiError(500, str(error), code="generation_error")
     return ApiError(400, str(error))
+
+
+def setting_error(error: UserError, *, status: int) -> ApiError:
+    """A setting that the engine refuses, by the name with which its message begins."""
+    name = str(error).partition(" ")[0]
+    return ApiError(status, str(error), name if name.isidentifier() else None)
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -89,6 +107,10 @@ def add_handlers(app: FastAPI) -> None:
         response.headers.update(getattr(error, "headers", None) or {})
         return response
 
+    async def unexpected(_: Request, __: Exception) -> Response:  # Starlette raises it again, for the log
+        return error_response(500, "the server failed at this request; its log says why", code="internal_error")
+
+    app.add_exception_handler(Exception, unexpected)
     for kind in (ApiError, ClientGoneError, UserError, QueueFullError, GenerationError):
         app.add_exception_handler(kind, known)
     app.add_exception_handler(RequestValidationError, invalid)

@@ -1,29 +1,51 @@
-"""What stands before every route: the key, and the size of the body."""
+"""What stands before every route: the key, and how much a body may be."""
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Iterable
 from typing import Any
 
 from ptuning.edges.http.errors import error_response
+from ptuning.edges.http.json_body import MAX_VALUES, has_too_many_values
+from ptuning.edges.http.refusal import Message, Receive, Send, refuse
+from ptuning.edges.http.threads import LARGE, away
 
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 OPEN_PATHS = frozenset({"/health"})
 """What needs no key: a load balancer has none."""
+MAX_HELD_BYTES = 128 * 1024 * 1024
+"""Bytes of all bodies that are held at a time; who comes then is told to come again."""
 
 
-def same_key(given: str, key: str) -> bool:
-    """Whether two keys are equal, in a time that does not tell how far they are."""
-    return hmac.compare_digest(given.encode(), key.encode())
+def same_key(given: bytes, key: str) -> bool:
+    """Whether two keys are equal, in a time that does not tell how far they are.
+
+    Outside of ASCII the encoding of a header is up to the client: curl sends UTF-8, browsers send Latin-1.
+    """
+    forms = [key.encode("utf-8", "surrogateescape")]
+    if not key.isascii() and all(ord(character) < 256 for character in key):
+        forms.append(key.encode("latin-1"))
+    return sum(hmac.compare_digest(given, form) for form in forms) > 0
 
 
-def bearer(headers: Any) -> str:
-    """The key of an ``Authorization: Bearer`` header, or nothing."""
-    kind, _, key = headers.get("authorization", "").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else ""
+def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """The key of an ``Authorization: Bearer`` header, or nothing. Two such headers are none."""
+    found = [value for name, value in headers if name.lower() == b"authorization"]
+    kind, _, key = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
+    return key.strip() if kind.lower() == b"bearer" else b""
+
+
+class _RefusedError(Exception):
+    """A body that is not taken: status, message, code, and whether all of it was read."""
+
+    def __init__(self, status: int, message: str, code: str, whole: bool = False) -> None:
+        super().__init__(message)
+        self.response, self.whole = error_response(status, message, code=code), whole
+
+
+class _GoneError(Exception):
+    """The client left before its body was whole."""
 
 
 class Gate:
@@ -41,46 +63,71 @@ class Gate:
     def __init__(self, app: Any, key: str | None, admin_key: str | None, most_bytes: int) -> None:
         self.app, self.most_bytes = app, most_bytes
         self.keys = [one for one in (key, admin_key) if one] if key else []
+        self.held = 0  # bytes of all bodies
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it here."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         if self.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-            given = bearer(headers)
-            if not any(same_key(given, key) for key in self.keys):
+            given = bearer(scope["headers"])
+            if not sum(same_key(given, key) for key in self.keys):
                 what = "wrong API key" if given else "an API key is needed: Authorization: Bearer KEY"
-                await error_response(401, what, code="invalid_api_key")(scope, receive, send)  # type: ignore[arg-type]
+                await refuse(error_response(401, what, code="invalid_api_key"), scope, receive, send)
                 return
-        announced = headers.get("content-length", "0")
-        body = None if announced.isdigit() and int(announced) > self.most_bytes else await self._body(receive)
-        if body is None:
-            message = f"the body is larger than {self.most_bytes} bytes"
-            refusal = error_response(413, message, code="body_too_large")
-            refusal.headers["connection"] = "close"  # the rest of the body is still on its way
-            await refusal(scope, receive, send)  # type: ignore[arg-type]
+        body = bytearray()
+        try:
+            await self._read(scope, receive, body)
+            await self._check_values(body)
+            message = {"type": "http.request", "body": bytes(body), "more_body": False}
+            await self.app(scope, _replay(message, receive), send)
+        except _RefusedError as refused:
+            await refuse(refused.response, scope, receive, send, whole=refused.whole)
+        except _GoneError:
             return
-        await self.app(scope, _replay(body, receive), send)
+        finally:
+            self.held -= len(body)
 
-    async def _body(self, receive: Receive) -> list[Message] | None:
-        """The messages that bring the body, or None when it is too large."""
-        messages, size = [], 0
-        while True:
-            messages.append(await receive())
-            size += len(messages[-1].get("body", b""))
-            if size > self.most_bytes:
-                return None
-            if messages[-1]["type"] != "http.request" or not messages[-1].get("more_body"):
-                return messages
+    async def _read(self, scope: Message, receive: Receive, body: bytearray) -> None:
+        """Take in a body.
+
+        Raises:
+            _RefusedError: it is too large, or too much is held already.
+            _GoneError: the client left.
+        """
+        announced = dict(scope["headers"]).get(b"content-length", b"0").strip()
+        size = int(announced) if re.fullmatch(rb"[0-9]{1,18}", announced) else self.most_bytes + 1
+        more = True
+        while more:
+            if max(size, len(body)) > self.most_bytes:
+                raise _RefusedError(413, f"the body is larger than {self.most_bytes} bytes", "body_too_large")
+            if self.held > max(MAX_HELD_BYTES, self.most_bytes):
+                raise _RefusedError(503, "too many large requests at a time; try again a little later", "overloaded")
+            message = await receive()
+            if message["type"] != "http.request":
+                raise _GoneError
+            piece, more = message.get("body", b""), message.get("more_body", False)
+            body += piece
+            self.held += len(piece)
+        if len(body) > self.most_bytes:
+            raise _RefusedError(413, f"the body is larger than {self.most_bytes} bytes", "body_too_large", whole=True)
+
+    async def _check_values(self, body: bytearray) -> None:
+        """Refuse what would hold up everybody when it is parsed, whoever parses it.
+
+        Raises:
+            _RefusedError: it has too many values.
+        """
+        if len(body) >= LARGE and await away(len(body), has_too_many_values, body):
+            message = f"the body is too large: it has more than {MAX_VALUES} values"
+            raise _RefusedError(413, message, "body_too_large", whole=True)
 
 
-def _replay(messages: list[Message], receive: Receive) -> Receive:
-    waiting = iter(messages)
+def _replay(body: Message, receive: Receive) -> Receive:
+    waiting = [body]
 
     async def receive_again() -> Message:
-        message = next(waiting, None)
-        return await receive() if message is None else message
+        return waiting.pop() if waiting else await receive()
 
     return receive_again

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from ptuning.edges.http.errors import ClientGoneError
 from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.http.threads import away
 from ptuning.loops.engine.request import Generation
 from ptuning.uses.chat_service import Asked, ChatService, Question
 
@@ -67,18 +67,17 @@ class Inbox:
 
 async def ask(service: ChatService, question: Question, inbox: Inbox) -> Asked:
     """Put a question from the event loop; the tokenizer works in another thread."""
-    return await run_in_threadpool(service.ask, question, inbox.listen)
+    size = len(question.query) + sum(len(query) + len(reply) for query, reply in question.history)
+    return await away(size, service.ask, question, inbox.listen, undo=Asked.cancel)
 
 
-async def answers(service: ChatService, question: Question, request: Request, metrics: Metrics) -> Asked:
-    """Ask, and wait for all choices.
+async def wait_for(asked: Asked, inbox: Inbox, request: Request) -> None:
+    """Wait until all choices are over.
 
     Raises:
         ClientGoneError: the client went away; its answers were cancelled.
         GenerationError: the model's scores were not finite.
     """
-    inbox = Inbox(metrics)
-    asked = await ask(service, question, inbox)
     watching = asyncio.create_task(inbox.watch(request))
     try:
         async for _ in inbox.events(len(asked.generations)):
@@ -88,7 +87,6 @@ async def answers(service: ChatService, question: Question, request: Request, me
         asked.cancel()
     for generation in asked.generations:
         generation.raise_for_error()
-    return asked
 
 
 class EventStream(StreamingResponse):

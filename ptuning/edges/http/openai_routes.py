@@ -12,9 +12,11 @@ from fastapi import APIRouter, Request
 
 from ptuning.edges.http.bodies import ChatCompletionBody
 from ptuning.edges.http.conversation_form import question_of
-from ptuning.edges.http.errors import ApiError, error_body
-from ptuning.edges.http.inbox import EventStream, Inbox, answers, ask
+from ptuning.edges.http.errors import ApiError, error_body, setting_error
+from ptuning.edges.http.inbox import EventStream, Inbox, wait_for
+from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
+from ptuning.plain.errors import UserError
 from ptuning.uses.chat_service import Asked, ChatService, Question
 from ptuning.uses.prefix_store import StoredPrefix
 
@@ -24,6 +26,7 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "length"}
 def openai_router(service: ChatService, metrics: Metrics) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1")
+    reader = BodyReader(ChatCompletionBody)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -35,15 +38,19 @@ def openai_router(service: ChatService, metrics: Metrics) -> APIRouter:
         """One of them."""
         return _model(service.store.get(name), service)
 
-    @router.post("/chat/completions", response_model=None)
-    async def complete(body: ChatCompletionBody, request: Request) -> EventStream | dict[str, Any]:
+    @router.post("/chat/completions", response_model=None, openapi_extra=documented(ChatCompletionBody))
+    async def complete(request: Request) -> EventStream | dict[str, Any]:
         """Answer a conversation, at once or in pieces."""
-        question = _question(body)
-        if not body.stream:
-            return _whole(await answers(service, question, request, metrics))
         inbox = Inbox(metrics)
-        asked = await ask(service, question, inbox)
-        usage = bool(body.stream_options and body.stream_options.include_usage)
+
+        def put(body: ChatCompletionBody) -> tuple[Asked, bool, bool]:
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            return service.ask(_question(body), inbox.listen), bool(body.stream), usage
+
+        asked, stream, usage = await reader.read(request, put, undo=lambda made: made[0].cancel())
+        if not stream:
+            await wait_for(asked, inbox, request)
+            return _whole(asked)
         headers = {"X-Dropped-Rounds": str(asked.dropped_rounds)} if asked.dropped_rounds else {}
         return EventStream(asked, _pieces(asked, inbox, usage), headers)
 
@@ -61,32 +68,38 @@ def _question(body: ChatCompletionBody) -> Question:
     """The body as a question.
 
     Raises:
-        ApiError: a field that would change the answer and cannot be followed; messages without a question.
+        ApiError: messages without a question; settings that contradict each other, or that the engine refuses.
     """
-    unsupported = {
-        "tools": body.tools,
-        "functions": body.functions,
-        "logprobs": body.logprobs,
-        "logit_bias": body.logit_bias,
-        "presence_penalty": body.presence_penalty,
-        "frequency_penalty": body.frequency_penalty,
-        "response_format": body.response_format if (body.response_format or {}).get("type") != "text" else None,
-    }
-    for name, value in unsupported.items():
-        if value:
-            hint = "; repetition_penalty is there" if name.endswith("_penalty") else ""
-            raise ApiError(400, f"{name}: not supported by this model{hint}; leave it out", name, "unsupported_parameter")
     query, history = question_of(body.messages)
+    try:
+        sampling = body.sampling()
+    except UserError as error:
+        raise setting_error(error, status=400) from None
     return Question(
         query,
         history,
         body.model,
-        body.sampling(),
-        max_new_tokens=body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens,
-        stop=body.stops(),
+        sampling,
+        max_length=body.max_length,
+        max_new_tokens=_max_new_tokens(body),
+        stop=tuple(body.stop or ()),
         stream=bool(body.stream),
         choices=body.n or 1,
     )
+
+
+def _max_new_tokens(body: ChatCompletionBody) -> int | None:
+    """The limit of the answer, by whichever of its names.
+
+    Raises:
+        ApiError: two of them differ.
+    """
+    names = ("max_tokens", "max_completion_tokens", "max_new_tokens")
+    given = {name: getattr(body, name) for name in names if getattr(body, name) is not None}
+    if len(set(given.values())) > 1:
+        shown = ", ".join(f"{name} {value}" for name, value in given.items())
+        raise ApiError(400, f"{shown}: they mean the same; give one of them", next(iter(given)))
+    return next(iter(given.values()), None)
 
 
 def _usage(asked: Asked) -> dict[str, int]:

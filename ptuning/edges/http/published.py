@@ -6,53 +6,67 @@ import datetime
 import json
 from typing import Any
 
-from fastapi import APIRouter, Request
-from pydantic import ValidationError
+from fastapi import APIRouter, Request, Response
 
 from ptuning.edges.http.bodies import PublishedAnswer, PublishedBody
-from ptuning.edges.http.errors import ApiError, validation_error
-from ptuning.edges.http.inbox import answers
+from ptuning.edges.http.errors import setting_error
+from ptuning.edges.http.inbox import Inbox, wait_for
+from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
-from ptuning.uses.chat_service import ChatService, Question
+from ptuning.edges.http.threads import away
+from ptuning.plain.errors import UserError
+from ptuning.uses.chat_service import Asked, ChatService, Question
+
+WRONG = 422  # what the published route answers to a body that is wrong
 
 
 def published_router(service: ChatService, metrics: Metrics) -> APIRouter:
     """The route.
 
-    It reads its body itself: the published one took JSON whatever the content type said, and so do its users' scripts.
+    It takes JSON whatever the content type says, as the published one did, and so do its users' scripts.
     """
     router = APIRouter()
-    schema = {"content": {"application/json": {"schema": PublishedBody.model_json_schema()}}, "required": True}
-    documented = {"requestBody": schema}
+    reader = BodyReader(PublishedBody, WRONG, any_type=True)
 
-    @router.post("/", response_model=PublishedAnswer, response_model_exclude_none=True, openapi_extra=documented)
-    async def chat(request: Request) -> dict[str, Any]:
+    @router.post("/", response_model=PublishedAnswer, openapi_extra=documented(PublishedBody))
+    async def chat(request: Request) -> Response:
         """Answer a prompt after its history."""
-        body = _read(await request.body())
-        history = body.history or []
-        question = Question(
-            body.prompt, history, body.model, body.sampling(), body.max_length, body.max_new_tokens, body.stops()
-        )
-        asked = await answers(service, question, request, metrics)
-        response = asked.generations[0].text
-        return {
-            "response": response,
-            "history": [*history, (body.prompt, response)],
-            "status": 200,
-            "time": datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
-            "dropped_rounds": asked.dropped_rounds or None,
-        }
+        inbox = Inbox(metrics)
+
+        def put(body: PublishedBody) -> tuple[PublishedBody, Asked]:
+            return body, service.ask(_question(body), inbox.listen)
+
+        body, asked = await reader.read(request, put, undo=lambda made: made[1].cancel())
+        await wait_for(asked, inbox, request)
+        size = sum(len(query) + len(reply) for query, reply in body.history or ())
+        return Response(await away(size, _written, body, asked), media_type="application/json")
 
     return router
 
 
-def _read(data: bytes) -> PublishedBody:
-    """The body, or what is wrong with it."""
+def _question(body: PublishedBody) -> Question:
+    """The body as a question.
+
+    Raises:
+        ApiError: a setting that the engine refuses.
+    """
     try:
-        value = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(422, f"the body is no JSON: {error}") from None
-    try:
-        return PublishedBody.model_validate(value)
-    except ValidationError as error:
-        raise validation_error(error, status=422) from None
+        sampling = body.sampling()
+    except UserError as error:
+        raise setting_error(error, status=WRONG) from None
+    stop = tuple(body.stop or ())
+    return Question(body.prompt, body.history or (), body.model, sampling, body.max_length, body.max_new_tokens, stop)
+
+
+def _written(body: PublishedBody, asked: Asked) -> bytes:
+    """The answer, with all of the history: not a small thing to write."""
+    response = asked.generations[0].text
+    answer: dict[str, Any] = {
+        "response": response,
+        "history": [*(body.history or []), (body.prompt, response)],
+        "status": 200,
+        "time": datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    if asked.dropped_rounds:
+        answer["dropped_rounds"] = asked.dropped_rounds
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from ptuning.edges.http.connections import room_for, timed_protocol
 from ptuning.plain.errors import UserError
 
 if TYPE_CHECKING:  # it imports torch, and a taken address is told before that
@@ -89,11 +90,18 @@ def serve(
     *,
     seconds: float,
     log_requests: bool,
+    request_timeout: float = 30,
+    max_connections: int = 512,
     at_end: Callable[[], None] | None = None,
 ) -> None:
-    """Answer until a signal comes. See :class:`Server` for the arguments."""
+    """Answer until a signal comes. See :class:`Server` and :func:`timed_protocol` for the arguments."""
+    room = room_for(max_connections)
+    if room < max_connections:
+        logger.info("at most %d connections at a time: the system lets this process open no more files", room)
     config = uvicorn.Config(
         app,
+        http=timed_protocol(request_timeout, room),
+        ws="none",
         log_config=None,
         access_log=log_requests,
         timeout_graceful_shutdown=int(seconds) + 5,

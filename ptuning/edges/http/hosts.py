@@ -1,0 +1,124 @@
+"""Names of hosts and origins as they stand in headers and settings, in one form that can be compared."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ptuning.plain.errors import UserError
+
+ANY = "*"
+_HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))(?::(\d{0,5}))?")
+_ORIGIN = re.compile(r"(https?)://([^/?#\s]+)", re.IGNORECASE)
+_NUMERIC_ADDRESS = re.compile(r"(?:0x[0-9a-f]*|\d+)(?:\.(?:0x[0-9a-f]*|\d+)){0,3}")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+class Host(NamedTuple):
+    """A host's name, lower case and without a trailing dot (an address in its usual form), and its port, if one is named."""
+
+    name: str
+    port: int | None = None
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether the name stands for this machine alone and cannot be made to point elsewhere."""
+        return self.name == "localhost" or is_loopback_address(self.name)
+
+
+class Origin(NamedTuple):
+    """Where a web page comes from."""
+
+    scheme: str
+    host: Host
+
+    @property
+    def port(self) -> int:
+        """The port, named or not."""
+        return self.host.port if self.host.port is not None else _DEFAULT_PORTS[self.scheme]
+
+    def is_at(self, host: Host) -> bool:
+        """Whether a page of this origin was loaded from ``host``: a port that is not named there is the scheme's."""
+        return self.host.name == host.name and self.port == (host.port or _DEFAULT_PORTS[self.scheme])
+
+
+def parse_host(text: str) -> Host | None:
+    """The host of a ``Host`` header or a setting: ``name``, ``name:port``, ``[address]:port``; None for anything else."""
+    found = _HOST.fullmatch(text)
+    if not found:
+        return None
+    name, port = found[1].lower().removesuffix("."), found[2]
+    if port and int(port) > 65535:
+        return None
+    if name.startswith("["):
+        try:
+            address = ipaddress.IPv6Address(name[1:-1])
+        except ValueError:
+            return None
+        name = str(address.ipv4_mapped or address)
+    elif _NUMERIC_ADDRESS.fullmatch(name):  # 127.1, 0x7f000001: no name can look like that
+        try:
+            name = socket.inet_ntoa(socket.inet_aton(name))
+        except OSError:
+            return None
+    return Host(name, int(port) if port else None) if name else None
+
+
+def parse_origin(text: str) -> Origin | None:
+    """The origin of an ``Origin`` header; None for ``null`` and whatever else is no page of the web."""
+    found = _ORIGIN.fullmatch(text)
+    host = parse_host(found[2]) if found else None
+    return Origin(found[1].lower(), host) if found and host else None
+
+
+def is_loopback_address(host: str) -> bool:
+    """Whether an address is one that only this machine reaches; a name never is."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
+
+
+def allowed_host(text: str) -> str:
+    """A value of ``--allowed_hosts``: a name, ``name:port``, or ``*``.
+
+    Raises:
+        UserError: anything else.
+    """
+    try:
+        plain = text.strip().encode("idna").decode() if not text.isascii() else text.strip()
+    except UnicodeError:
+        plain = ""
+    if plain == ANY or parse_host(plain):
+        return plain
+    raise UserError(f"--allowed_hosts {text!r}: allowed is a host's name as browsers send it (chat.example.com, "
+                    "chat.example.com:8443), or * for any")  # fmt: skip
+
+
+def allowed_origin(text: str) -> str:
+    """A value of ``--cors_origins`` in the form in which browsers send it.
+
+    Raises:
+        UserError: no origin.
+    """
+    plain = text.strip().removesuffix("/").lower()
+    if plain in (ANY, "null"):
+        return plain
+    origin = parse_origin(plain)
+    if origin is None:
+        raise UserError(f"--cors_origins {text!r}: allowed is an origin with its scheme and without a path "
+                        "(https://example.com, http://localhost:3000), or * for all")  # fmt: skip
+    shown = f"[{origin.host.name}]" if ":" in origin.host.name else origin.host.name
+    port = "" if origin.port == _DEFAULT_PORTS[origin.scheme] else f":{origin.port}"
+    return f"{origin.scheme}://{shown}{port}"
+
+
+def hosts_of(texts: Sequence[str]) -> list[Host]:
+    """The hosts of allowed names and origins; ``*`` and ``null`` name none."""
+    found = (parse_host(text.rpartition("://")[2]) for text in texts)
+    return [host for host in found if host is not None]
