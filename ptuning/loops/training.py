@@ -115,6 +115,8 @@ class PrefixTrainer(Seq2SeqTrainer):
         )
         for shown_twice in (ProgressCallback, PrinterCallback):
             self.remove_callback(shown_twice)
+        # It would compute the loss itself, from logits and labels that are not shifted for a model it does not know.
+        self.label_smoother = None
         # transformers' Trainer switches the cache off for good, and answers generated after training would recompute the
         # whole sequence at every token. Training takes no cache anyway.
         model.config.use_cache = use_cache
@@ -165,8 +167,11 @@ class PrefixTrainer(Seq2SeqTrainer):
     # ---- what is not a number never reaches the optimiser ----
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """transformers' own, minus the numbers of the rows, which the model does not know."""
+        """transformers' own, minus the numbers of the rows, which the model does not know; the model itself smooths labels,
+        in training alone, so that validation losses of all runs can be compared."""
         rows = inputs.pop("rows", None)
+        if model.training and self.args.label_smoothing_factor:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training and rows is not None:
             loss = result[0] if isinstance(result, tuple) else result
