@@ -241,7 +241,7 @@ def test_label_smoothing_learns_the_replies_and_not_something_else(command, tmp_
         for key in ("loss", "eval_loss", "grad_norm"):
             assert one.get(key) == pytest.approx(other.get(key), abs=1e-6)
     plain, much = ([entry for entry in log if "loss" in entry] for log in (plain, much))
-    assert much[0]["loss"] > 1.5 * plain[0]["loss"]
+    assert much[0]["loss"] > 1.2 * plain[0]["loss"]
 
 
 def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):

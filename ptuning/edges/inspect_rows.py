@@ -13,6 +13,7 @@ from typing import Any
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
+from ptuning.plain.setting_limits import check_path
 
 _LEARNT = ("\033[32m", "\033[0m")
 
@@ -21,14 +22,8 @@ _LEARNT = ("\033[32m", "\033[0m")
 class ShowArguments:
     """What is shown."""
 
-    examples: int = field(default=3, metadata={"help": "How many examples are shown."})
+    examples: int = field(default=3, metadata={"help": "How many examples are shown.", "min": 0})
     json: bool = field(default=False, metadata={"help": "One line of JSON in place of the table."})
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
-        if self.examples < 0:
-            raise UserError(f"--examples {self.examples}: must be 0 or more")
-
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb and return its exit code.
@@ -37,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: settings or rows that do not fit.
     """
     argv = list(argv)
-    file = argv.pop(0) if argv and not argv[0].startswith("-") and "=" not in argv[0] else None
+    file = check_path("FILE", argv.pop(0)) if argv and not argv[0].startswith("-") and "=" not in argv[0] else None
     groups = {
         "rows and lengths": DataArguments,
         "model (only its tokenizer is loaded)": ModelArguments,

@@ -219,7 +219,7 @@ def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> tor
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     """A prefix folder given as the model stands for its base model plus itself."""
-    folder = Path(os.fspath(path)).expanduser()
+    folder = Path(os.path.expanduser(os.fspath(path)))
     if not folder.is_dir() or not is_prefix_folder(folder):
         return path, ptuning_checkpoint
     prefix = read_prefix(folder)
