@@ -177,6 +177,7 @@ class SettingsParser:
         description: what the command does.
         positional: what may stand before the flags, for the help text.
         many_folders: whether several folders may.
+        notes: help texts in place of those of fields that are somebody else's, by name.
     """
 
     def __init__(
@@ -187,6 +188,7 @@ class SettingsParser:
         description: str,
         positional: str = "[CONFIG] [FOLDER]",
         many_folders: bool = False,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
         self.prog, self.many_folders, self.groups = prog, many_folders, tuple(groups.values())
         self.settings: dict[str, Setting] = {}
@@ -202,6 +204,8 @@ class SettingsParser:
         for title, dataclass_type in groups.items():
             section = self.parser.add_argument_group(title)
             for setting in settings_of(dataclass_type).values():
+                note = (notes or {}).get(setting.name)
+                setting = setting if note is None else dataclasses.replace(setting, help=note)
                 _add(section, setting)
                 self.settings[setting.name] = setting
         self.legacy: dict[str, Legacy] = legacy_for(self.settings)

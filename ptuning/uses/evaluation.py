@@ -14,6 +14,7 @@ from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score_pair
 from ptuning.plain.response import process_response
+from ptuning.plain.setting_limits import Limits, check_number
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import reply_ids
 from ptuning.tuned.rows import Row
@@ -57,7 +58,13 @@ def evaluate_rows(
             nothing.
         anew: answer every row even where answers of an earlier run could be kept.
         show: makes a progress display.
+
+    Raises:
+        UserError: a batch of no size, or a seed that is none.
+        GenerationError: the model's scores are NaN or infinite, or memory does not suffice.
     """
+    check_number("batch_size", batch_size, Limits(min=1))
+    check_number("seed", seed, Limits(min=0))
     started = time.perf_counter()
     preset = PRESETS[data.generation]
     limit = data.val_max_target_length or data.max_target_length
@@ -77,7 +84,7 @@ def evaluate_rows(
             [limits[index] for index in left],
             batch_size=batch_size,
             preset=preset,
-            num_beams=data.num_beams or 1,
+            num_beams=1 if data.num_beams is None else data.num_beams,
             seeds=[seed + index for index in left],
         ):
             index = left[answer.index]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
+from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.load import load_answering_model, load_model, load_tokenizer
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.row_forms import MissingColumnError
 from ptuning.tuned.rows import Rows, every_round, mixed, read_rows
+from ptuning.tuned.weights import read_config
 from ptuning.uses.examples import prepare_examples
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "base_model_name",
+    "check_lengths",
     "prepare_answering_model",
     "prepare_examples",
     "prepare_model",
@@ -42,6 +46,33 @@ def base_model_name(model: ModelArguments) -> str:
             f"--model_name_or_path is missing, and {model.ptuning_checkpoint} does not say which base model it belongs to"
         )
     return str(base)
+
+
+_LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
+
+
+def check_lengths(model: ModelArguments, given: Mapping[str, Any]) -> None:
+    """Refuse lengths that were asked for and that the model cannot hold. Only ``config.json`` is read.
+
+    Raises:
+        UserError: with the flag and the model's own limit.
+    """
+    asked = {name: given[name] for name in _LENGTHS if given.get(name) is not None}
+    if not asked:
+        return
+    name = base_model_name(model)
+    folder = resolve_folder(
+        name,
+        weights=False,
+        revision=model.model_revision,
+        cache_dir=model.cache_dir,
+        token=model.token,
+        local_files_only=model.local_files_only,
+    )
+    limit = read_config(folder).max_sequence_length
+    for flag, value in asked.items():
+        if value > limit:
+            raise UserError(f"--{flag} {value}: {name} holds {limit} tokens, prompt and reply together")
 
 
 def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:
