@@ -195,7 +195,7 @@ def _ask_for_new_prefix(
     sizes = ModelSizes.from_config(config.to_dict())
     _, trained = prefix_numbers(sizes, PrefixSizes(pre_seq_len, bool(prefix_projection)))
     needed, free = _BYTES_OF_TRAINED * trained, free_bytes(place)
-    if free is not None and needed > free:
+    if free is not None and needed > max(free, _ALWAYS_TRIED):
         raise UserError(
             f"--pre_seq_len {pre_seq_len}: the prefix alone would take {size_text(needed)} while it is trained, and "
             f"{size_text(free)} are free; usual are 8 to 256"
@@ -204,6 +204,7 @@ def _ask_for_new_prefix(
 
 
 _BYTES_OF_TRAINED = 16  # a number, its gradient and the optimiser's two moments, in float32
+_ALWAYS_TRIED = 2**30  # bytes; what is free is a guess, and smaller prefixes are rarely what makes the difference
 
 
 def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype | None) -> torch.dtype | None:
