@@ -2,7 +2,8 @@
 
 :func:`check_training_values` holds single values against :mod:`ptuning.loops.training_fields`, wherever a
 ``TuningArguments`` is made; :func:`check_combinations` what settings say together; :func:`check_before_loading` what the
-machine must have; :func:`check_steps` what only the number of rows tells. Optimiser and schedule are tried out by
+machine must have; :func:`check_against_model` what the model's configuration tells, and :func:`check_steps` the number of
+rows. Optimiser and schedule are tried out by
 :mod:`ptuning.loops.optimiser_checks`.
 """
 
@@ -273,14 +274,36 @@ def check_before_loading(training: Any) -> None:
         return
     if training.device.type != "cpu":
         return
-    for flag in ("fp16", "bf16"):
-        if getattr(training, flag):
-            raise UserError(
-                f"--{flag}: there is no mixed precision on a CPU; leave it out, or take --dtype bfloat16, which holds and "
-                "computes the frozen model in half precision"
-            )
+    if training.fp16:
+        raise UserError(
+            "--fp16: a CPU does no mixed precision in float16; leave it out, or take --dtype bfloat16, which holds and "
+            "computes the frozen model in half precision"
+        )
     if (training.gradient_checkpointing_kwargs or {}).get("offload"):
         raise UserError("--gradient_checkpointing_kwargs: offload true moves activations off a GPU, and there is none")
+
+
+def check_against_model(model: ModelArguments, training: Any, given: Mapping[str, Any], config: Any) -> None:
+    """Refuse settings that do not fit the model, by its ``config.json`` alone.
+
+    Args:
+        model: of the run, likewise ``training``.
+        training: of the run.
+        given: what was named by the user.
+        config: of the model.
+
+    Raises:
+        UserError: lengths that were asked for and that the model cannot hold; mixed precision that would do nothing.
+    """
+    limit = config.max_sequence_length
+    for flag in ("max_source_length", "max_target_length", "val_max_target_length"):
+        if (given.get(flag) or 0) > limit:
+            raise UserError(f"--{flag} {given[flag]}: the model holds {limit} tokens, prompt and reply together")
+    if training.do_train and training.bf16 and training.device.type == "cpu":
+        quantised = config.quantization_bit or model.quantization_bit
+        if quantised or model.dtype == "float16":
+            what = "quantised linears have a number format of their own" if quantised else "it does not suit float16 weights"
+            raise UserError(f"--bf16: on a CPU {what}; leave it out, or take --dtype bfloat16 instead")
 
 
 def check_steps(training: Any, rows: int, validation_rows: int | None = None) -> None:

@@ -168,9 +168,9 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
         given, compared = _with_folder(given, given.folder, task)
     elif given.values.get("all_checkpoints"):
         raise UserError("--all_checkpoints: name the run's output folder: ptuning evaluate FOLDER --all_checkpoints")
+    _choose_task(given.values, task)
     _agree_on_device(given.values)
     model, data = given.build(ModelArguments), given.build(DataArguments)
-    _choose_task(given.values, task)
     if "logging_dir" in given.values:
         check_text("--logging_dir", given.values["logging_dir"], path=True)
         os.environ["TENSORBOARD_LOGGING_DIR"] = given.values["logging_dir"]
@@ -274,7 +274,8 @@ def _choose_task(values: dict[str, Any], task: Task) -> None:
 def _agree_on_device(values: dict[str, Any]) -> None:
     """``--device cpu`` and transformers' ``--use_cpu`` mean the same."""
     device = values.get("device", "auto")
-    if device == "auto" and values.get("bf16_full_eval") and pick_device("auto").type == "cpu":
+    bfloat16 = values.get("bf16") or values.get("bf16_full_eval")
+    if device == "auto" and bfloat16 and pick_device("auto").type == "cpu":
         device = "cpu"  # which transformers wants to be told before it lets a CPU do bfloat16
     if values.get("use_cpu") and device not in ("auto", "cpu"):
         raise UserError(f"--device {device} and --use_cpu (--no_cuda) contradict each other: leave one out")

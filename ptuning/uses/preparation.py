@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "base_model_name",
-    "check_lengths",
+    "model_config",
     "prepare_answering_model",
     "prepare_examples",
     "prepare_model",
@@ -48,31 +48,17 @@ def base_model_name(model: ModelArguments) -> str:
     return str(base)
 
 
-_LENGTHS = ("max_source_length", "max_target_length", "val_max_target_length")
-
-
-def check_lengths(model: ModelArguments, given: Mapping[str, Any]) -> None:
-    """Refuse lengths that were asked for and that the model cannot hold. Only ``config.json`` is read.
-
-    Raises:
-        UserError: with the flag and the model's own limit.
-    """
-    asked = {name: given[name] for name in _LENGTHS if given.get(name) is not None}
-    if not asked:
-        return
-    name = base_model_name(model)
+def model_config(model: ModelArguments) -> ChatGLMConfig:
+    """The configuration of the backbone to load; nothing else of it is read."""
     folder = resolve_folder(
-        name,
+        base_model_name(model),
         weights=False,
         revision=model.model_revision,
         cache_dir=model.cache_dir,
         token=model.token,
         local_files_only=model.local_files_only,
     )
-    limit = read_config(folder).max_sequence_length
-    for flag, value in asked.items():
-        if value > limit:
-            raise UserError(f"--{flag} {value}: {name} holds {limit} tokens, prompt and reply together")
+    return read_config(folder)
 
 
 def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:
