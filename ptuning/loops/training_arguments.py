@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -101,8 +102,10 @@ class TuningArguments(Seq2SeqTrainingArguments):
     def __post_init__(self) -> None:
         """Check what was given, then let transformers fill in the rest."""
         check_training_values(self)
+        if (self.bf16 or self.bf16_full_eval) and pick_device("auto").type == "cpu":
+            self.use_cpu = True  # transformers wants to be told so before it lets a CPU do bfloat16
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        with clear_errors("the settings of the run", values):
+        with clear_errors("the settings of the run", {name: value for name, value in values.items() if value}):
             super().__post_init__()
 
 
@@ -137,6 +140,24 @@ _DESCRIPTION = {
 }
 
 
+@functools.cache
+def _parser(task: Task) -> SettingsParser:
+    groups = {
+        "model and prefix": ModelArguments,
+        "rows and lengths": DataArguments,
+        "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
+    }
+    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT ...]"
+    return SettingsParser(
+        groups,
+        prog=f"ptuning {task}",
+        description=_DESCRIPTION[task],
+        positional=positional,
+        many_folders=task == "evaluate",
+        notes={name: f"Refused: {reason}." for name, reason in REFUSED.items()},
+    )
+
+
 def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
     """Read ``[settings file] [prefix folders] flags`` into the three groups of settings.
 
@@ -148,21 +169,7 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
         UserError: anything unknown, missing or contradictory, naming flag or file and line.
         SystemExit: ``--help`` (code 0, after printing it).
     """
-    groups = {
-        "model and prefix": ModelArguments,
-        "rows and lengths": DataArguments,
-        "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
-    }
-    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT ...]"
-    parser = SettingsParser(
-        groups,
-        prog=f"ptuning {task}",
-        description=_DESCRIPTION[task],
-        positional=positional,
-        many_folders=task == "evaluate",
-        notes={name: f"Refused: {reason}." for name, reason in REFUSED.items()},
-    )
-    given = parser.parse(argv)
+    given = _parser(task).parse(argv)
     compared: tuple[Path, ...] = ()
     if given.folder is not None:
         given, compared = _with_folder(given, given.folder, task)
@@ -274,9 +281,6 @@ def _choose_task(values: dict[str, Any], task: Task) -> None:
 def _agree_on_device(values: dict[str, Any]) -> None:
     """``--device cpu`` and transformers' ``--use_cpu`` mean the same."""
     device = values.get("device", "auto")
-    bfloat16 = values.get("bf16") or values.get("bf16_full_eval")
-    if device == "auto" and bfloat16 and pick_device("auto").type == "cpu":
-        device = "cpu"  # which transformers wants to be told before it lets a CPU do bfloat16
     if values.get("use_cpu") and device not in ("auto", "cpu"):
         raise UserError(f"--device {device} and --use_cpu (--no_cuda) contradict each other: leave one out")
     if device == "cpu":

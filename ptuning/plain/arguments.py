@@ -41,7 +41,7 @@ def _at_least(flag: str, value: int | None, least: int, why: str = "") -> None:
 def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         names = ", ".join("(not given)" if item is None else str(item) for item in allowed)
-        raise UserError(f"--{flag} {value}: allowed are {names}")
+        raise UserError(f"--{flag} {shown(value)}: allowed are {names}")
 
 
 @dataclass
@@ -243,11 +243,11 @@ class DataArguments:
         except ValueError:
             file = ""
         if not file.strip():
-            raise UserError(f"--mix_file {self.mix_file}: write FILE:SHARE, for example general.json:0.2")
+            raise UserError(f"--mix_file {shown(self.mix_file)}: write FILE:SHARE, for example general.json:0.2")
         if not 0 < share < 1:
             raise UserError(
-                f"--mix_file {self.mix_file}: the share is {text}; allowed are numbers between 0 and 1 (0.2: every fifth "
-                "training row comes from that file)"
+                f"--mix_file {shown(self.mix_file)}: the share is {shown(text)}; allowed are numbers between 0 and 1 (0.2: "
+                "every fifth training row comes from that file)"
             )
         return file, share
 
@@ -260,7 +260,8 @@ def check_encoding(name: str) -> str:
     try:
         "a".encode(name)
     except (LookupError, ValueError):
-        raise UserError(f"--encoding {name}: no such encoding; usual are utf-8, gbk, gb18030, big5 and utf-16") from None
+        usual = "usual are utf-8, gbk, gb18030, big5 and utf-16"
+        raise UserError(f"--encoding {shown(name)}: no such encoding; {usual}") from None
     return name
 
 

@@ -20,6 +20,7 @@ _LIMIT_NAMES = ("min", "max", "above", "below", "why")
 _LARGEST = 2**63 - 1
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes that operating systems take
 _LONGEST_SHOWN = 60
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what turns the text behind it around
 
 
 @dataclass(frozen=True)
@@ -115,18 +116,23 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
         UserError: with name, value and reason.
     """
     if not text.strip() and not may_be_empty:
-        raise UserError(f"{name} {text!r}: is empty (a shell variable that is not set?); leave it out, or give a value")
+        raise UserError(f"{name} '{shown(text)}': is empty (a shell variable that is not set?); leave it out, or give a value")
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         raise UserError(f"{name} {shown(text)}: not UTF-8 text") from None
-    control = next((char for char in text if unicodedata.category(char) == "Cc" and not (free and char in "\n\r\t")), None)
+    if size > _LONGEST_PATH and not free:
+        raise UserError(f"{name} {shown(text)}: {size} bytes long; at most {_LONGEST_PATH} are allowed")
+    control = next((char for char in text if _is_control(char) and not (free and char in "\n\r\t")), None)
     if control is not None:
         raise UserError(f"{name} {shown(text)}: holds the control character U+{ord(control):04X}")
-    if path and size > _LONGEST_PATH:
-        raise UserError(f"{name} {shown(text)}: {size} bytes long; a path has at most {_LONGEST_PATH}")
     if path and max(len(part.encode("utf-8")) for part in text.split("/")) > _LONGEST_NAME:
         raise UserError(f"{name} {shown(text)}: the name of a file or folder has at most {_LONGEST_NAME} bytes")
+
+
+def _is_control(char: str) -> bool:
+    """Whether a character acts instead of being shown: of a terminal, or on the direction of the text around it."""
+    return unicodedata.category(char) == "Cc" or unicodedata.bidirectional(char) in _DIRECTIONS
 
 
 def check_path(name: str, text: str) -> str:
@@ -149,5 +155,5 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and abs(value) > 10**_LONGEST_SHOWN:
         return f"(a number of about {int(value.bit_length() * math.log10(2)) + 1} digits)"
     text = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}… ({len(text)} characters)"
+    short = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_LONGEST_SHOWN])
+    return short if len(text) <= _LONGEST_SHOWN else f"{short}… ({len(text)} characters)"
