@@ -68,6 +68,10 @@ def check_training_values(training: Any) -> None:
             setattr(training, name, check_path(f"--{name}", getattr(training, name)))
     for name in _OBJECTS:
         _check_object(name, getattr(training, name, None))
+    for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
+        value = getattr(training, name)
+        if value is not None and value > 1 and value != int(value):
+            raise UserError(f"--{name} {value:g}: a number of steps is whole; below 1 it is a share of all steps")
 
 
 def _check_object(name: str, value: Any) -> None:
@@ -161,10 +165,6 @@ def _check_lengths_of_run(training: Any) -> None:
         raise UserError("--max_steps 0: no step would be taken; leave it out to train for --num_train_epochs")
     if training.max_steps < 0 and training.num_train_epochs <= 0:
         raise UserError(f"--num_train_epochs {training.num_train_epochs:g}: no step would be taken; must be more than 0")
-    for name in ("warmup_steps", "logging_steps", "eval_steps", "save_steps"):
-        value = getattr(training, name)
-        if value is not None and value > 1 and value != int(value):
-            raise UserError(f"--{name} {value:g}: a number of steps is whole; below 1 it is a share of all steps")
 
 
 def _check_evaluations(data: DataArguments, training: Any) -> None:

@@ -116,7 +116,7 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
         UserError: with name, value and reason.
     """
     if not text.strip() and not may_be_empty:
-        raise UserError(f"{name} '{shown(text)}': is empty (a shell variable that is not set?); leave it out, or give a value")
+        raise UserError(f"{name} '{shown(text)}': is empty (an unset shell variable?); leave it out, or give a value")
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
