@@ -226,3 +226,44 @@ def test_dialogues_are_trained_round_by_round_beside_other_rows(command, tmp_pat
     config = json.loads((tmp_path / "run" / "checkpoint-1" / "prefix_config.json").read_text(encoding="utf-8"))
     assert (config["history"], config["legacy_first_round"]) == (True, True)
     assert load_model(tmp_path / "run" / "checkpoint-1", device="cpu").prompt_settings["legacy"] is True
+
+
+def test_label_smoothing_learns_the_replies_and_not_something_else(command, tmp_path, rows_file):
+    """As good as no smoothing gives the same run; some smoothing gives the loss that plain torch gives for its prefix."""
+    settings = {
+        "max_steps": 2, "save_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4,
+        "eval_strategy": "steps", "eval_steps": 1, "validation_file": rows_file, "model_name_or_path": "tiny-chatglm",
+    }  # fmt: skip
+    for name, factor in (("plain", 0), ("hardly", 1e-9), ("much", 0.5)):
+        train(command(tmp_path / name, label_smoothing_factor=factor, **settings))
+    plain, hardly, much = (log_of(tmp_path / name / "checkpoint-2") for name in ("plain", "hardly", "much"))
+    for one, other in zip(plain, hardly, strict=True):
+        for key in ("loss", "eval_loss", "grad_norm"):
+            assert one.get(key) == pytest.approx(other.get(key), abs=1e-6)
+    plain, much = ([entry for entry in log if "loss" in entry] for log in (plain, much))
+    assert much[0]["loss"] > 1.2 * plain[0]["loss"]
+
+
+def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
+    """The first step's loss, over two micro-batches, from logits of the whole sequences."""
+    argv = command(tmp_path / "run", max_steps=1, logging_steps=1, label_smoothing_factor=0.3, prefix_dropout=0)
+    batches, losses = [], []
+    compute_loss = PrefixTrainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            logits = model(**{key: inputs[key] for key in ("input_ids", "labels")}).logits[:, :-1].float()
+        labels = inputs["labels"][:, 1:]
+        scores, there = -torch.log_softmax(logits, -1), labels != -100
+        exact = scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        batches.append((float((0.7 * exact + 0.3 * scores.mean(-1))[there].sum()), int(there.sum())))
+        loss = compute_loss(self, model, inputs, *args, **kwargs)
+        losses.append(float(loss.detach()))
+        return loss
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        train(argv)
+    assert len(batches) == 2
+    assert sum(losses) == pytest.approx(sum(loss for loss, _ in batches) / sum(count for _, count in batches), rel=1e-5)
+    assert log_of(tmp_path / "run" / "checkpoint-1")[0]["loss"] == pytest.approx(sum(losses), rel=1e-6)

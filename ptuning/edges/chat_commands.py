@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,7 +132,7 @@ class ChatCommands:
     def _save(self, name: str) -> str:
         if not name:
             raise UserError("/save: name a file, for example /save talk.jsonl")
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if path.suffix not in (".json", ".jsonl"):
             raise UserError(f"/save {name}: name a file that ends in .json or .jsonl, as training reads them")
         if path.exists() and path.resolve() not in self.written:

@@ -34,13 +34,13 @@ class UseArguments:
         default=False,
         metadata={"help": "As if embedding and head were quantised too.", "aliases": ("quantization_embeddings",)},
     )
-    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows of one micro-step (tuning)."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps of one step (tuning)."})
-    max_source_length: int = field(default=1024, metadata={"help": "Longest prompt (tuning)."})
-    max_target_length: int = field(default=128, metadata={"help": "Longest reply (tuning)."})
+    per_device_train_batch_size: int = field(default=8, metadata={"help": "Rows of one micro-step (tuning).", "min": 1})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-steps of one step (tuning).", "min": 1})
+    max_source_length: int = field(default=1024, metadata={"help": "Longest prompt (tuning).", "min": 1})
+    max_target_length: int = field(default=128, metadata={"help": "Longest reply (tuning).", "min": 1})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Compute activations twice (tuning)."})
-    max_length: int = field(default=2048, metadata={"help": "Prompt and answer together, in tokens (answering)."})
-    batch_size: int = field(default=1, metadata={"help": "Rows answered at a time (answering)."})
+    max_length: int = field(default=2048, metadata={"help": "Prompt and answer together, in tokens (answering).", "min": 1})
+    batch_size: int = field(default=1, metadata={"help": "Rows answered at a time (answering).", "min": 1})
     json: bool = field(default=False, metadata={"help": "One line of JSON, in bytes, in place of the table."})
 
 

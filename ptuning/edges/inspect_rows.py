@@ -11,20 +11,15 @@ from ptuning.edges.output import Green, say, say_json, say_text
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
+from ptuning.plain.setting_limits import check_path
 
 
 @dataclass
 class ShowArguments:
     """What is shown."""
 
-    examples: int = field(default=3, metadata={"help": "How many examples are shown."})
+    examples: int = field(default=3, metadata={"help": "How many examples are shown.", "min": 0})
     json: bool = field(default=False, metadata={"help": "One line of JSON in place of the table."})
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot work, naming the flag."""
-        if self.examples < 0:
-            raise UserError(f"--examples {self.examples}: must be 0 or more")
-
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb and return its exit code.
@@ -33,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: settings or rows that do not fit.
     """
     argv = list(argv)
-    file = argv.pop(0) if argv and not argv[0].startswith("-") and "=" not in argv[0] else None
+    file = check_path("FILE", argv.pop(0)) if argv and not argv[0].startswith("-") and "=" not in argv[0] else None
     groups = {
         "rows and lengths": DataArguments,
         "model (only its tokenizer is loaded)": ModelArguments,

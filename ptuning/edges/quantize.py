@@ -12,6 +12,7 @@ from ptuning.edges.output import inline, say
 from ptuning.plain.arguments import BUILT_IN_MODEL
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import SettingsParser
+from ptuning.plain.setting_limits import check_path
 from ptuning.plain.settings_file import SETTINGS_SUFFIXES
 
 
@@ -73,14 +74,20 @@ class CalibrationArguments:
             "path": True,
         },
     )
-    prompt_column: str | None = field(default=None, metadata={"help": "Column of the question (ADGEN: content)."})
-    response_column: str | None = field(default=None, metadata={"help": "Column of the reply (ADGEN: summary)."})
-    history_column: str | None = field(default=None, metadata={"help": "Column of the earlier rounds."})
-    calibration_rows: int = field(default=128, metadata={"help": "How many rows, taken evenly over the file."})
-    max_source_length: int = field(default=256, metadata={"help": "Longest prompt in tokens; longer ones are cut."})
-    max_target_length: int = field(default=256, metadata={"help": "Longest reply in tokens; longer ones are cut."})
-    calibration_batch_size: int = field(default=8, metadata={"help": "Rows at a time; memory grows with it."})
-    damping: float = field(default=0.01, metadata={"help": "Higher trusts the calibration rows less."})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the question (ADGEN: content).", "free": True}
+    )
+    response_column: str | None = field(
+        default=None, metadata={"help": "Column of the reply (ADGEN: summary).", "free": True}
+    )
+    history_column: str | None = field(default=None, metadata={"help": "Column of the earlier rounds.", "free": True})
+    calibration_rows: int = field(default=128, metadata={"help": "How many rows, taken evenly over the file.", "min": 1})
+    max_source_length: int = field(
+        default=256, metadata={"help": "Longest prompt in tokens; longer ones are cut.", "min": 2}
+    )
+    max_target_length: int = field(default=256, metadata={"help": "Longest reply in tokens; longer ones are cut.", "min": 3})
+    calibration_batch_size: int = field(default=8, metadata={"help": "Rows at a time; memory grows with it.", "min": 1})
+    damping: float = field(default=0.01, metadata={"help": "Higher trusts the calibration rows less.", "above": 0, "max": 1})
     act_order: bool = field(default=True, metadata={"help": "Round the columns of the largest inputs first."})
 
 
@@ -118,7 +125,7 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     config = [words.pop(0)] if words and words[0].lower().endswith(SETTINGS_SUFFIXES) and words[0][0] != "-" else []
     places = []
     while words and not words[0].startswith("--") and words[0] != "-h" and not re.match(r"[A-Za-z_][\w-]*=", words[0]):
-        places.append(words.pop(0))
+        places.append(check_path("folder", words.pop(0)))
     return config, places, words
 
 

@@ -10,8 +10,11 @@ import torch
 
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import Request, Sampling
+from ptuning.plain.errors import GenerationError, UserError
+from ptuning.plain.setting_limits import Limits, check_number
 from ptuning.tuned.collator import PromptCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.placement import is_out_of_memory
 from ptuning.tuned.sampling import sampling_settings
 
 
@@ -79,16 +82,51 @@ def generate_answers(
         num_beams: beams; 1 for none.
         seeds: of the sampling, one for each prompt; None draws them.
 
-    Yields:
+    Returns:
         answers as they end; ``Answer.index`` tells the prompt.
 
     Raises:
-        GenerationError: the model's scores are NaN or infinite.
+        UserError: batches or beams of no size, or not one limit (and seed) for each prompt.
+        GenerationError: the model's scores are NaN or infinite, or memory does not suffice.
     """
+    check_number("batch_size", batch_size, Limits(min=1))
+    check_number("num_beams", num_beams, Limits(min=1, max=model.config.vocab_size))
+    if len(limits) != len(prompts) or len(prompts if seeds is None else seeds) != len(prompts):
+        counts = f"{len(prompts)} prompts, {len(limits)} limits, {'no' if seeds is None else len(seeds)} seeds"
+        raise UserError(f"{counts}: there must be a limit, and where there are seeds a seed, for each prompt")
+    if not prompts:
+        return iter(())
+    return _in_memory(_answers(model, tokenizer, prompts, limits, batch_size, preset, num_beams, seeds), batch_size)
+
+
+def _in_memory(answers: Iterator[Answer], batch_size: int) -> Iterator[Answer]:
+    """The answers; memory that does not suffice is one line."""
+    try:
+        yield from answers
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GenerationError(
+            f"out of memory while answering {batch_size} prompts at a time: a smaller --per_device_eval_batch_size or "
+            "fewer --num_beams need less"
+        ) from error
+
+
+def _answers(
+    model: ChatGLMForConditionalGeneration,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    limits: Sequence[int],
+    batch_size: int,
+    preset: GenerationPreset,
+    num_beams: int,
+    seeds: Sequence[int] | None,
+) -> Iterator[Answer]:
+    """What :func:`generate_answers` says, of sizes that were looked at."""
     if num_beams > 1:
         yield from _beam_answers(model, tokenizer, prompts, limits, batch_size, preset, num_beams, seeds)
         return
-    engine = Engine(model, tokenizer, max_rows=batch_size, max_waiting=len(prompts))
+    engine = Engine(model, tokenizer, max_rows=min(batch_size, len(prompts)), max_waiting=len(prompts))
     with torch.no_grad():
         states = model.prefix_key_values()
     prefix = None if states is None else engine.add_prefix("prefix", states)

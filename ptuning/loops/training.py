@@ -30,9 +30,12 @@ from ptuning.loops.checkpoints import (
     write_run,
 )
 from ptuning.loops.interruption import StopOnSignal
+from ptuning.loops.optimiser_checks import plain
 from ptuning.loops.progress import TrainingProgress
 from ptuning.loops.running_loss import RunningLoss
+from ptuning.loops.settings_checks import clear_errors
 from ptuning.loops.training_arguments import TuningArguments
+from ptuning.loops.training_fields import FORCED
 from ptuning.plain.errors import TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
@@ -105,16 +108,19 @@ class PrefixTrainer(Seq2SeqTrainer):
         self._losses = RunningLoss()
         _prepare(args)
         use_cache = model.config.use_cache
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=ExampleDataset(examples),
-            eval_dataset=ExampleDataset(eval_examples) if eval_examples else None,
-            data_collator=_Collation(collator),
-            callbacks=self._callbacks(args),
-        )
+        with clear_errors("the trainer", vars(args)):
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=ExampleDataset(examples),
+                eval_dataset=ExampleDataset(eval_examples) if eval_examples else None,
+                data_collator=_Collation(collator),
+                callbacks=self._callbacks(args),
+            )
         for shown_twice in (ProgressCallback, PrinterCallback):
             self.remove_callback(shown_twice)
+        # It would compute the loss itself, from logits and labels that are not shifted for a model it does not know.
+        self.label_smoother = None
         # transformers' Trainer switches the cache off for good, and answers generated after training would recompute the
         # whole sequence at every token. Training takes no cache anyway.
         model.config.use_cache = use_cache
@@ -124,6 +130,21 @@ class PrefixTrainer(Seq2SeqTrainer):
         if args.early_stopping_patience is not None:
             chosen.append(EarlyStoppingCallback(args.early_stopping_patience, args.early_stopping_threshold))
         return chosen
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; what it cannot make is one line."""
+        with clear_errors(f"the optimiser (--optim {plain(self.args.optim)})", vars(self.args)):
+            return super().create_optimizer(*args, **kwargs)
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; what it cannot make is one line."""
+        with clear_errors(f"the schedule (--lr_scheduler_type {plain(self.args.lr_scheduler_type)})", vars(self.args)):
+            return super().create_scheduler(*args, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """transformers' own; what it cannot make is one line."""
+        with clear_errors("the loader of the rows", vars(self.args)):
+            return super().get_train_dataloader()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train; signals end the run behind the step they come in (``self.stop.received`` tells).
@@ -165,8 +186,11 @@ class PrefixTrainer(Seq2SeqTrainer):
     # ---- what is not a number never reaches the optimiser ----
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """transformers' own, minus the numbers of the rows, which the model does not know."""
+        """transformers' own, minus the numbers of the rows, which the model does not know; the model itself smooths labels,
+        in training alone, so that validation losses of all runs can be compared."""
         rows = inputs.pop("rows", None)
+        if model.training and self.args.label_smoothing_factor:
+            inputs = {**inputs, "label_smoothing": self.args.label_smoothing_factor}
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training and rows is not None:
             loss = result[0] if isinstance(result, tuple) else result
@@ -325,11 +349,9 @@ def _encoder(model: Any) -> Any:
 
 def _prepare(args: TuningArguments) -> None:
     """Settings that a frozen backbone with a prefix asks for, whatever transformers' defaults of the day are."""
-    args.remove_unused_columns = False
-    args.label_names = ["labels"]
-    args.prediction_loss_only = True  # answers are generated and scored by ptuning.uses.evaluation
-    args.logging_nan_inf_filter = False  # it would show the mean of earlier losses, or 0.0, in place of NaN
-    args.restore_callback_states_from_checkpoint = True  # early stopping counts on
+    for name, value in FORCED.items():
+        setattr(args, name, value)
+    args.fp16_full_eval = args.bf16_full_eval = False  # they would cast the prefix too, for good
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
         args.gradient_checkpointing_kwargs = {"use_reentrant": False}

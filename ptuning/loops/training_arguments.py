@@ -4,22 +4,26 @@
 """
 
 import dataclasses
-import importlib.util
+import functools
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import Seq2SeqTrainingArguments
 
 from ptuning.loops.checkpoints import checkpoints
+from ptuning.loops.settings_checks import check_combinations, check_training_values, clear_errors
+from ptuning.loops.training_fields import LIMITS, REFUSED
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.setting_limits import Limits, check_text
 from ptuning.plain.settings_file import read_mapping
+from ptuning.tuned.placement import pick_device
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +32,11 @@ logger = logging.getLogger(__name__)
 class TuningArguments(Seq2SeqTrainingArguments):
     """transformers' Seq2SeqTrainingArguments, plus the published flag that transformers 5 dropped and we keep.
 
-    Nothing is reported anywhere unless ``report_to`` says so.
+    Nothing is reported anywhere unless ``report_to`` says so. A value that does not fit, or a setting that would do nothing
+    here, raises :class:`UserError`; see :mod:`ptuning.loops.training_fields`.
     """
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = LIMITS
 
     overwrite_output_dir: bool = field(
         default=False,
@@ -84,6 +91,22 @@ class TuningArguments(Seq2SeqTrainingArguments):
     report_to: str | list[str] | None = field(
         default="none", metadata={"help": "Where to report the run besides the output folder: tensorboard, wandb, ..."}
     )
+    label_smoothing_factor: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the training loss, 0 or more and below 1, that asks for the same probability of every token "
+            "instead of the reply's. Validation losses are never smoothed."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Check what was given, then let transformers fill in the rest."""
+        check_training_values(self)
+        if (self.bf16 or self.bf16_full_eval) and pick_device("auto").type == "cpu":
+            self.use_cpu = True  # transformers wants to be told so before it lets a CPU do bfloat16
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        with clear_errors("the settings of the run", {name: value for name, value in values.items() if value}):
+            super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -117,6 +140,24 @@ _DESCRIPTION = {
 }
 
 
+@functools.cache
+def _parser(task: Task) -> SettingsParser:
+    groups = {
+        "model and prefix": ModelArguments,
+        "rows and lengths": DataArguments,
+        "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
+    }
+    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT ...]"
+    return SettingsParser(
+        groups,
+        prog=f"ptuning {task}",
+        description=_DESCRIPTION[task],
+        positional=positional,
+        many_folders=task == "evaluate",
+        notes={name: f"Refused: {reason}." for name, reason in REFUSED.items()},
+    )
+
+
 def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
     """Read ``[settings file] [prefix folders] flags`` into the three groups of settings.
 
@@ -128,34 +169,19 @@ def parse_arguments(argv: Sequence[str], *, task: Task = "train") -> Arguments:
         UserError: anything unknown, missing or contradictory, naming flag or file and line.
         SystemExit: ``--help`` (code 0, after printing it).
     """
-    groups = {
-        "model and prefix": ModelArguments,
-        "rows and lengths": DataArguments,
-        "the run (transformers' Seq2SeqTrainingArguments)": TuningArguments,
-    }
-    positional = "[CONFIG.yaml]" if task == "train" else "[CONFIG.yaml] [CHECKPOINT ...]"
-    parser = SettingsParser(
-        groups,
-        prog=f"ptuning {task}",
-        description=_DESCRIPTION[task],
-        positional=positional,
-        many_folders=task == "evaluate",
-    )
-    given = parser.parse(argv)
+    given = _parser(task).parse(argv)
     compared: tuple[Path, ...] = ()
     if given.folder is not None:
         given, compared = _with_folder(given, given.folder, task)
     elif given.values.get("all_checkpoints"):
         raise UserError("--all_checkpoints: name the run's output folder: ptuning evaluate FOLDER --all_checkpoints")
+    _choose_task(given.values, task)
     _agree_on_device(given.values)
     model, data = given.build(ModelArguments), given.build(DataArguments)
-    _choose_task(given.values, task)
     if "logging_dir" in given.values:
+        check_text("--logging_dir", given.values["logging_dir"], path=True)
         os.environ["TENSORBOARD_LOGGING_DIR"] = given.values["logging_dir"]
-    try:
-        training = given.build(TuningArguments)
-    except ValueError as error:
-        raise UserError(" ".join(str(error).split())) from None
+    training = given.build(TuningArguments)
     arguments = Arguments(model, data, training, given.values, given.config_file, compared)
     _check(arguments)
     return arguments
@@ -242,6 +268,8 @@ def _choose_task(values: dict[str, Any], task: Task) -> None:
     """Let the verb decide what to do where no flag does; an output folder is needed in any case."""
     if task == "evaluate":
         values["do_train"] = False
+        for name in ("fp16", "bf16"):  # of training; the settings of a run may say so on another machine
+            values.pop(name, None)
     if not any(values.get(name) for name in ("do_train", "do_eval", "do_predict")):
         values["do_train" if task == "train" else "do_predict"] = True
     if "output_dir" not in values:
@@ -271,14 +299,12 @@ def _check(arguments: Arguments) -> None:
     needed = [("do_train", "train_file"), ("do_eval", "validation_file"), ("do_predict", "test_file")]
     for switch, file_flag in needed:
         if getattr(training, switch) and getattr(data, file_flag) is None:
-            raise UserError(f"--{file_flag} is missing: --{switch} needs rows")
-    if not 0 <= training.prefix_dropout < 1:
-        raise UserError(f"--prefix_dropout {training.prefix_dropout:g}: allowed is 0 or more, below 1 (published: 0.1)")
-    if training.eval_generate_samples < 1:
-        raise UserError(f"--eval_generate_samples {training.eval_generate_samples}: must be 1 or more")
-    if training.early_stopping_patience is not None:
-        _check_early_stopping(training)
-    _check_reporting(training.report_to)
+            asked = switch if arguments.given.get(switch) or switch != "do_eval" else "eval_strategy"
+            raise UserError(f"--{file_flag} is missing: --{asked} needs rows")
+    if training.do_train:
+        check_combinations(model, data, training, arguments.given)
+    else:
+        _check_answering(model, training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]
     for column, there in zip(("prompt_column", "response_column"), named, strict=False):
         if not there and (any(named) or data.row_format == "columns"):
@@ -290,26 +316,8 @@ def _check(arguments: Arguments) -> None:
         )
 
 
-def _check_early_stopping(training: TuningArguments) -> None:
-    if training.early_stopping_patience is not None and training.early_stopping_patience < 1:
-        raise UserError(f"--early_stopping_patience {training.early_stopping_patience}: must be 1 or more")
-    if str(getattr(training.eval_strategy, "value", training.eval_strategy)) == "no":
-        raise UserError("--early_stopping_patience needs evaluations in training: add --eval_strategy steps --eval_steps N")
-    if training.metric_for_best_model is None:
-        training.metric_for_best_model = "eval_loss"
-    if training.greater_is_better is None:
-        training.greater_is_better = not training.metric_for_best_model.endswith("loss")
-
-
-def _check_reporting(names: str | list[str] | None) -> None:
-    """Refuse a reporting package that nobody knows or that is not there, before anything is loaded."""
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    for name in [names] if isinstance(names, str) else names or []:
-        if name in ("none", "all"):
-            continue
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise UserError(f"--report_to {name}: no such reporting package; there are none, all, {known}")
-        if name in ("tensorboard", "wandb") and importlib.util.find_spec(name) is None:
-            raise UserError(f"--report_to {name}: the package is not installed; install it with: pip install {name}")
+def _check_answering(model: ModelArguments, training: TuningArguments) -> None:
+    """What settings say together where nothing is trained."""
+    for flag, dtype in (("fp16_full_eval", "float16"), ("bf16_full_eval", "bfloat16")):
+        if getattr(training, flag) and model.dtype not in ("auto", dtype):
+            raise UserError(f"--dtype {model.dtype} and --{flag} contradict each other: leave one out")

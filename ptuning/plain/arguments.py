@@ -5,7 +5,8 @@ the training loop itself are transformers' own and live in :mod:`ptuning.loops.t
 means "the default", and 0 is a value.
 
 A field's metadata holds its ``help`` text, and where it applies ``path`` (the value names a file or a folder),
-``aliases`` (further flags with the same meaning) and ``shortcuts`` (flags without a value that stand for one).
+``aliases`` (further flags with the same meaning), ``shortcuts`` (flags without a value that stand for one) and the limits
+of its value (see :mod:`ptuning.plain.setting_limits`).
 """
 
 import re
@@ -14,12 +15,19 @@ from typing import Any, Literal
 
 from ptuning.plain.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked, shown
 from ptuning.plain.errors import UserError
+from ptuning.plain.setting_limits import check_fields, shown
 
 Truncation = Literal["smart", "published"]
 """What goes where a prompt is too long; see the setting of this name."""
 
 BUILT_IN_MODEL = "tiny-chatglm"
 """Name of the small backbone that ships inside the package."""
+
+MAX_PROCESSES = 256
+"""Processes that one setting may ask for."""
+
+_MAX_BEAMS = 256
+_ALL_ROWS = " (leave it out to use all rows)"
 
 
 def _setting(default: Any, text: str, **metadata: Any) -> Any:
@@ -34,7 +42,7 @@ def _at_least(flag: str, value: int | None, least: int, why: str = "") -> None:
 def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
     if value not in allowed:
         names = ", ".join("(not given)" if item is None else str(item) for item in allowed)
-        raise UserError(f"--{flag} {value}: allowed are {names}")
+        raise UserError(f"--{flag} {shown(value)}: allowed are {names}")
 
 
 @dataclass
@@ -58,6 +66,8 @@ class ModelArguments:
         None,
         "Length of the prefix in virtual tokens (published: 128). It is not the length of your text. More slots learn "
         "more and cost more memory; with --ptuning_checkpoint it is read from the checkpoint.",
+        min=1,
+        why=" (leave it out to use the base model without a prefix)",
     )
     prefix_projection: bool = _setting(
         False,
@@ -86,11 +96,11 @@ class ModelArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
-        _at_least("pre_seq_len", self.pre_seq_len, 1, " (leave it out to use the base model without a prefix)")
+        check_fields(self)
         _one_of("quantization_bit", self.quantization_bit, (None, 0, 4, 8))
         _one_of("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
-        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
-            raise UserError(f"--device {self.device}: allowed are auto, cpu, cuda, cuda:N (N = 0, 1, ...) and mps")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
+            raise UserError(f"--device {shown(self.device)}: allowed are auto, cpu, cuda, cuda:N (N = 0, 1, ...) and mps")
 
 
 @dataclass
@@ -131,16 +141,22 @@ class DataArguments:
     )
     encoding: str | None = _setting(None, "Encoding of the row files (gbk, utf-16, ...). Not given: UTF-8.")
     prompt_column: str | None = _setting(
-        None, "Column of the question (ADGEN: content). Not given: the form of the rows is found by their keys."
+        None, "Column of the question (ADGEN: content). Not given: the form of the rows is found by their keys.", free=True
     )
-    response_column: str | None = _setting(None, "Column of the wanted reply (ADGEN: summary).")
-    history_column: str | None = _setting(None, "Column of the earlier rounds, [[question, reply], ...], for dialogue.")
-    source_prefix: str = _setting("", "Text put in front of every question.")
+    response_column: str | None = _setting(None, "Column of the wanted reply (ADGEN: summary).", free=True)
+    history_column: str | None = _setting(
+        None, "Column of the earlier rounds, [[question, reply], ...], for dialogue.", free=True
+    )
+    source_prefix: str = _setting("", "Text put in front of every question.", free=True)
     max_source_length: int = _setting(
-        1024, "Longest prompt; of longer ones see --truncation. Memory and time grow with it (published ADGEN run: 64)."
+        1024, "Longest prompt; of longer ones see --truncation. Memory and time grow with it (published ADGEN run: 64).",
+        min=2,
+        why=" (one token of text and [gMASK])",
     )
     max_target_length: int = _setting(
-        128, "Longest reply, two end tokens included; of longer ones see --cut_replies (published ADGEN run: 64)."
+        128, "Longest reply, two end tokens included; of longer ones see --cut_replies (published ADGEN run: 64).",
+        min=3,
+        why=" (one token of text and two that end it)",
     )
     truncation: Literal["smart", "published"] = _setting(
         "smart",
@@ -157,18 +173,20 @@ class DataArguments:
         "Replies of a dialogue that are learnt. all: every round becomes a training example with the rounds before it.",
     )
     val_max_target_length: int | None = _setting(
-        None, "Longest reply in evaluation and prediction (default: max_target_length)."
+        None, "Longest reply in evaluation and prediction (default: max_target_length).", min=3
     )
     pad_to_max_length: bool = _setting(
         False, "Pad every row to the full length instead of the batch's longest row: same loss, slower."
     )
     ignore_pad_token_for_loss: bool = _setting(True, "Leave padding out of the loss.")
-    max_train_samples: int | None = _setting(None, "Use only the first N training rows.")
-    max_eval_samples: int | None = _setting(None, "Use only the first N validation rows.")
-    max_predict_samples: int | None = _setting(None, "Use only the first N test rows.")
+    max_train_samples: int | None = _setting(None, "Use only the first N training rows.", min=1, why=_ALL_ROWS)
+    max_eval_samples: int | None = _setting(None, "Use only the first N validation rows.", min=1, why=_ALL_ROWS)
+    max_predict_samples: int | None = _setting(None, "Use only the first N test rows.", min=1, why=_ALL_ROWS)
     overwrite_cache: bool = _setting(False, "Prepare the rows anew even where prepared ones lie on disk.")
-    preprocessing_num_workers: int | None = _setting(None, "Processes that prepare rows (default: this one).")
-    num_beams: int | None = _setting(None, "Beams when predicting (default 1).")
+    preprocessing_num_workers: int | None = _setting(
+        None, "Processes that prepare rows (default: several where there are many rows).", min=1, max=MAX_PROCESSES
+    )
+    num_beams: int | None = _setting(None, "Beams when predicting (default 1).", min=1, max=_MAX_BEAMS)
     generation: Literal["greedy", "published"] = _setting(
         "greedy",
         "How replies are drawn when predicting. greedy: the likeliest token, the same result every time. published: "
@@ -196,13 +214,7 @@ class DataArguments:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag; fill in val_max_target_length."""
-        _at_least("max_source_length", self.max_source_length, 2, " (one token of text and [gMASK])")
-        _at_least("max_target_length", self.max_target_length, 3, " (one token of text and two that end it)")
-        _at_least("val_max_target_length", self.val_max_target_length, 3)
-        for name in ("train", "eval", "predict"):
-            _at_least(f"max_{name}_samples", getattr(self, f"max_{name}_samples"), 1, " (leave it out to use all rows)")
-        _at_least("preprocessing_num_workers", self.preprocessing_num_workers, 1)
-        _at_least("num_beams", self.num_beams, 1)
+        check_fields(self)
         _one_of("generation", self.generation, ("greedy", "published"))
         _one_of("row_format", self.row_format, ("auto", "columns", "alpaca", "sharegpt", "messages"))
         _one_of("truncation", self.truncation, ("smart", "published"))
@@ -231,12 +243,12 @@ class DataArguments:
             share = float(text)
         except ValueError:
             file = ""
-        if not file:
-            raise UserError(f"--mix_file {self.mix_file}: write FILE:SHARE, for example general.json:0.2")
+        if not file.strip():
+            raise UserError(f"--mix_file {shown(self.mix_file)}: write FILE:SHARE, for example general.json:0.2")
         if not 0 < share < 1:
             raise UserError(
-                f"--mix_file {self.mix_file}: the share is {text}; allowed are numbers between 0 and 1 (0.2: every fifth "
-                "training row comes from that file)"
+                f"--mix_file {shown(self.mix_file)}: the share is {shown(text)}; allowed are numbers between 0 and 1 (0.2: "
+                "every fifth training row comes from that file)"
             )
         return file, share
 
@@ -249,7 +261,8 @@ def check_encoding(name: str) -> str:
     try:
         "a".encode(name)
     except (LookupError, ValueError):
-        raise UserError(f"--encoding {name}: no such encoding; usual are utf-8, gbk, gb18030, big5 and utf-16") from None
+        usual = "usual are utf-8, gbk, gb18030, big5 and utf-16"
+        raise UserError(f"--encoding {shown(name)}: no such encoding; {usual}") from None
     return name
 
 
@@ -287,7 +300,7 @@ class AnswerArguments:
 
 @dataclass
 class RescoringArguments:
-    """``ptuning evaluate --metrics-only FILE``: scores of answers that are there."""
+    """``ptuning evaluate --metrics-only FILE``: scores of answers that are there. Bad values raise :class:`UserError`."""
 
     metrics_only: str | None = _setting(
         None,

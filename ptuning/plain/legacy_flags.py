@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.setting_limits import shown
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ _NO_EFFECT = {
     "mp_parameters": "transformers no longer has it",
     "tpu_num_cores": "transformers no longer has it",
     "tpu_metrics_debug": "transformers no longer has it",
-    "torchdynamo": "use --torch_compile",
-    "dispatch_batches": "use --accelerator_config",
-    "split_batches": "use --accelerator_config",
+    "torchdynamo": "the model is not compiled: its kernels are",
+    "dispatch_batches": "every process reads its own rows",
+    "split_batches": "--per_device_train_batch_size is what one device gets",
     "use_fast_tokenizer": "ChatGLM-6B has one tokenizer",
     "resize_position_embeddings": "ChatGLM-6B has rotary positions",
     "config_name": "the configuration is read from the model's folder",
@@ -115,16 +116,25 @@ def translate(name: str, raw: str, legacy: Legacy) -> tuple[str, str] | None:
         UserError: the flag asks for something that is not done here.
     """
     if legacy.refuse:
-        raise UserError(f"--{name} {raw}: {legacy.note}")
+        raise UserError(f"--{name} {shown(raw)}: {legacy.note}")
     off = raw.lower() in ("false", "no", "0")
     if legacy.target is None:
         return (name, raw) if legacy.keep else None
     if legacy.value is not None:
         return None if off else (legacy.target, legacy.value)
+    if name == "warmup_ratio" and not _is_share(raw):
+        raise UserError(f"--warmup_ratio {shown(raw)}: allowed is 0 or more, below 1; a number of steps is --warmup_steps")
     if legacy.target == "token":
         # --use_auth_token alone meant "use the stored login", which is what happens without any token.
         return None if off or raw.lower() == "true" else ("token", raw)
     return legacy.target, raw
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 <= float(text) < 1
+    except ValueError:
+        return False
 
 
 def notice(name: str, raw: str, legacy: Legacy, result: tuple[str, str] | None) -> str | None:
@@ -132,7 +142,7 @@ def notice(name: str, raw: str, legacy: Legacy, result: tuple[str, str] | None) 
     if legacy.quiet:
         return None
     if legacy.note:
-        return f"--{name} {raw}: {legacy.note}"
+        return f"--{name} {shown(raw)}: {legacy.note}"
     if name == "use_auth_token":
         return f"--{name}: now --token" if result else f"--{name} {raw}: the stored login is used by itself"
     return f"--{name} {raw}: now --{result[0]} {result[1]}" if result else f"--{name} {raw}: no effect"

@@ -21,10 +21,12 @@ from typing import Any, NoReturn
 
 from ptuning.plain.errors import UserError
 from ptuning.plain.legacy_flags import Legacy, legacy_for, notice, translate
+from ptuning.plain.setting_limits import check_path, check_text, check_values, shown
 from ptuning.plain.settings_file import SETTINGS_SUFFIXES, line_of, read_mapping
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_NAME = 80  # of what may be a misspelt setting
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -57,9 +59,15 @@ class Given:
     more_folders: tuple[str, ...] = ()
 
     def build(self, dataclass_type: type, **overrides: Any) -> Any:
-        """Make one of the dataclasses from the values that belong to it."""
+        """Make one of the dataclasses from the values that belong to it, once each of them is inside its limits.
+
+        Raises:
+            UserError: a value that is not; see :func:`ptuning.plain.setting_limits.check_values`.
+        """
         names = {f.name for f in dataclasses.fields(dataclass_type) if f.init}
-        return dataclass_type(**{k: v for k, v in {**self.values, **overrides}.items() if k in names})
+        chosen = {k: v for k, v in {**self.values, **overrides}.items() if k in names}
+        check_values(dataclass_type, chosen)
+        return dataclass_type(**chosen)
 
 
 def _boolean(text: str) -> bool:
@@ -67,21 +75,21 @@ def _boolean(text: str) -> bool:
         return True
     if text.lower() in _FALSE:
         return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    raise argparse.ArgumentTypeError(f"{shown(text)!r} is neither true nor false")
 
 
 def _whole(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is not a whole number") from None
 
 
 def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is not a number") from None
 
 
 def _text_or_boolean(text: str) -> str | bool:
@@ -97,7 +105,7 @@ def _choice(values: Sequence[Any]) -> Callable[[str], Any]:
         # YAML reads a bare no as false, and "no" is a choice that people mean.
         if text == "False" and "no" in by_text:
             return by_text["no"]
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(by_text)}")
+        raise argparse.ArgumentTypeError(f"{shown(text)!r} is not one of {', '.join(by_text)}")
 
     return convert
 
@@ -169,6 +177,7 @@ class SettingsParser:
         description: what the command does.
         positional: what may stand before the flags, for the help text.
         many_folders: whether several folders may.
+        notes: help texts in place of those of fields that are somebody else's, by name.
     """
 
     def __init__(
@@ -179,8 +188,9 @@ class SettingsParser:
         description: str,
         positional: str = "[CONFIG] [FOLDER]",
         many_folders: bool = False,
+        notes: Mapping[str, str] | None = None,
     ) -> None:
-        self.prog, self.many_folders = prog, many_folders
+        self.prog, self.many_folders, self.groups = prog, many_folders, tuple(groups.values())
         self.settings: dict[str, Setting] = {}
         self.parser = _ArgumentParser(
             prog=prog,
@@ -194,6 +204,8 @@ class SettingsParser:
         for title, dataclass_type in groups.items():
             section = self.parser.add_argument_group(title)
             for setting in settings_of(dataclass_type).values():
+                note = (notes or {}).get(setting.name)
+                setting = setting if note is None else dataclasses.replace(setting, help=note)
                 _add(section, setting)
                 self.settings[setting.name] = setting
         self.legacy: dict[str, Legacy] = legacy_for(self.settings)
@@ -211,9 +223,9 @@ class SettingsParser:
         config: Path | None = None
         folders: list[str] = []
         if argv and argv[0].lower().endswith(SETTINGS_SUFFIXES) and not argv[0].startswith("-"):
-            config = Path(argv.pop(0)).expanduser()
+            config = Path(check_path("settings file", argv.pop(0)))
         while argv and not argv[0].startswith("-") and "=" not in argv[0] and (self.many_folders or not folders):
-            folders.append(argv.pop(0))
+            folders.append(check_path("folder", argv.pop(0)))
         flags = self._parse_tokens(argv)
         values = {**(self.parse_file(config) if config else {}), **flags}
         return Given(values, config, folders[0] if folders else None, tuple(folders[1:]))
@@ -227,6 +239,8 @@ class SettingsParser:
             if value is None:
                 continue
             where = f"{path}{line_of(text, key)}: "
+            if str(key) == "help":
+                raise UserError(f"{where}help: no such setting {self._hint()}")
             try:
                 found = self._parse_tokens(list(self._tokens_of(str(key), value)))
             except UserError as error:
@@ -245,7 +259,10 @@ class SettingsParser:
         elif isinstance(value, dict):
             if name in self.settings and self.settings[name].metavar not in ("JSON", "TEXT"):
                 raise UserError(f"--{key}: takes one value, a group of settings was given")
-            yield f"--{key}={json.dumps(value)}"
+            try:
+                yield f"--{key}={json.dumps(value)}"
+            except (TypeError, ValueError, RecursionError) as error:  # a date, or a group inside itself
+                raise UserError(f"--{key}: cannot be written as JSON ({error})") from None
         else:
             yield f"--{key}={value}"
 
@@ -268,6 +285,7 @@ class SettingsParser:
         values = dict(vars(namespace))
         for name, raw in old:
             legacy = self.legacy[name]
+            check_text(f"--{name}", raw)
             result = translate(name, raw, legacy)
             message = notice(name, raw, legacy, result)
             if message:
@@ -275,7 +293,10 @@ class SettingsParser:
             if result and legacy.keep:
                 values[name] = raw
             elif result and result[0] not in values:
-                values.update(vars(self.parser.parse_args([f"--{result[0]}={result[1]}"])))
+                try:
+                    values.update(vars(self.parser.parse_args([f"--{result[0]}={result[1]}"])))
+                except UserError as error:
+                    raise UserError(f"--{name} {shown(raw)}: {error}") from None
         return {name: self._finished(name, value) for name, value in values.items()}
 
     def _finished(self, name: str, value: Any) -> Any:
@@ -283,7 +304,9 @@ class SettingsParser:
         if setting and setting.or_one and len(value) == 1:
             return value[0]
         if setting and setting.path and isinstance(value, str):
-            return str(Path(value).expanduser()) if value.startswith("~") else value
+            return check_path(f"--{name}", value)
+        if setting and setting.path and isinstance(value, list):
+            return [check_path(f"--{name}", item) for item in value]
         return value
 
     def _normalised(self, tokens: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -337,8 +360,8 @@ class SettingsParser:
         if name == "help":
             self.parser.parse_args(["--help"])
         names = [*self.settings, *self.alias, *self.shortcut]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-        raise UserError(f"--{given}: no such setting{f'; did you mean --{near[0]}?' if near else ''} {self._hint()}")
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) if len(name) < _LONGEST_NAME else []
+        raise UserError(f"--{shown(given)}: no such setting{f'; did you mean --{near[0]}?' if near else ''} {self._hint()}")
 
     def _hint(self) -> str:
         return f"({self.prog} --help lists them all)"

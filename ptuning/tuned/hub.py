@@ -61,7 +61,7 @@ def resolve_folder(
     text = os.fspath(name)
     if not text:
         raise UserError(f"the model's name is empty: give a folder, a hub name such as THUDM/chatglm-6b or {EMBEDDED_MODEL}")
-    folder = Path(text).expanduser()
+    folder = Path(os.path.expanduser(text))
     if folder.is_dir():
         return folder
     if text == EMBEDDED_MODEL:
@@ -75,7 +75,7 @@ def resolve_folder(
         )
     settings: dict[str, Any] = {
         "revision": revision,
-        "cache_dir": None if cache_dir is None else Path(cache_dir).expanduser(),
+        "cache_dir": None if cache_dir is None else Path(os.path.expanduser(cache_dir)),
         "token": token,
         "local_files_only": local_files_only,
         "force_download": force_download,

@@ -16,8 +16,9 @@ from ptuning.blocks.kernels.choose import settings as kernel_settings
 from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
+from ptuning.plain.memory import ModelSizes, PrefixSizes, prefix_numbers, size_text
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
-from ptuning.tuned.placement import parse_dtype, pick_device
+from ptuning.tuned.placement import free_bytes, parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.tuned.weight_files import read_json, refuse_pointer
 from ptuning.tuned.weights import from_pretrained, read_config
@@ -172,9 +173,9 @@ def _load(
         load_tokenizer(small)
     if prefix is not None:
         prefix.encoder(config)  # refuses a prefix of another model before any weight is read
-    elif pre_seq_len is not None:
-        _ask_for_new_prefix(config, pre_seq_len, prefix_projection)
     place, wanted = pick_device(device), parse_dtype(dtype)
+    if prefix is None and pre_seq_len is not None:
+        _ask_for_new_prefix(config, pre_seq_len, prefix_projection, place)
     if place.type == "cpu":
         wanted = _settle_on_cpu(config, config.quantization_bit or quantization_bit, wanted)
     model = from_pretrained(
@@ -186,10 +187,24 @@ def _load(
     return model
 
 
-def _ask_for_new_prefix(config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None) -> None:
+def _ask_for_new_prefix(
+    config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None, place: torch.device
+) -> None:
     if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
         raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
+    sizes = ModelSizes.from_config(config.to_dict())
+    _, trained = prefix_numbers(sizes, PrefixSizes(pre_seq_len, bool(prefix_projection)))
+    needed, free = _BYTES_OF_TRAINED * trained, free_bytes(place)
+    if free is not None and needed > max(free, _ALWAYS_TRIED):
+        raise UserError(
+            f"--pre_seq_len {pre_seq_len}: the prefix alone would take {size_text(needed)} while it is trained, and "
+            f"{size_text(free)} are free; usual are 8 to 256"
+        )
     config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+
+
+_BYTES_OF_TRAINED = 16  # a number, its gradient and the optimiser's two moments, in float32
+_ALWAYS_TRIED = 2**30  # bytes; what is free is a guess, and smaller prefixes are rarely what makes the difference
 
 
 def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype | None) -> torch.dtype | None:
@@ -219,7 +234,7 @@ def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> tor
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     """A prefix folder given as the model stands for its base model plus itself."""
-    folder = Path(os.fspath(path)).expanduser()
+    folder = Path(os.path.expanduser(os.fspath(path)))
     if not folder.is_dir() or not is_prefix_folder(folder):
         return path, ptuning_checkpoint
     prefix = read_prefix(folder)

@@ -31,7 +31,9 @@ def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, following[chosen]
 
 
-def target_loss(states: Tensor, targets: Tensor, head: Any, num_items: Tensor | int | None = None) -> Tensor:
+def target_loss(
+    states: Tensor, targets: Tensor, head: Any, num_items: Tensor | int | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Next-token cross entropy, equal to the published loss.
 
     Only the positions before a label are here, so logits of prompt and padding never exist; and of these only a piece at a
@@ -44,24 +46,26 @@ def target_loss(states: Tensor, targets: Tensor, head: Any, num_items: Tensor | 
         head: a linear module, [positions, D] to [positions, V].
         num_items: what to divide the sum by; None: the number of targets (the mean). A trainer gives the number of
             labels of a whole accumulation, so that its micro-batches weigh by their labels.
+        smoothing: e of label smoothing, 0 or more, below 1: a target's loss is (1 - e) times its cross entropy plus e times
+            the mean of -log p over the vocabulary.
 
     Returns:
         a float32 scalar; 0 (still attached to the graph) where there are no targets.
     """
     targets = targets.to(states.device)
     if any(weight.requires_grad for weight in head.parameters()):
-        total = _cross_entropy(head(states), targets)
+        total = _cross_entropy(head(states), targets, smoothing)
     elif torch.is_grad_enabled() and states.requires_grad:
-        total = _PiecewiseLoss.apply(states, targets, head)
+        total = _PiecewiseLoss.apply(states, targets, head, smoothing)
     else:
         total = states.new_zeros((), dtype=torch.float32)
         for some, wanted in _pieces(head, states, targets):
-            total += _cross_entropy(head(some), wanted)
+            total += _cross_entropy(head(some), wanted, smoothing)
     return total / (max(1, targets.numel()) if num_items is None else num_items)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.float(), targets, reduction="sum")
+def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
 
 
 def _pieces(head: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -76,7 +80,7 @@ class _PiecewiseLoss(torch.autograd.Function):
     for backward, and the softmax is turned into its gradient where it stands."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Any) -> Tensor:
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Any, smoothing: float) -> Tensor:
         gradient = torch.zeros_like(states)
         total = states.new_zeros((), dtype=torch.float32)
         done = 0
@@ -85,31 +89,36 @@ class _PiecewiseLoss(torch.autograd.Function):
                 given = some.detach().requires_grad_()
                 logits = head(given)
             shares = logits.detach().float()  # in float32 the logits' own memory: a linear's backward does not need them
-            total += _softmax_gradient(shares, wanted)
+            total += _softmax_gradient(shares, wanted, smoothing)
             gradient[done : done + len(wanted)] = torch.autograd.grad(logits, given, shares.to(logits.dtype))[0]
             done += len(wanted)
         ctx.save_for_backward(gradient)
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         (gradient,) = ctx.saved_tensors
         # float16: a loss scale comes in before the gradient is rounded to its range.
-        return (gradient * grad_output.float()).to(gradient.dtype), None, None
+        return (gradient * grad_output.float()).to(gradient.dtype), None, None, None
 
 
-def _softmax_gradient(logits: Tensor, targets: Tensor) -> Tensor:
-    """Turn logits [W, V] in place into the gradient of their summed cross entropy, and return that sum."""
+def _softmax_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """Turn logits [W, V] in place into the gradient of their summed, smoothed cross entropy, and return that sum."""
     step = max(1, _IN_THE_CACHE // (4 * logits.shape[1])) if logits.is_cpu else len(targets)
-    losses = [_rows_gradient(*rows) for rows in zip(logits.split(step), targets.split(step), strict=True)]
-    return torch.stack(losses).sum()
+    pieces = zip(logits.split(step), targets.split(step), strict=True)
+    return torch.stack([_rows_gradient(*rows, smoothing) for rows in pieces]).sum()
 
 
-def _rows_gradient(logits: Tensor, targets: Tensor) -> Tensor:
+def _rows_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """A row's loss is log(sum exp) - (1 - e) * (the target's logit) - e * (the mean logit)."""
     place = torch.arange(len(targets), device=targets.device)
     logits -= logits.amax(dim=-1, keepdim=True)
     wanted = logits[place, targets]
+    if smoothing:
+        wanted = (1.0 - smoothing) * wanted + smoothing * logits.mean(dim=-1)
     sums = logits.exp_().sum(dim=-1, keepdim=True)
     logits /= sums
-    logits[place, targets] -= 1.0
+    if smoothing:
+        logits -= smoothing / logits.shape[1]
+    logits[place, targets] -= 1.0 - smoothing
     return (sums[:, 0].log() - wanted).sum()

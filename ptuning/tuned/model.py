@@ -101,6 +101,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         return_dict: bool | None = None,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Run the model.
@@ -118,6 +119,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             return_dict: False gives a tuple.
             logits_to_keep: how many of the last positions get logits; 0: all.
             num_items_in_batch: divisor of the summed loss; None: the number of labels (mean).
+            label_smoothing: share of the loss that asks for the same probability of every token; see
+                :func:`~ptuning.tuned.loss.target_loss`.
             kwargs: ``output_attentions`` is not available; anything else is an error.
 
         Returns:
@@ -139,11 +142,12 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
             alone = past_key_values is None and not use_cache and not output_hidden_states
-            result = self._with_loss(run, labels, num_items_in_batch, logits_to_keep, alone)
+            loss = partial(target_loss, head=self.lm_head, num_items=num_items_in_batch, smoothing=label_smoothing)
+            result = self._with_loss(run, labels, loss, logits_to_keep, alone)
         return result.as_tuple() if return_dict is False else result
 
     def _with_loss(
-        self, run: Callable[..., Any], labels: Tensor, num_items: Tensor | int | None, logits_to_keep: int, alone: bool
+        self, run: Callable[..., Any], labels: Tensor, loss: Callable[..., Tensor], logits_to_keep: int, alone: bool
     ) -> CausalLMOutput:
         """The loss of a run of the backbone; where nothing else is asked of it (``alone``), of the positions it needs."""
         chosen, targets = target_positions(labels)
@@ -151,7 +155,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         output = run(wanted=chosen) if alone else run()
         states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
         result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
-        result["loss"] = target_loss(states, targets, self.lm_head, num_items)
+        result["loss"] = loss(states, targets)
         every = run if alone else lambda: output
         return result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
 

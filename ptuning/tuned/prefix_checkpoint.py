@@ -115,7 +115,7 @@ def read_prefix(
     Raises:
         UserError: no such checkpoint, no prefix in it, or a flag that contradicts the file.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if not folder.exists():
         raise UserError(f"prefix checkpoint not found: {path} (working directory {Path.cwd()})")
     if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():

@@ -122,7 +122,7 @@ def plan_quantization(
         raise UserError(f"--bits {bits} was given; allowed are 4 and 8")
     if form not in ("safetensors", "bin"):
         raise UserError(f"--format {form} was given; allowed are safetensors and bin")
-    place = Path(os.path.abspath(Path(target).expanduser()))
+    place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)
     if is_prefix_folder(small) and not (small / "config.json").is_file():

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.setting_limits import shown
 
 WeightForm = Literal["safetensors", "bin"]
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}
@@ -25,11 +26,11 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: anything else.
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(found[2].upper()) if found else None
     size = int(float(found[1]) * unit) if found and unit else 0
     if size < 1:
-        raise UserError(f"size {text!r} was given; write a number with MB or GB behind it, such as 2GB")
+        raise UserError(f"size {shown(text)!r} was given; write a number with MB or GB behind it, such as 2GB")
     return size
 
 

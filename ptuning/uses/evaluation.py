@@ -13,6 +13,7 @@ from ptuning.loops.generation import PRESETS, generate_answers
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.metrics import score_pair
+from ptuning.plain.setting_limits import Limits, check_number
 from ptuning.plain.text_stream import reply_text
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.preprocess import reply_ids
@@ -57,16 +58,16 @@ def evaluate_rows(
             nothing.
         anew: answer every row even where answers of an earlier run could be kept.
         show: makes a progress display.
+
+    Raises:
+        UserError: a batch of no size.
     """
+    check_number("batch_size", batch_size, Limits(min=1))
     started = time.perf_counter()
-    preset = PRESETS[data.generation]
-    limit = data.val_max_target_length or data.max_target_length
     prompts = [row_prompt(tokenizer, row, data) for row in rows]
-    whole = data.max_source_length + limit + 1
-    limits = [whole - len(ids) if preset.whole_length else limit for ids in prompts]
-    fingerprint = {} if folder is None else run_fingerprint(
-        model, rows, prompts, data, batch_size=batch_size, seed=seed
-    )
+    limit = data.val_max_target_length or data.max_target_length
+    limits = _limits(prompts, data, limit)
+    fingerprint = {} if folder is None else run_fingerprint(model, rows, prompts, data, batch_size=batch_size, seed=seed)
     with _kept(folder, fingerprint, len(rows), anew) as (answers, keep):
         left = [index for index in range(len(rows)) if index not in answers]
         advance = show(len(rows), len(rows) - len(left)) if show is not None else None
@@ -76,7 +77,7 @@ def evaluate_rows(
             [prompts[index] for index in left],
             [limits[index] for index in left],
             batch_size=batch_size,
-            preset=preset,
+            preset=PRESETS[data.generation],
             num_beams=data.num_beams or 1,
             seeds=[seed + index for index in left],
         ):
@@ -88,6 +89,12 @@ def evaluate_rows(
     done = evaluation_of(ordered)
     done.metrics.update(_rates(len(rows), len(left), batch_size, time.perf_counter() - started))
     return done
+
+
+def _limits(prompts: Sequence[Sequence[int]], data: DataArguments, limit: int) -> list[int]:
+    """New tokens that each prompt may get; the published evaluation counts prompt and answer together."""
+    whole = data.max_source_length + limit + 1
+    return [whole - len(ids) if PRESETS[data.generation].whole_length else limit for ids in prompts]
 
 
 def _rates(rows: int, answered: int, batch_size: int, runtime: float) -> dict[str, float]:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ptuning.loops.settings_checks import check_against_model, check_before_loading
 from ptuning.loops.training_arguments import Arguments
 from ptuning.plain.arguments import DataArguments
 from ptuning.tuned.load import attach_checkpoint
@@ -15,7 +16,13 @@ from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import Evaluation, evaluate_rows
-from ptuning.uses.preparation import prepare_model, prepare_other_rows, prepare_rows, prepare_tokenizer
+from ptuning.uses.preparation import (
+    model_config,
+    prepare_model,
+    prepare_other_rows,
+    prepare_rows,
+    prepare_tokenizer,
+)
 from ptuning.uses.report import write_report
 from ptuning.uses.run_result import RunResult, ScoredModel, save_metrics
 
@@ -60,9 +67,11 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
             loaded, and all checkpoints before the first is evaluated.
     """
     model_settings, data, training = arguments
+    check_before_loading(training)
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
         model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
     tokenizer = prepare_tokenizer(model_settings)
+    check_against_model(model_settings, training, arguments.given, model_config(model_settings))
     asked = prepare_evaluation_rows(data)
     model = prepare_model(model_settings)
     for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them

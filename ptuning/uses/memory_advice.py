@@ -7,8 +7,6 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from ptuning.blocks.kernels.choose import uses_compiled
 from ptuning.loops.checkpoints import checkpoints
 from ptuning.loops.training_arguments import Arguments
@@ -17,18 +15,13 @@ from ptuning.plain.checkpointing_choice import choose_checkpointing
 from ptuning.plain.memory import ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
 from ptuning.tuned.example_store import PackedExamples
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.placement import free_bytes
+from ptuning.tuned.placement import free_bytes, is_out_of_memory
 
 logger = logging.getLogger(__name__)
 
+__all__ = ["is_out_of_memory", "out_of_memory_message", "settle_checkpointing"]
+
 _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out, on an accelerator or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def settle_checkpointing(

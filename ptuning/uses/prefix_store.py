@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -74,9 +75,9 @@ def named_checkpoints(given: str) -> list[tuple[str, Path]]:
         UserError: no such folder, no checkpoint in it, or a name that cannot be one.
     """
     name, equals, rest = given.partition("=")
-    if not equals or Path(given).expanduser().exists() or "/" in name or "\\" in name:
+    if not equals or Path(os.path.expanduser(given)).exists() or "/" in name or "\\" in name:
         name, rest = "", given
-    path = Path(rest).expanduser()
+    path = Path(os.path.expanduser(rest))
     if not rest or not path.exists():
         raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {Path.cwd()})")
     if path.is_dir() and not is_prefix_folder(path):

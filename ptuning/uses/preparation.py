@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
+from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.load import load_answering_model, load_model, load_tokenizer
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.row_forms import MissingColumnError
 from ptuning.tuned.rows import Rows, every_round, mixed, read_rows
+from ptuning.tuned.weights import read_config
 from ptuning.uses.examples import prepare_examples
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "base_model_name",
+    "model_config",
     "prepare_answering_model",
     "prepare_examples",
     "prepare_model",
@@ -42,6 +46,19 @@ def base_model_name(model: ModelArguments) -> str:
             f"--model_name_or_path is missing, and {model.ptuning_checkpoint} does not say which base model it belongs to"
         )
     return str(base)
+
+
+def model_config(model: ModelArguments) -> ChatGLMConfig:
+    """The configuration of the backbone to load; nothing else of it is read."""
+    folder = resolve_folder(
+        base_model_name(model),
+        weights=False,
+        revision=model.model_revision,
+        cache_dir=model.cache_dir,
+        token=model.token,
+        local_files_only=model.local_files_only,
+    )
+    return read_config(folder)
 
 
 def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import set_seed
 
 from ptuning.loops.checkpoints import barrier, checkpoints, set_aside, starting_point
+from ptuning.loops.settings_checks import check_against_model, check_before_loading, check_steps
 from ptuning.loops.training import PrefixTrainer
 from ptuning.loops.training_arguments import Arguments, TuningArguments, save_arguments
 from ptuning.plain.arguments import DataArguments, ModelArguments
@@ -30,6 +31,7 @@ from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_model
 from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
 from ptuning.uses.preparation import (
     base_model_name,
+    model_config,
     prepare_examples,
     prepare_model,
     prepare_rows,
@@ -67,6 +69,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         StoppedError: a signal ended training; its state is saved.
     """
     model_settings, data, training = arguments
+    check_before_loading(training)
     start = starting_point(training)
     barrier()  # no process makes the folder while another still looks whether it is there
     arguments = replace(arguments, model=_with_start(model_settings, training))
@@ -74,11 +77,13 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
     tokenizer = prepare_tokenizer(arguments.model)
+    check_against_model(arguments.model, training, arguments.given, model_config(arguments.model))
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
     asked = prepare_evaluation_rows(data) if training.do_predict else EvaluationRows([])
     examples = prepare_examples(tokenizer, rows, data, "training rows")
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
+    check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
     trainer = _trainer(arguments, tokenizer, examples, eval_examples, rows, validation)
     model = trainer.model
     folder = Path(str(training.output_dir))
