@@ -103,4 +103,7 @@ def whole_checkpoint(folder, step):
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text("{}")
+    torch.save({"state": {}, "param_groups": []}, path / "optimizer.pt")
+    torch.save({}, path / "scheduler.pt")
+    torch.save(dict.fromkeys(("python", "numpy", "cpu")), path / "rng_state.pth")
     return path

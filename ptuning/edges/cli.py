@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
-from ptuning.plain.errors import GenerationError, StoppedError, TrainingError, UserError
+from ptuning.plain.errors import GenerationError, OutputError, StoppedError, TrainingError, UserError
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except (GenerationError, TrainingError) as error:
+    except (GenerationError, OutputError, TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_FAILED
     except StoppedError as stopped:

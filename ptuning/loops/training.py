@@ -23,6 +23,7 @@ from ptuning.loops.checkpoints import (
     changes_since,
     checkpoints,
     clear_staging,
+    not_saved,
     read_run,
     remove_old,
     reveal,
@@ -31,11 +32,15 @@ from ptuning.loops.checkpoints import (
 )
 from ptuning.loops.interruption import StopOnSignal
 from ptuning.loops.progress import TrainingProgress
+from ptuning.loops.run_state import OPTIMIZER_FILE, STATE_FILE, check_optimizer, rng_file
 from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
-from ptuning.plain.errors import TrainingError, UserError
+from ptuning.plain.errors import OutputError, TrainingError, UserError
+from ptuning.plain.reading import guarded
+from ptuning.tuned.atomic import replace_when_whole, writing
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.output_folder import OutputFolder
 from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
 from ptuning.tuned.preprocess import Example
 
@@ -77,6 +82,9 @@ class PrefixTrainer(Seq2SeqTrainer):
         prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
         description: settings and rows of the run; what differs when a run goes on is named.
         scorer: gives BLEU-4 and ROUGE for every evaluation while training.
+
+    Attributes:
+        place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
     """
 
     model: ChatGLMForConditionalGeneration
@@ -101,6 +109,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.scorer = scorer
         self.stop = StopOnSignal()
         self.progress = TrainingProgress(False if args.disable_tqdm else None)
+        self.place: OutputFolder | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._losses = RunningLoss()
         _prepare(args)
@@ -130,6 +139,7 @@ class PrefixTrainer(Seq2SeqTrainer):
 
         Raises:
             TrainingError: a loss or a gradient that is not a number.
+            OutputError: the output folder went away, or cannot be written.
         """
         resumed = isinstance(resume_from_checkpoint, str)
         if isinstance(resume_from_checkpoint, str):
@@ -156,11 +166,15 @@ class PrefixTrainer(Seq2SeqTrainer):
         if state.global_step < total:
             return None
         logger.info("%s is at the last step of this run: nothing is left to train", checkpoint)
+        state.is_world_process_zero, state.is_local_process_zero = self.is_world_process_zero(), self.is_local_process_zero()
         self.state = state
+        if state.is_world_process_zero:
+            self.progress.keep_lines(self.args, state)
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
-        loss = self._losses.whole_mean(state.global_step)
-        return TrainOutput(state.global_step, loss, {"train_loss": loss, "epoch": state.epoch or 0.0})
+        metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
+        self.log(metrics)  # as at the end of training; it fills in the loss and the epoch
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     # ---- what is not a number never reaches the optimiser ----
 
@@ -218,6 +232,7 @@ class PrefixTrainer(Seq2SeqTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with means of the loss that survive a resume."""
+        self._look_after_folder()
         if "loss" in logs:
             logs["loss"] = self._losses.drain(self.state.global_step)
         if "train_loss" in logs:
@@ -257,6 +272,23 @@ class PrefixTrainer(Seq2SeqTrainer):
         best = self.state.best_global_step
         if best and (Path(folder) / f"checkpoint-{best}").is_dir():
             self.state.best_model_checkpoint = os.path.join(folder, f"checkpoint-{best}")
+        if self.args.should_save:
+            self._look_after_folder()
+        staged = staging_folder(folder) / name
+        try:
+            with writing(staged):
+                self._write_checkpoint(model, trial, staged)
+        except OutputError as error:
+            without = not_saved(error, staged, folder)
+            self._look_after_folder()
+            raise without from error
+        if best == self.state.global_step:
+            self.state.best_model_checkpoint = os.path.join(folder, name)
+        barrier()
+
+    def _write_checkpoint(self, model: Any, trial: Any, staged: Path) -> None:
+        """All files into the hidden folder; then the checkpoint gets its name, and old ones go."""
+        folder = str(self.args.output_dir)
         self._staging = True
         try:
             super()._save_checkpoint(model, trial)
@@ -265,16 +297,22 @@ class PrefixTrainer(Seq2SeqTrainer):
         loss = self._losses.state()
         barrier()
         if self.args.should_save:
-            staged = staging_folder(folder) / name
-            if best == self.state.global_step:
-                self.state.best_model_checkpoint = os.path.join(folder, name)
-                self.state.save_to_json(str(staged / "trainer_state.json"))
+            if self.state.best_global_step == self.state.global_step:
+                self.state.best_model_checkpoint = os.path.join(folder, staged.name)
+                self.state.save_to_json(str(staged / STATE_FILE))
             write_run(staged, self.description, loss)
             reveal(staged, folder)
             remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        elif best == self.state.global_step:
-            self.state.best_model_checkpoint = os.path.join(folder, name)
-        barrier()
+
+    def _look_after_folder(self) -> None:
+        if self.place is not None:
+            self.place.check(f"step {self.state.global_step} of {self.state.max_steps}")
+
+    def save_state(self) -> None:
+        """transformers' own; the file appears whole."""
+        if self.args.should_save:
+            with replace_when_whole(Path(str(self.args.output_dir)) / STATE_FILE) as temporary:
+                self.state.save_to_json(str(temporary))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Write the prefix, whole or not at all."""
@@ -290,6 +328,23 @@ class PrefixTrainer(Seq2SeqTrainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Read the prefix of a checkpoint back into the model."""
         self._read_prefix(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        path = Path(checkpoint or "") / OPTIMIZER_FILE
+        if checkpoint and path.is_file():
+            before = (read_run(checkpoint).get("description") or {}).get("optim")
+            check_optimizer(path, self.optimizer, before, str(getattr(self.args.optim, "value", self.args.optim)))
+        with guarded(str(checkpoint), "state of an optimiser and its schedule", "take another checkpoint"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        path = Path(checkpoint or "") / rng_file(self.args.process_index, self.args.world_size)
+        with guarded(path, "random state", "take another checkpoint"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_callback_state(self) -> None:
+        with guarded(STATE_FILE, "trainer state", "take another checkpoint"):
+            super()._load_callback_state()
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:

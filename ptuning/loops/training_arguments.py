@@ -20,6 +20,7 @@ from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArgument
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
 from ptuning.plain.settings_file import read_mapping
+from ptuning.tuned.atomic import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +222,8 @@ def save_arguments(folder: str | Path, arguments: Arguments) -> Path:
             value = os.path.abspath(value)
         values[name] = value
     path = Path(folder) / _SAVED_NAME
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with replace_when_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
 from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.file_list import check_listed
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
 from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
 from ptuning.tuned.weight_files import check_whole, find_weights, read_json, read_tensors
@@ -113,7 +114,8 @@ def read_prefix(
         pre_seq_len: what a flag says, to be held against the file; None asks nothing. Likewise ``prefix_projection``.
 
     Raises:
-        UserError: no such checkpoint, no prefix in it, or a flag that contradicts the file.
+        UserError: no such checkpoint, no prefix in it, a file that differs from the list beside it (see
+            :mod:`ptuning.tuned.file_list`), or a flag that contradicts the file.
     """
     folder = Path(path).expanduser()
     if not folder.exists():
@@ -123,6 +125,8 @@ def read_prefix(
     else:
         files = _prefix_files(folder)
         file = files[0]
+        for part in files:
+            check_listed(part)
         state = {
             name.removeprefix(PREFIX_KEY): tensor.to(torch.float32).clone()
             for part in files
