@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE
+from ptuning.plain.paths import pasted
 from ptuning.uses.intervals import LEVEL
 from ptuning.uses.report import PAGE_FILE
 from ptuning.uses.run_result import COMPARISON_FILE, RunResult, ScoredModel, ScoreRow
@@ -96,7 +97,7 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
         print(f"  all results  {result.folder / 'all_results.json'}")
     print(f"  report       {result.folder / PAGE_FILE}")
     if result.checkpoint is not None:
-        print(f"\ntalk to it:  bash scripts/chat.sh --ptuning_checkpoint {result.checkpoint}")
+        print(f"\ntalk to it:  bash scripts/chat.sh --ptuning_checkpoint {pasted(result.checkpoint)}")
 
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:
@@ -146,7 +147,7 @@ def print_samples(models: Sequence[ScoredModel]) -> None:
         print(f"  wanted   {_one_line(answer.reference)}")
         if base is not None and base.task is not None:
             print(f"  base     {_one_line(base.task.answers[answer.index].answer)}")
-            print(f"  {name}   {_one_line(answer.answer)}")
+        print(f"  {name}   {_one_line(answer.answer)}")
 
 
 def _one_line(text: str) -> str:

@@ -32,11 +32,24 @@ class ListedFile(NamedTuple):
 
 def write_file_list(folder: Path) -> Path:
     """Write the list of all files that a folder holds now, below it as well; returns the list's path."""
-    files = {
-        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": _sha256(path)}
+    return _write(folder, {
+        path.relative_to(folder).as_posix(): _listed(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path != folder / LIST_FILE
-    }
+    })
+
+
+def add_to_file_list(file: Path) -> Path:
+    """Put one more file on the list of its folder; returns the list's path."""
+    return _write(file.parent, (read_file_list(file.parent) or {}) | {file.name: _listed(file)})
+
+
+def _listed(path: Path) -> ListedFile:
+    return ListedFile(path.stat().st_size, _sha256(path))
+
+
+def _write(folder: Path, listed: dict[str, ListedFile]) -> Path:
+    files = {name: facts._asdict() for name, facts in listed.items()}
     with replace_when_whole(folder / LIST_FILE) as temporary:
         text = json.dumps({"format": _FORMAT, "files": files}, ensure_ascii=False, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")

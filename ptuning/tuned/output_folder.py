@@ -120,32 +120,23 @@ def _make(folder: Path, made: list[Path]) -> None:
         made.insert(0, folder)
 
 
-def _refusal(error: OSError | ValueError, flag: str, folder: object) -> Exception:
+def _refusal(error: OSError | ValueError, flag: str, folder: str | os.PathLike[str]) -> Exception:
     """What an error on the way to a claim means, in words for a user."""
     if isinstance(error, UserError) and str(error).startswith(flag):
         return error
     if isinstance(error, OSError) and error.errno in _FULL:
         return OutputError(folder, error.errno)
     if isinstance(error, NotADirectoryError):
-        itself = error.filename == os.path.abspath(str(folder))
+        itself = error.filename == os.path.abspath(folder)
         why = "this is a file; name a folder" if itself else f"{error.filename} is a file, and no folder can lie below it"
         return UserError(f"{flag} {folder}: {why}")
-    if isinstance(error, FileNotFoundError) and not os.path.isabs(str(folder)) and working_directory_is_gone():
+    if isinstance(error, FileNotFoundError) and not os.path.isabs(folder) and not os.path.exists(os.curdir):
         return UserError(f"{flag} {folder}: the working directory was deleted; change to another one, or give a whole path")
     if isinstance(error, OSError):
         return UserError(f"{flag} {folder}: cannot be written ({error.strerror}); name another folder")
     if isinstance(error, UserError):
         return UserError(f"{flag} {folder}: {error}; name another folder")
     return UserError(f"{flag} {str(folder)!r}: no path ({error}); name another folder")
-
-
-def working_directory_is_gone() -> bool:
-    """Whether the working directory was deleted."""
-    try:
-        os.getcwd()
-    except OSError:
-        return True
-    return False
 
 
 def _locked(path: Path, named: str) -> int:

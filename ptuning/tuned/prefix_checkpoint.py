@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.file_list import check_listed
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
@@ -119,7 +120,7 @@ def read_prefix(
     """
     folder = Path(path).expanduser()
     if not folder.exists():
-        raise UserError(f"prefix checkpoint not found: {path} (working directory {Path.cwd()})")
+        raise UserError(f"prefix checkpoint not found: {path} (working directory {working_directory()})")
     if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():
         file, state, settings = read_adapter(folder)
     else:
