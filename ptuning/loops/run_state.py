@@ -24,7 +24,9 @@ from ptuning.plain.reading import guarded
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE = "trainer_state.json", "optimizer.pt", "scheduler.pt"
+STATE_FILE, OPTIMIZER_FILE, SCHEDULER_FILE, SCALER_FILE = (
+    "trainer_state.json", "optimizer.pt", "scheduler.pt", "scaler.pt",
+)
 _REMEDY = "take another checkpoint, or start from its weights alone with --init_from"
 _SMALL = 1 << 16  # numbers in a tensor of an optimiser's state that belongs to no parameter
 
@@ -56,7 +58,7 @@ def what_is_unreadable(checkpoint: Path) -> str | None:
     """
     readers: list[tuple[str, Callable[[Path], object]]] = [
         (STATE_FILE, _read_trainer_state), (OPTIMIZER_FILE, _read_optimizer), (SCHEDULER_FILE, read_state),
-        ("rng_state*.pth", _read_random_state),
+        (SCALER_FILE, read_state), ("rng_state*.pth", _read_random_state),
     ]
     try:
         for pattern, read in readers:

@@ -12,36 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ptuning.blocks.allocator import keep_freed_memory
 from ptuning.blocks.kernels.choose import settings
-from ptuning.loops.checkpoints import (
-    barrier,
-    changes_since,
-    checkpoints,
-    clear_staging,
-    not_saved,
-    read_run,
-    remove_old,
-    reveal,
-    staging_folder,
-    write_run,
-)
+from ptuning.loops.checkpointing_trainer import CheckpointingTrainer
+from ptuning.loops.checkpoints import changes_since, checkpoints, clear_staging, read_run
 from ptuning.loops.interruption import StopOnSignal
 from ptuning.loops.progress import TrainingProgress
-from ptuning.loops.run_state import OPTIMIZER_FILE, STATE_FILE, check_optimizer, rng_file
 from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
-from ptuning.plain.errors import OutputError, TrainingError, UserError
-from ptuning.plain.reading import guarded
-from ptuning.tuned.atomic import replace_when_whole, writing
+from ptuning.plain.errors import TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.output_folder import OutputFolder
-from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
 from ptuning.tuned.preprocess import Example
 
 logger = logging.getLogger(__name__)
@@ -67,7 +52,7 @@ class ExampleDataset(Dataset):  # type: ignore[type-arg]
         return {"input_ids": example.input_ids, "labels": example.labels, "rows": index}
 
 
-class PrefixTrainer(Seq2SeqTrainer):
+class PrefixTrainer(CheckpointingTrainer):
     """Seq2SeqTrainer whose checkpoints hold the prefix (and the state of the run), never the backbone.
 
     A checkpoint appears whole or not at all; a run that goes on from one equals a run without a stop, log lines included; a
@@ -82,13 +67,7 @@ class PrefixTrainer(Seq2SeqTrainer):
         prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
         description: settings and rows of the run; what differs when a run goes on is named.
         scorer: gives BLEU-4 and ROUGE for every evaluation while training.
-
-    Attributes:
-        place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
     """
-
-    model: ChatGLMForConditionalGeneration
-    args: TuningArguments
 
     def __init__(
         self,
@@ -109,7 +88,6 @@ class PrefixTrainer(Seq2SeqTrainer):
         self.scorer = scorer
         self.stop = StopOnSignal()
         self.progress = TrainingProgress(False if args.disable_tqdm else None)
-        self.place: OutputFolder | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._losses = RunningLoss()
         _prepare(args)
@@ -255,112 +233,10 @@ class PrefixTrainer(Seq2SeqTrainer):
             raise TrainingError(f"the validation loss at step {step} is not a number: lower --learning_rate")
         return output
 
-    # ---- checkpoints ----
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = str(super()._get_output_dir(trial=trial))
-        return str(staging_folder(folder)) if self._staging else folder
-
-    _staging = False
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers' own, into a hidden folder that is renamed when it is whole."""
-        folder = str(self.args.output_dir)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in _encoder(self.model).parameters()):
             raise TrainingError(self._not_finite_message("prefix", []))
-        name = f"checkpoint-{self.state.global_step}"
-        best = self.state.best_global_step
-        if best and (Path(folder) / f"checkpoint-{best}").is_dir():
-            self.state.best_model_checkpoint = os.path.join(folder, f"checkpoint-{best}")
-        if self.args.should_save:
-            self._look_after_folder()
-        staged = staging_folder(folder) / name
-        try:
-            with writing(staged):
-                self._write_checkpoint(model, trial, staged)
-        except OutputError as error:
-            without = not_saved(error, staged, folder)
-            self._look_after_folder()
-            raise without from error
-        if best == self.state.global_step:
-            self.state.best_model_checkpoint = os.path.join(folder, name)
-        barrier()
-
-    def _write_checkpoint(self, model: Any, trial: Any, staged: Path) -> None:
-        """All files into the hidden folder; then the checkpoint gets its name, and old ones go."""
-        folder = str(self.args.output_dir)
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        loss = self._losses.state()
-        barrier()
-        if self.args.should_save:
-            if self.state.best_global_step == self.state.global_step:
-                self.state.best_model_checkpoint = os.path.join(folder, staged.name)
-                self.state.save_to_json(str(staged / STATE_FILE))
-            write_run(staged, self.description, loss)
-            reveal(staged, folder)
-            remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _look_after_folder(self) -> None:
-        if self.place is not None:
-            self.place.check(f"step {self.state.global_step} of {self.state.max_steps}")
-
-    def save_state(self) -> None:
-        """transformers' own; the file appears whole."""
-        if self.args.should_save:
-            with replace_when_whole(Path(str(self.args.output_dir)) / STATE_FILE) as temporary:
-                self.state.save_to_json(str(temporary))
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the prefix, whole or not at all."""
-        folder = str(self.args.output_dir if output_dir is None else output_dir)
-        encoder = _encoder(self.model)
-        logger.info("Saving PrefixEncoder to %s", folder)
-        if self.args.prefix_format in ("ptuning", "both"):
-            save_prefix(folder, encoder, self.prefix_settings)
-        if self.args.prefix_format in ("published", "both"):
-            save_published_prefix(folder, encoder)
-        torch.save(self.args, os.path.join(folder, "training_args.bin"))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Read the prefix of a checkpoint back into the model."""
-        self._read_prefix(resume_from_checkpoint)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        path = Path(checkpoint or "") / OPTIMIZER_FILE
-        if checkpoint and path.is_file():
-            before = (read_run(checkpoint).get("description") or {}).get("optim")
-            check_optimizer(path, self.optimizer, before, str(getattr(self.args.optim, "value", self.args.optim)))
-        with guarded(str(checkpoint), "state of an optimiser and its schedule", "take another checkpoint"):
-            super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        path = Path(checkpoint or "") / rng_file(self.args.process_index, self.args.world_size)
-        with guarded(path, "random state", "take another checkpoint"):
-            super()._load_rng_state(checkpoint)
-
-    def _load_callback_state(self) -> None:
-        with guarded(STATE_FILE, "trainer state", "take another checkpoint"):
-            super()._load_callback_state()
-
-    def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._read_prefix(self.state.best_model_checkpoint)
-
-    def _read_prefix(self, folder: str | os.PathLike[str]) -> None:
-        encoder = _encoder(self.model)
-        saved = read_prefix(folder)
-        if (saved.pre_seq_len, saved.projection) != (encoder.config.pre_seq_len, encoder.config.projection):
-            raise UserError(
-                f"{saved.path} holds a prefix of {saved.pre_seq_len} tokens (projection: {saved.projection}); this run "
-                f"trains {encoder.config.pre_seq_len} (projection: {encoder.config.projection}): resume with the settings "
-                "of that run"
-            )
-        logger.info("Loading prefix_encoder weight from %s", Path(folder))
-        encoder.load_state_dict(saved.state_dict)
+        super()._save_checkpoint(model, trial)
 
 
 class _Collation:
