@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from ptuning import __version__
 from ptuning.plain.errors import GenerationError, OutputError, StoppedError, TrainingError, UserError
+from ptuning.plain.paths import working_directory_is_gone
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -56,6 +57,8 @@ def run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         raise UserError(f"ptuning {verb}: no such verb; {hint} (ptuning --help)")
+    if working_directory_is_gone():  # transformers cannot even be imported then
+        raise UserError(f"ptuning {verb}: the working directory was deleted; change to another one and start again there")
     return int(importlib.import_module(VERBS[verb][0]).main(rest) or EXIT_OK)
 
 

@@ -13,7 +13,15 @@ import torch
 from transformers import Seq2SeqTrainer
 
 from ptuning.loops.checkpoints import barrier, not_saved, read_run, remove_old, reveal, staging_folder, write_run
-from ptuning.loops.run_state import OPTIMIZER_FILE, SCALER_FILE, STATE_FILE, check_optimizer, rng_file
+from ptuning.loops.run_state import (
+    OPTIMIZER_FILE,
+    SCALER_FILE,
+    SCHEDULER_FILE,
+    STATE_FILE,
+    check_optimizer,
+    check_scheduler,
+    rng_file,
+)
 from ptuning.loops.running_loss import RunningLoss
 from ptuning.loops.training_arguments import TuningArguments
 from ptuning.plain.errors import OutputError, UserError
@@ -87,6 +95,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 self.state.best_model_checkpoint = os.path.join(folder, staged.name)
                 self.state.save_to_json(str(staged / STATE_FILE))
             write_run(staged, self.description, loss)
+            self._look_after_folder()
             reveal(staged, folder)
             remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
@@ -116,10 +125,12 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         self._read_prefix(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        path = Path(checkpoint or "") / OPTIMIZER_FILE
-        if checkpoint and path.is_file():
-            before = (read_run(checkpoint).get("description") or {}).get("optim")
-            check_optimizer(path, self.optimizer, before, str(getattr(self.args.optim, "value", self.args.optim)))
+        folder = Path(checkpoint or "")
+        if checkpoint and (folder / OPTIMIZER_FILE).is_file() and (folder / SCHEDULER_FILE).is_file():
+            before = read_run(checkpoint).get("description") or {}
+            check_optimizer(folder / OPTIMIZER_FILE, self.optimizer, before.get("optim"), _text(self.args.optim))
+            kind = _text(self.args.lr_scheduler_type)
+            check_scheduler(folder / SCHEDULER_FILE, self.lr_scheduler, before.get("lr_scheduler_type"), kind)
         with _reading(checkpoint or "", "state of an optimiser and its schedule"):
             super()._load_optimizer_and_scheduler(checkpoint)
 
@@ -133,9 +144,9 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         with _reading(path, "random state"):
             super()._load_rng_state(checkpoint)
 
-    def _load_callback_state(self) -> None:
-        with _reading(STATE_FILE, "trainer state"):
-            super()._load_callback_state()
+    def _init_training_state(self, max_steps: int, steps: int, epochs: int, checkpoint: str | None, trial: Any) -> Any:
+        with _reading(Path(checkpoint or "") / STATE_FILE, "trainer state"):
+            return super()._init_training_state(max_steps, steps, epochs, checkpoint, trial)
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
@@ -152,6 +163,10 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             )
         logger.info("Loading prefix_encoder weight from %s", Path(folder))
         encoder.load_state_dict(saved.state_dict)
+
+
+def _text(setting: Any) -> str:
+    return str(getattr(setting, "value", setting))
 
 
 @contextmanager

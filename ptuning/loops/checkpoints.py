@@ -59,11 +59,12 @@ def what_is_broken(checkpoint: Path) -> str | None:
     if not (checkpoint / STATE_FILE).is_file():
         return f"no {STATE_FILE}"
     try:
-        for name in (STATE_FILE, RUN_FILE):
-            if (checkpoint / name).exists():
-                read_json(checkpoint / name, "it is cut short or damaged")
+        read_json(checkpoint / STATE_FILE, "it is cut short or damaged")
+        read_run(checkpoint)
         for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
             for file in sorted(checkpoint.glob(pattern)):
+                if not file.is_file():
+                    return f"{file.name} is no file"
                 check_whole(file)
     except (UserError, OSError) as error:
         return str(error)
@@ -134,7 +135,8 @@ def _resume(wish: str, folder: Path) -> str | None:
         return None
     reason = why_not_resumable(Path(wish))
     if reason is not None:
-        there = ", ".join(str(path) for path in checkpoints(folder)) or f"none in {folder}"
+        others = [path for path in checkpoints(folder) if path.resolve() != Path(wish).resolve()]
+        there = ", ".join(map(str, others)) or f"no others in {folder}"
         raise UserError(
             f"--resume_from_checkpoint {wish}: not a whole checkpoint of a run ({reason}); there are: {there}; to start "
             "from the weights of a prefix alone: --init_from"
@@ -249,7 +251,7 @@ def read_run(checkpoint: str | Path) -> dict[str, Any]:
         UserError: it is damaged.
     """
     path = Path(checkpoint) / RUN_FILE
-    values = read_json(path, "take another checkpoint") if path.exists() else {}
+    values = read_json(path, "it is cut short or damaged") if path.is_file() else {}
     loss, description = values.get("loss") or {}, values.get("description") or {}
     numbers = isinstance(loss, dict) and all(type(value) in (int, float) for value in loss.values())
     if not numbers or not isinstance(description, dict):

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import pickle
+import random
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.trainer_callback import TrainerState
@@ -124,9 +126,10 @@ def _read_optimizer(path: Path) -> dict[Any, Any]:
 
 def _read_random_state(path: Path) -> dict[Any, Any]:
     state = read_state(path, safe_globals())  # NumPy's arrays are among it
-    missing = [name for name in ("python", "numpy", "cpu") if name not in state]
-    if missing:
-        raise UserError(f"{path}: holds no random state of {', '.join(missing)}; {_REMEDY}")
+    with guarded(path, "random state", _REMEDY):
+        random.Random().setstate(state["python"])
+        np.random.RandomState().set_state(state["numpy"])
+        torch.Generator().set_state(state["cpu"])
     return state
 
 
@@ -144,15 +147,8 @@ def check_optimizer(path: Path, optimizer: Any, before: object, now: object) -> 
     with guarded(path, "state of an optimiser", _REMEDY):
         saved, own = _read_optimizer(path), optimizer.state_dict()
         groups, others = saved["param_groups"], own["param_groups"]
-        names, other_names = (set().union(*(set(group) for group in many)) for many in (groups, others))
-        more, less = names - other_names, other_names - names
-        # Versions of one optimiser add settings; another optimiser also lacks some of this one's.
-        if (more and less) or (names != other_names and before not in (None, now)):
-            written = f"--optim {before}" if before not in (None, now) else f"another optimiser ({_some(more)})"
-            raise UserError(
-                f"{path} was written with {written}; this run uses --optim {now}: resume with the optimiser of that run, or "
-                "start from its weights alone with --init_from"
-            )
+        names, own_names = (set().union(*(set(group) for group in many)) for many in (groups, others))
+        _refuse_other_kind(path, "optim", (names, before), (own_names, now))
         counts = [[len(group["params"]) for group in many] for many in (groups, others)]
         if counts[0] != counts[1]:
             raise UserError(f"{path} was written for {counts[0]} parameters by group; this run has {counts[1]}; {_REMEDY}")
@@ -162,6 +158,35 @@ def check_optimizer(path: Path, optimizer: Any, before: object, now: object) -> 
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
             _check_tensors(path, saved["state"].get(index), parameter)
+
+
+def check_scheduler(path: Path, scheduler: Any, before: object, now: object) -> None:
+    """Refuse the state of another schedule of the learning rate.
+
+    Args:
+        path: ``scheduler.pt``.
+        scheduler: of this run.
+        before: ``--lr_scheduler_type`` of the run that wrote the file, where it is known; ``now``: of this run.
+
+    Raises:
+        UserError: what was written and what this run uses.
+    """
+    with guarded(path, "state of a schedule", _REMEDY):
+        _refuse_other_kind(path, "lr_scheduler_type", (set(read_state(path)), before), (set(scheduler.state_dict()), now))
+
+
+def _refuse_other_kind(path: Path, flag: str, saved: tuple[set[Any], object], own: tuple[set[Any], object]) -> None:
+    """Compare the names in a saved state and in this run's own. Versions of one class add names; another class also lacks
+    some of this one's."""
+    (names, before), (own_names, now) = saved, own
+    more, less = names - own_names, own_names - names
+    known = before not in (None, now)
+    if (more and less) or (known and (more or less)):
+        written = f"--{flag} {before}" if known else f"something else ({', '.join(sorted(map(str, more))[:4])})"
+        raise UserError(
+            f"{path} was written with {written}; this run uses --{flag} {now}: resume with the settings of that run, or "
+            "start from its weights alone with --init_from"
+        )
 
 
 _AS_THE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
@@ -180,7 +205,3 @@ def _check_tensors(path: Path, state: object, parameter: Tensor) -> None:
                 f"{path}: {name} was written with the shape {list(value.shape)}; this run trains a parameter of the shape "
                 f"{list(parameter.shape)}: resume with the settings of that run"
             )
-
-
-def _some(names: set[str]) -> str:
-    return ", ".join(sorted(map(str, names))[:4])

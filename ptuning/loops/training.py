@@ -226,6 +226,7 @@ class PrefixTrainer(CheckpointingTrainer):
             scores = self.scorer() if self.scorer is not None else {}
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = output.metrics or {}
+        metrics.pop(f"{prefix}_model_preparation_time", None)  # there or not, as a run was resumed or not
         metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         loss = metrics.get(f"{prefix}_loss")
         if loss is not None and not math.isfinite(loss):

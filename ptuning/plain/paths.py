@@ -6,10 +6,16 @@ import shlex
 
 def working_directory() -> str:
     """The working directory, for messages; it may have been deleted while the process runs."""
+    return "deleted: relative paths lead nowhere" if working_directory_is_gone() else os.getcwd()
+
+
+def working_directory_is_gone() -> bool:
+    """Whether the working directory was deleted."""
     try:
-        return os.getcwd()
+        os.getcwd()
     except OSError:
-        return "deleted: relative paths lead nowhere"
+        return True
+    return False
 
 
 def path_argument(path: str | os.PathLike[str]) -> str:

@@ -65,6 +65,8 @@ def read_file_list(folder: Path) -> dict[str, ListedFile] | None:
     path = folder / LIST_FILE
     if not path.exists():
         return None
+    if not path.is_file():
+        raise UserError(f"{path} is no file; {_REMEDY}")
     values = read_json(path, _REMEDY)
     files = values.get("files")
     if values.get("format") != _FORMAT or not isinstance(files, dict):

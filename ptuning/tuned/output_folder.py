@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ptuning.plain.errors import OutputError, UserError
+from ptuning.plain.paths import working_directory_is_gone
 
 logger = logging.getLogger(__name__)
 
@@ -49,12 +50,11 @@ class OutputFolder:
         """
         if _same(self._lock, self._handle) or self._folder is None or _same(self._lock.parent, self._folder):
             return
-        what = "was replaced by another one" if self._lock.parent.exists() else "was removed"
         raise OutputError(
             self.path,
             errno.ENOENT,
             f"what was saved there is lost{so_far and f' ({so_far})'}, and the run ends here: start it again",
-            f"this output folder {what} while the run was writing to it",
+            "this output folder was removed or replaced while the run was writing to it",
         )
 
     def release(self) -> None:
@@ -130,7 +130,7 @@ def _refusal(error: OSError | ValueError, flag: str, folder: str | os.PathLike[s
         itself = error.filename == os.path.abspath(folder)
         why = "this is a file; name a folder" if itself else f"{error.filename} is a file, and no folder can lie below it"
         return UserError(f"{flag} {folder}: {why}")
-    if isinstance(error, FileNotFoundError) and not os.path.isabs(folder) and not os.path.exists(os.curdir):
+    if isinstance(error, FileNotFoundError) and not os.path.isabs(folder) and working_directory_is_gone():
         return UserError(f"{flag} {folder}: the working directory was deleted; change to another one, or give a whole path")
     if isinstance(error, OSError):
         return UserError(f"{flag} {folder}: cannot be written ({error.strerror}); name another folder")
