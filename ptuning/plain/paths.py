@@ -19,9 +19,11 @@ def working_directory_is_gone() -> bool:
 
 
 def path_argument(path: str | os.PathLike[str]) -> str:
-    """A path as an argument of a command: one that begins like a flag, or like a home folder, is none."""
+    """A path as an argument of a command: one that begins like a flag (``-``) or like a home folder (``~``) is none."""
     text = os.fspath(path)
-    return os.path.join(os.curdir, text) if text.startswith(("-", "~")) else text
+    if text.startswith("-"):
+        return os.path.join(os.curdir, text)
+    return os.path.abspath(text) if text.startswith("~") else text
 
 
 def pasted(path: str | os.PathLike[str]) -> str:
