@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ptuning.auto_classes import register_when_imported
+from ptuning.plain.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from ptuning.blocks.config import ChatGLMConfig
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from ptuning.tuned.load import load_model, load_tokenizer
     from ptuning.tuned.model import ChatGLMForConditionalGeneration
 
-__version__ = "0.1.0"
 __all__ = [
     "ChatGLMConfig",
     "ChatGLMForConditionalGeneration",

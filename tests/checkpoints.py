@@ -1,9 +1,11 @@
 """Model folders for the tests, in every published layout: the golden model's tensors in other dtypes and vocabularies."""
 
 import json
+import random
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -103,4 +105,8 @@ def whole_checkpoint(folder, step):
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
     (path / "trainer_state.json").write_text("{}")
+    torch.save({"state": {}, "param_groups": []}, path / "optimizer.pt")
+    torch.save({}, path / "scheduler.pt")
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    torch.save(states, path / "rng_state.pth")
     return path

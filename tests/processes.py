@@ -27,9 +27,9 @@ class Command:
         output: file with everything it printed.
     """
 
-    def __init__(self, argv, output, limit_memory=None):
+    def __init__(self, argv, output, limit_memory=None, limit_file=None):
         self.output = Path(output)
-        self._process = _CONTEXT.Process(target=_inside, args=(list(map(str, argv)), str(output), limit_memory))
+        self._process = _CONTEXT.Process(target=_inside, args=(list(map(str, argv)), str(output), limit_memory, limit_file))
         self._process.start()
         self.pid = self._process.pid
 
@@ -64,7 +64,7 @@ class Command:
         return condition()
 
 
-def _inside(argv, output, limit_memory):
+def _inside(argv, output, limit_memory, limit_file):
     handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
@@ -74,6 +74,10 @@ def _inside(argv, output, limit_memory):
 
         size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + limit_memory, size + limit_memory))
+    if limit_file is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file, limit_file))  # as `ulimit -f`, in bytes
     from ptuning.edges.cli import main
 
     code = main(argv)

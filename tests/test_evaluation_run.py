@@ -1,6 +1,7 @@
 """Evaluation as a command in a process of its own: killed at any moment it goes on; several checkpoints, a general set."""
 
 import json
+import os
 import random
 import shutil
 import signal
@@ -89,6 +90,22 @@ def answered(folder):
     """Lines in both journals."""
     files = [folder / "base" / "generated_predictions.jsonl", folder / "generated_predictions.jsonl"]
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX systems")
+def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_later(flags, golden, tmp_path):
+    settings = {"ptuning_checkpoint": golden / "checkpoint-prefix", "max_predict_samples": 8}
+    argv = flags(tmp_path / "full", **settings)
+    command = Command(argv, tmp_path / "log", limit_file=1500)
+    assert command.wait() == 1
+    said = command.text()
+    assert "Traceback" not in said
+    assert "generated_predictions.jsonl: cannot be written (File too large); " in said.splitlines()[-1]
+    kept = (tmp_path / "full" / "generated_predictions.jsonl").read_bytes()
+    assert kept.endswith(b"\n")
+    assert f"going on with {kept.count(b'{') - kept.count(b'scores')} of 8 rows answered" in run(argv, tmp_path / "again")
+    run(flags(tmp_path / "straight", **settings), tmp_path / "straight-log")
+    assert predictions(tmp_path / "full") == predictions(tmp_path / "straight")
 
 
 @pytest.fixture(scope="module")

@@ -240,6 +240,34 @@ def test_parts_of_other_settings_are_not_taken_over(tmp_path, caplog):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "unlisted"])
+def test_a_finished_layer_that_is_damaged_is_rounded_again(tmp_path, caplog, damage):
+    def stop_at_the_end(title, total, unit):
+        def advance(amount):
+            if list((tmp_path / ".parts.calibration").glob("layer-002*")):
+                raise KeyboardInterrupt
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(MODEL, tmp_path / "parts", progress=stop_at_the_end)
+    part = tmp_path / ".parts.calibration" / "layer-001.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-7] ^= 1
+    if damage == "unlisted":
+        listed = json.loads((part.parent / "files.json").read_text())
+        del listed["files"][part.name]
+        (part.parent / "files.json").write_text(json.dumps(listed))
+    else:
+        part.write_bytes(data if damage == "flipped" else data[: len(data) // 2])
+    calibrate(MODEL, tmp_path / "parts")
+    assert "layer-001.safetensors" in caplog.text
+    assert "rounded again" in caplog.text
+    calibrate(MODEL, tmp_path / "whole")
+    whole, parts = tensors(tmp_path / "whole"), tensors(tmp_path / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 def test_a_damaged_weight_is_named(tmp_path):
     state = golden_state()
     state["transformer.layers.1.mlp.dense_4h_to_h.weight"][3, 3] = float("nan")

@@ -135,7 +135,11 @@ class ChatCommands:
         path = Path(os.path.expanduser(name))
         if path.suffix not in (".json", ".jsonl"):
             raise UserError(f"/save {name}: name a file that ends in .json or .jsonl, as training reads them")
-        if path.exists() and path.resolve() not in self.written:
+        try:
+            there = path.exists()
+        except (OSError, ValueError) as error:  # a name that is too long
+            raise UserError(f"/save {name}: cannot be written ({getattr(error, 'strerror', error)})") from None
+        if there and path.resolve() not in self.written:
             raise UserError(f"/save {name}: there is such a file already; name another one")
         count = self.conversation.save(path)
         self.written.add(path.resolve())

@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
-from ptuning.edges.failures import EXIT_OK, GONE, explained, working_directory_exists
+from ptuning.edges.failures import EXIT_OK, GONE, explained
 from ptuning.edges.output import flush, prepare, say, say_text, settle, tell_text
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory_is_gone
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("ptuning.edges.train", "tune a prefix on your own rows"),
@@ -55,7 +56,7 @@ def run(argv: Sequence[str]) -> int:
         near = difflib.get_close_matches(verb, VERBS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(VERBS)}"
         raise UserError(f"ptuning {verb}: no such verb; {hint} (ptuning --help)")
-    if not working_directory_exists():
+    if working_directory_is_gone():
         raise UserError(GONE)
     return int(importlib.import_module(VERBS[verb][0]).main(rest) or EXIT_OK)
 

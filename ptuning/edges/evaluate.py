@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
 
     with quiet_logs():
         result = run_evaluation(arguments, progress_bar)
-    print_result(result)
+    if arguments.training.process_index == 0:
+        print_result(result)
     return 0
 
 

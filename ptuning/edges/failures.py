@@ -13,6 +13,7 @@ import traceback
 
 from ptuning.plain import errors
 from ptuning.plain.errors import StoppedError, UserError
+from ptuning.plain.paths import working_directory_is_gone
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_NO_READER = 0, 1, 2, 130, 141
 
@@ -89,20 +90,11 @@ def _of_system(error: OSError) -> str:
     named = error.filename
     if isinstance(named, bytes | str):
         named = os.fsdecode(named)
-    if error.errno == errno.ENOENT and not os.path.isabs(str(named)) and not working_directory_exists():
+    if error.errno == errno.ENOENT and not os.path.isabs(str(named)) and working_directory_is_gone():
         return GONE  # removed while the command ran
     where = "" if named is None else f"{named}: "
     remedy = _REMEDIES.get(error.errno or 0)
     return f"{where}{error.strerror}" + (f"; {remedy}" if remedy else "")
-
-
-def working_directory_exists() -> bool:
-    """Whether the folder in which the command was started is still there; torch's libraries cannot be loaded without."""
-    try:
-        os.getcwd()
-    except OSError:
-        return False
-    return True
 
 
 def _reader_has_gone() -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from ptuning.edges.output import inline, say
@@ -130,7 +132,18 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def write(settings: QuantizeArguments, calibration: CalibrationArguments) -> None:
-    """Plan, write, and say what there is now."""
+    """Plan, write, and say what there is now; one run at a time for each target."""
+    from ptuning.tuned.output_folder import claimed
+
+    target = Path(os.path.expanduser(str(settings.output_dir)))
+    rows = calibration.calibration_file
+    if rows is not None and target.is_dir() and Path(rows).resolve().is_relative_to(target.resolve()):
+        raise UserError(f"--calibration_file {rows}: this lies in {target}, which will be replaced; name another folder")
+    with claimed(target, flag="DST", beside=True):
+        _write_claimed(settings, calibration)
+
+
+def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArguments) -> None:
     from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkpoint
     from ptuning.tuned.shard_writer import parse_size
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from ptuning.edges.output import inline, say, tell
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE
+from ptuning.plain.paths import pasted
 from ptuning.uses.intervals import LEVEL
 from ptuning.uses.report import PAGE_FILE
 from ptuning.uses.run_result import COMPARISON_FILE, RunResult, ScoredModel, ScoreRow
@@ -99,7 +100,7 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
     say(f"  report       {result.folder / PAGE_FILE}")
     if result.checkpoint is not None:
         say()
-        say(f"talk to it:  bash scripts/chat.sh --ptuning_checkpoint {result.checkpoint}")
+        say(f"talk to it:  bash scripts/chat.sh --ptuning_checkpoint {pasted(result.checkpoint)}")
 
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:
@@ -152,7 +153,7 @@ def print_samples(models: Sequence[ScoredModel]) -> None:
         say(f"  wanted   {_one_line(answer.reference)}")
         if base is not None and base.task is not None:
             say(f"  base     {_one_line(base.task.answers[answer.index].answer)}")
-            say(f"  {name}   {_one_line(answer.answer)}")
+        say(f"  {name}   {_one_line(answer.answer)}")
 
 
 def _one_line(text: str) -> str:

@@ -15,6 +15,7 @@ from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_a
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.paths import working_directory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -95,7 +96,9 @@ class ServerArguments:
         if self.max_length is not None and self.max_length < 8:
             raise UserError(f"--max_length {self.max_length}: must be 8 or more")
         if not Path(self.checkpoint_root).is_dir():
-            raise UserError(f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {Path.cwd()})")
+            raise UserError(
+                f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {working_directory()})"
+            )
 
 
 def secret(flag: str, given: str | None, variable: str) -> str | None:

@@ -1,7 +1,8 @@
 """The checkpoints of a run on disk: which are whole, where a run starts, and how a new one appears all at once.
 
 A checkpoint is written into a hidden folder and renamed when it is whole, so that a folder ``checkpoint-N`` is either
-complete or not there, whenever the process may be killed.
+complete or not there, whenever the process may be killed. The list of its files (:mod:`ptuning.tuned.file_list`) is written
+last; a run goes on only from a checkpoint that agrees with its list.
 """
 
 from __future__ import annotations
@@ -10,15 +11,20 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
 
-from ptuning.plain.errors import UserError
+from ptuning.loops.run_state import STATE_FILE, warn_of_other_processes, what_is_missing, what_is_unreadable
+from ptuning.plain.errors import OutputError, UserError
+from ptuning.plain.reading import read_json
+from ptuning.tuned.atomic import remove_tree, replace_when_whole
+from ptuning.tuned.file_list import what_disagrees, write_file_list
+from ptuning.tuned.output_folder import LOCK_FILE
 from ptuning.tuned.weight_files import check_whole
 
 logger = logging.getLogger(__name__)
@@ -28,7 +34,6 @@ RUN_FILE = "run.json"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STAGING = ".saving"
-_STATE = "trainer_state.json"
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -48,22 +53,36 @@ def _numbered(folder: Path) -> list[Path]:
 def what_is_broken(checkpoint: Path) -> str | None:
     """Say what keeps a folder from being a whole checkpoint; None where it is one.
 
-    Other programs (the published trainer, a copy that was cut short) do not write by renaming, so the files are looked at:
-    the state must be readable and weight files must have their full length.
+    Cheap: names, sizes, headers. Other programs (the published trainer, a copy that was cut short) do not write by
+    renaming, so the files are looked at: the state must be readable and weight files must have their full length.
     """
-    state = checkpoint / _STATE
-    if not state.is_file():
-        return f"no {_STATE}"
+    if not (checkpoint / STATE_FILE).is_file():
+        return f"no {STATE_FILE}"
     try:
-        json.loads(state.read_text(encoding="utf-8"))
-    except ValueError:
-        return f"{_STATE} is cut short"
-    for file in sorted([*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.bin"), *checkpoint.glob("*.pt")]):
-        try:
-            check_whole(file)
-        except UserError as error:
-            return str(error)
-    return None
+        read_json(checkpoint / STATE_FILE, "it is cut short or damaged")
+        read_run(checkpoint)
+        for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
+            for file in sorted(checkpoint.glob(pattern)):
+                if not file.is_file():
+                    return f"{file.name} is no file"
+                check_whole(file)
+    except (UserError, OSError) as error:
+        return str(error)
+    return what_disagrees(checkpoint, contents=False)
+
+
+def why_not_resumable(checkpoint: Path) -> str | None:
+    """Say what keeps a run from going on exactly where a checkpoint was written; None where nothing does.
+
+    Reads every file that the checkpoint's list names, about a second for each GB or two. A checkpoint of another program
+    has no list; of those the state files must be there and readable.
+    """
+    return (
+        what_is_broken(checkpoint)
+        or what_disagrees(checkpoint)
+        or what_is_missing(checkpoint)
+        or what_is_unreadable(checkpoint)
+    )
 
 
 def starting_point(training: Seq2SeqTrainingArguments) -> str | None:
@@ -81,16 +100,19 @@ def starting_point(training: Seq2SeqTrainingArguments) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: this is a file; name a folder")
     if wish and str(wish).lower() not in ("false", "no"):
-        return _resume(str(wish), folder)
+        found = _resume(str(wish), folder)
+        if found is not None and training.process_index == 0:
+            warn_of_other_processes(Path(found), training.world_size)
+        return found
     if getattr(training, "overwrite_output_dir", False) or not folder.exists():
         return None
-    found = checkpoints(folder)
-    if found:
+    whole = checkpoints(folder)
+    if whole:
         raise UserError(
-            f"--output_dir {folder} already holds a run, up to {found[-1].name}: go on from there with "
+            f"--output_dir {folder} already holds a run, up to {whole[-1].name}: go on from there with "
             "--resume_from_checkpoint auto, start anew with --overwrite_output_dir, or name another folder"
         )
-    if any(folder.iterdir()):
+    if any(item.name != LOCK_FILE for item in folder.iterdir()):
         raise UserError(
             f"--output_dir {folder} exists and is not empty: add --overwrite_output_dir, or name another folder"
         )
@@ -99,19 +121,24 @@ def starting_point(training: Seq2SeqTrainingArguments) -> str | None:
 
 def _resume(wish: str, folder: Path) -> str | None:
     if wish.lower() in ("auto", "true"):
-        for item in _numbered(folder):
-            broken = what_is_broken(item)
-            if broken is not None:
-                logger.warning("%s is skipped: it is not whole (%s)", item, broken)
-        found = checkpoints(folder)
-        if not found and wish.lower() == "true":
+        skipped = 0
+        for item in reversed(_numbered(folder)):
+            reason = why_not_resumable(item)
+            if reason is None:
+                return str(item)
+            logger.warning("%s is skipped: it is not whole (%s)", item, reason)
+            skipped += 1
+        if wish.lower() == "true":
             raise UserError(f"--resume_from_checkpoint {wish}: no whole checkpoint-N folder in {folder}")
-        return str(found[-1]) if found else None
-    broken = what_is_broken(Path(wish))
-    if broken is not None:
-        there = ", ".join(str(path) for path in checkpoints(folder)) or f"none in {folder}"
+        if skipped:
+            logger.warning("%s: there is no checkpoint to go on from, so training starts at step 0", folder)
+        return None
+    reason = why_not_resumable(Path(wish))
+    if reason is not None:
+        others = [path for path in checkpoints(folder) if path.resolve() != Path(wish).resolve()]
+        there = ", ".join(map(str, others)) or f"no others in {folder}"
         raise UserError(
-            f"--resume_from_checkpoint {wish}: not a whole checkpoint of a run ({broken}); there are: {there}; to start "
+            f"--resume_from_checkpoint {wish}: not a whole checkpoint of a run ({reason}); there are: {there}; to start "
             "from the weights of a prefix alone: --init_from"
         )
     return wish
@@ -124,25 +151,68 @@ def staging_folder(output_dir: str | Path) -> Path:
 
 def clear_staging(output_dir: str | Path) -> None:
     """Remove what a killed process left half-written."""
-    shutil.rmtree(staging_folder(output_dir), ignore_errors=True)
+    remove_tree(staging_folder(output_dir))
 
 
 def reveal(staged: Path, output_dir: str | Path) -> Path:
-    """Flush a staged checkpoint to disk and give it its place under the output folder, replacing an older one.
+    """List the files of a staged checkpoint, flush them to disk and give it its place under the output folder, replacing
+    an older one.
 
     Returns:
         the path of the checkpoint.
     """
-    for file in staged.iterdir():
-        with file.open("rb") as handle:
-            os.fsync(handle.fileno())
+    write_file_list(staged)
+    for file in sorted(staged.rglob("*")):
+        if file.is_file():
+            _flush(file)
+    _flush(staged)
     final = Path(output_dir) / staged.name
+    replaced = staged.with_name(f"{staged.name}.old")
     if final.exists():
-        replaced = staged.with_name(f"{staged.name}.old")
         final.rename(replaced)
-    staged.rename(final)
+    try:
+        staged.rename(final)
+    except OSError:
+        if replaced.exists():
+            replaced.rename(final)
+        raise
+    _flush(final.parent)
     clear_staging(output_dir)
     return final
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    if path.is_dir():
+        with suppress(OSError):  # some systems cannot do this for folders
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        return
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def not_saved(error: OutputError, staged: Path, output_dir: str | Path) -> OutputError:
+    """Remove a checkpoint that could not be written, and make the error that tells of it and of what is kept.
+
+    Args:
+        error: it may name the whole checkpoint: PyTorch does not say which file it was writing.
+        staged: the checkpoint.
+        output_dir: of the run.
+    """
+    written = [file for file in staged.rglob("*") if file.is_file()]
+    last = max(written, key=lambda file: file.stat().st_mtime_ns, default=staged)
+    file = last if error.filename == str(staged) else Path(str(error.filename))
+    clear_staging(output_dir)
+    saved = checkpoints(output_dir)
+    kept = f"{saved[-1].name} is whole and kept" if saved else "nothing was saved before"
+    how = "--resume_from_checkpoint auto" if saved else "--overwrite_output_dir"
+    what = f"{staged.name} is not saved: {file.name} cannot be written ({error.strerror})"
+    more = [kept, *([error.more] if error.more else []), f"then go on with the same command and {how}"]
+    return OutputError(output_dir, error.errno or 0, "; ".join(more), what)
 
 
 def set_aside(output_dir: str | Path) -> None:
@@ -150,9 +220,9 @@ def set_aside(output_dir: str | Path) -> None:
     one that goes on from them."""
     for item in _numbered(Path(output_dir)):
         aside = item.with_name(f"old-{item.name}")
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
         item.rename(aside)
-        logger.warning("%s of an earlier run is now %s (--overwrite_output_dir)", item.name, aside)
+        logger.warning("%s of an earlier run is now %s: this one starts at step 0", item.name, aside)
 
 
 def remove_old(output_dir: str | Path, limit: int | None, keep: str | None) -> None:
@@ -171,13 +241,22 @@ def remove_old(output_dir: str | Path, limit: int | None, keep: str | None) -> N
     stay = limit - 1 - (1 if best is not None and best in [item.resolve() for item in found[:-1]] else 0)
     for item in old[: max(len(old) - max(stay, 0), 0)]:
         logger.info("Deleting older checkpoint %s (--save_total_limit %d)", item, limit)
-        shutil.rmtree(item, ignore_errors=True)
+        remove_tree(item)
 
 
 def read_run(checkpoint: str | Path) -> dict[str, Any]:
-    """What ``run.json`` of a checkpoint says; empty where another program wrote the checkpoint."""
+    """What ``run.json`` of a checkpoint says; empty where another program wrote the checkpoint.
+
+    Raises:
+        UserError: it is damaged.
+    """
     path = Path(checkpoint) / RUN_FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    values = read_json(path, "it is cut short or damaged") if path.is_file() else {}
+    loss, description = values.get("loss") or {}, values.get("description") or {}
+    numbers = isinstance(loss, dict) and all(type(value) in (int, float) for value in loss.values())
+    if not numbers or not isinstance(description, dict):
+        raise UserError(f"{path}: not what a run writes (description and loss); take another checkpoint")
+    return values
 
 
 def write_run(checkpoint: str | Path, description: Mapping[str, Any], loss: Mapping[str, float]) -> None:
@@ -189,7 +268,8 @@ def write_run(checkpoint: str | Path, description: Mapping[str, Any], loss: Mapp
         loss: the sums that the next log line needs.
     """
     values = {"description": dict(description), "loss": dict(loss)}
-    (Path(checkpoint) / RUN_FILE).write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    with replace_when_whole(Path(checkpoint) / RUN_FILE) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def changes_since(checkpoint: str | Path, description: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ptuning.plain.reading import parse_json
+from ptuning.tuned.atomic import LineFile, replace_when_whole
+
 logger = logging.getLogger(__name__)
 
 LOG_FILE = "trainer_log.jsonl"
@@ -43,13 +46,19 @@ class TrainingProgress(TrainerCallback):
         self._first_step = state.global_step
         if not state.is_world_process_zero:
             return
-        _keep_until(Path(args.output_dir) / LOG_FILE, state.global_step)
+        self.keep_lines(args, state)
         if self.with_bar:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(
                 total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, desc="tuning"
             )
+
+    def keep_lines(self, args: Any, state: Any) -> None:
+        """Drop the lines that an earlier run logged after the point from which this one goes on: behind its step, or at
+        that step after the checkpoint was written (of an evaluation after training)."""
+        known = sum("train_runtime" not in entry for entry in state.log_history)
+        _keep_until(Path(args.output_dir) / LOG_FILE, state.global_step, known)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the bar."""
@@ -75,8 +84,8 @@ class TrainingProgress(TrainerCallback):
         if "loss" in logs:
             entry["tokens_per_second"] = round(rate, 1)
             self._tokens_at_log, self._last_log = self.tokens, now
-        with (Path(args.output_dir) / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        with LineFile(Path(args.output_dir) / LOG_FILE) as file:
+            file.append(json.dumps(entry, ensure_ascii=False) + "\n")
         self._show(state, logs, rate, left)
 
     def _show(self, state: Any, logs: dict[str, Any], rate: float, left: str) -> None:
@@ -108,14 +117,16 @@ class TrainingProgress(TrainerCallback):
             self._bar = None
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drop what an earlier run logged after the step at which this one begins, and a line that was cut short."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if step and path.is_file() else ():
+def _keep_until(path: Path, step: int, known: int | None = None) -> None:
+    """Drop what an earlier run logged after ``step``, damaged lines, and those beyond the ``known`` first ones."""
+    kept: list[str] = []
+    for line in path.read_bytes().splitlines() if step and path.is_file() else ():
         try:
-            if json.loads(line)["current_steps"] <= step:
-                kept.append(line + "\n")
+            text = line.decode("utf-8")
+            if parse_json(text)["current_steps"] <= step and (known is None or len(kept) < known):
+                kept.append(text + "\n")
         except (ValueError, KeyError, TypeError):
             continue
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(kept), encoding="utf-8")
+    with replace_when_whole(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8", newline="\n")

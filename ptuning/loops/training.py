@@ -12,23 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import EarlyStoppingCallback, Seq2SeqTrainer
+from transformers import EarlyStoppingCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from ptuning.blocks.allocator import keep_freed_memory
 from ptuning.blocks.kernels.choose import settings
-from ptuning.loops.checkpoints import (
-    barrier,
-    changes_since,
-    checkpoints,
-    clear_staging,
-    read_run,
-    remove_old,
-    reveal,
-    staging_folder,
-    write_run,
-)
+from ptuning.loops.checkpointing_trainer import CheckpointingTrainer
+from ptuning.loops.checkpoints import changes_since, checkpoints, clear_staging, read_run
 from ptuning.loops.interruption import StopOnSignal
 from ptuning.loops.optimiser_checks import plain
 from ptuning.loops.progress import TrainingProgress
@@ -39,7 +30,6 @@ from ptuning.loops.training_fields import FORCED
 from ptuning.plain.errors import TrainingError, UserError
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
 from ptuning.tuned.preprocess import Example
 
 logger = logging.getLogger(__name__)
@@ -65,7 +55,7 @@ class ExampleDataset(Dataset):  # type: ignore[type-arg]
         return {"input_ids": example.input_ids, "labels": example.labels, "rows": index}
 
 
-class PrefixTrainer(Seq2SeqTrainer):
+class PrefixTrainer(CheckpointingTrainer):
     """Seq2SeqTrainer whose checkpoints hold the prefix (and the state of the run), never the backbone.
 
     A checkpoint appears whole or not at all; a run that goes on from one equals a run without a stop, log lines included; a
@@ -81,9 +71,6 @@ class PrefixTrainer(Seq2SeqTrainer):
         description: settings and rows of the run; what differs when a run goes on is named.
         scorer: gives BLEU-4 and ROUGE for every evaluation while training.
     """
-
-    model: ChatGLMForConditionalGeneration
-    args: TuningArguments
 
     def __init__(
         self,
@@ -151,6 +138,7 @@ class PrefixTrainer(Seq2SeqTrainer):
 
         Raises:
             TrainingError: a loss or a gradient that is not a number.
+            OutputError: the output folder went away, or cannot be written.
         """
         resumed = isinstance(resume_from_checkpoint, str)
         if isinstance(resume_from_checkpoint, str):
@@ -177,11 +165,15 @@ class PrefixTrainer(Seq2SeqTrainer):
         if state.global_step < total:
             return None
         logger.info("%s is at the last step of this run: nothing is left to train", checkpoint)
+        state.is_world_process_zero, state.is_local_process_zero = self.is_world_process_zero(), self.is_local_process_zero()
         self.state = state
+        if state.is_world_process_zero:
+            self.progress.keep_lines(self.args, state)
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
-        loss = self._losses.whole_mean(state.global_step)
-        return TrainOutput(state.global_step, loss, {"train_loss": loss, "epoch": state.epoch or 0.0})
+        metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
+        self.log(metrics)  # as at the end of training; it fills in the loss and the epoch
+        return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
     # ---- what is not a number never reaches the optimiser ----
 
@@ -242,6 +234,7 @@ class PrefixTrainer(Seq2SeqTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with means of the loss that survive a resume."""
+        self._look_after_folder()
         if "loss" in logs:
             logs["loss"] = self._losses.drain(self.state.global_step)
         if "train_loss" in logs:
@@ -257,6 +250,7 @@ class PrefixTrainer(Seq2SeqTrainer):
             scores = self.scorer() if self.scorer is not None else {}
         prefix = kwargs.get("metric_key_prefix", "eval")
         metrics = output.metrics or {}
+        metrics.pop(f"{prefix}_model_preparation_time", None)  # there or not, as a run was resumed or not
         metrics.update({f"{prefix}_{name}": value for name, value in scores.items()})
         loss = metrics.get(f"{prefix}_loss")
         if loss is not None and not math.isfinite(loss):
@@ -264,72 +258,10 @@ class PrefixTrainer(Seq2SeqTrainer):
             raise TrainingError(f"the validation loss at step {step} is not a number: lower --learning_rate")
         return output
 
-    # ---- checkpoints ----
-
-    def _get_output_dir(self, trial: Any) -> str:
-        folder = str(super()._get_output_dir(trial=trial))
-        return str(staging_folder(folder)) if self._staging else folder
-
-    _staging = False
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """transformers' own, into a hidden folder that is renamed when it is whole."""
-        folder = str(self.args.output_dir)
         if not all(bool(torch.isfinite(parameter).all()) for parameter in _encoder(self.model).parameters()):
             raise TrainingError(self._not_finite_message("prefix", []))
-        name = f"checkpoint-{self.state.global_step}"
-        best = self.state.best_global_step
-        if best and (Path(folder) / f"checkpoint-{best}").is_dir():
-            self.state.best_model_checkpoint = os.path.join(folder, f"checkpoint-{best}")
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        loss = self._losses.state()
-        barrier()
-        if self.args.should_save:
-            staged = staging_folder(folder) / name
-            if best == self.state.global_step:
-                self.state.best_model_checkpoint = os.path.join(folder, name)
-                self.state.save_to_json(str(staged / "trainer_state.json"))
-            write_run(staged, self.description, loss)
-            reveal(staged, folder)
-            remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        elif best == self.state.global_step:
-            self.state.best_model_checkpoint = os.path.join(folder, name)
-        barrier()
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the prefix, whole or not at all."""
-        folder = str(self.args.output_dir if output_dir is None else output_dir)
-        encoder = _encoder(self.model)
-        logger.info("Saving PrefixEncoder to %s", folder)
-        if self.args.prefix_format in ("ptuning", "both"):
-            save_prefix(folder, encoder, self.prefix_settings)
-        if self.args.prefix_format in ("published", "both"):
-            save_published_prefix(folder, encoder)
-        torch.save(self.args, os.path.join(folder, "training_args.bin"))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Read the prefix of a checkpoint back into the model."""
-        self._read_prefix(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._read_prefix(self.state.best_model_checkpoint)
-
-    def _read_prefix(self, folder: str | os.PathLike[str]) -> None:
-        encoder = _encoder(self.model)
-        saved = read_prefix(folder)
-        if (saved.pre_seq_len, saved.projection) != (encoder.config.pre_seq_len, encoder.config.projection):
-            raise UserError(
-                f"{saved.path} holds a prefix of {saved.pre_seq_len} tokens (projection: {saved.projection}); this run "
-                f"trains {encoder.config.pre_seq_len} (projection: {encoder.config.projection}): resume with the settings "
-                "of that run"
-            )
-        logger.info("Loading prefix_encoder weight from %s", Path(folder))
-        encoder.load_state_dict(saved.state_dict)
+        super()._save_checkpoint(model, trial)
 
 
 class _Collation:

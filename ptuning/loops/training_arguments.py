@@ -21,8 +21,10 @@ from ptuning.loops.training_fields import LIMITS, REFUSED
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.paths import working_directory
 from ptuning.plain.setting_limits import Limits, check_text
 from ptuning.plain.settings_file import read_mapping
+from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.placement import pick_device
 
 logger = logging.getLogger(__name__)
@@ -216,7 +218,9 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder (current directory: {Path.cwd()}); train a prefix first")
+        raise UserError(
+            f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
+        )
     is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
     found = checkpoints(path) if every or not is_prefix else []
     if every and not found:
@@ -247,7 +251,8 @@ def save_arguments(folder: str | Path, arguments: Arguments) -> Path:
             value = os.path.abspath(value)
         values[name] = value
     path = Path(folder) / _SAVED_NAME
-    path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with replace_when_whole(path) as temporary:
+        temporary.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
 
 

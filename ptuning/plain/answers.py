@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 ANSWERS_FILE = "generated_predictions.jsonl"
@@ -107,7 +108,7 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
     """
     if not path.is_file():
         what = "is a folder: name the file in it" if path.is_dir() else "no such file"
-        raise UserError(f"--metrics-only {path}: {what} (current directory: {Path.cwd()})")
+        raise UserError(f"--metrics-only {path}: {what} (current directory: {working_directory()})")
     found: dict[int, ScoredAnswer] = {}
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():

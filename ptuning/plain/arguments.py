@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ptuning.plain.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked, shown
+from ptuning.plain.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked
 from ptuning.plain.errors import UserError
 from ptuning.plain.setting_limits import check_fields, shown
 

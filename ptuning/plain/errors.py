@@ -1,5 +1,8 @@
 """The error classes: a mistake that a user can mend, and what ends an answer or a run."""
 
+import errno
+import os
+
 
 class UserError(ValueError):
     """Input that cannot be used as given: a file, a flag, a checkpoint, a setting.
@@ -36,6 +39,42 @@ class TrainingError(RuntimeError):
 
     What was saved stays as it is; the message says where it lies and what to change.
     """
+
+
+class OutputError(OSError):
+    """A file that cannot be written, or an output folder that went away while a run was writing to it.
+
+    What was written before stays whole. It is an :class:`OSError` with the usual ``errno``, ``strerror`` and
+    ``filename``; as text it is one line for the user.
+
+    Args:
+        path: the file or folder.
+        number: of the system's error.
+        more: what is left, what to do; None: what usually helps against this error.
+        what: what went wrong; None: the system's words.
+    """
+
+    def __init__(self, path: object, number: int, more: str | None = None, what: str | None = None) -> None:
+        super().__init__(number, os.strerror(number), str(path))
+        self.what = what or f"cannot be written ({self.strerror})"
+        self.more = _REMEDIES.get(number, "") if more is None else more
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.what}" + (f"; {self.more}" if self.more else "")
+
+
+_REMEDIES = {
+    errno.ENOSPC: "make room on this disk, or name a folder on another one",
+    errno.EDQUOT: "make room on this disk, or name a folder on another one",
+    errno.EFBIG: "files may not grow larger here (ulimit -f): raise that limit, or name a folder on another disk",
+    errno.ENOENT: "its folder is not there any more",
+    errno.ENOTDIR: "its folder is not there any more",
+    errno.ELOOP: "it is a symbolic link, and nothing is written through links: remove it",
+    errno.EROFS: "name another folder",
+    errno.EACCES: "name another folder",
+    errno.EPERM: "name another folder",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
 
 
 class StoppedError(RuntimeError):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
 """A command-line word that ends so is a settings file."""
@@ -18,7 +19,7 @@ def read_mapping(path: Path) -> tuple[dict[str, Any], str]:
         UserError: missing, unreadable, not JSON or YAML, or not a mapping of names to values.
     """
     if not path.is_file():
-        raise UserError(f"settings file not found: {path} (current directory: {Path.cwd()})")
+        raise UserError(f"settings file not found: {path} (current directory: {working_directory()})")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -15,7 +15,6 @@ import copy
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,7 +31,9 @@ from ptuning.blocks.gptq import Calibrator, round_embedding
 from ptuning.blocks.quantization import dequantize_weight
 from ptuning.blocks.rotary import rotary_table
 from ptuning.plain.errors import UserError
-from ptuning.tuned.atomic import replace_when_whole
+from ptuning.plain.reading import parse_json
+from ptuning.tuned.atomic import remove_tree, replace_when_whole, writing
+from ptuning.tuned.file_list import LIST_FILE, add_to_file_list, check_listed, read_file_list
 from ptuning.tuned.quantize_checkpoint import Progress, QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
 from ptuning.tuned.weight_files import read_tensors
 
@@ -103,7 +104,7 @@ def calibrate_checkpoint(
     with torch.no_grad():
         work.run(show)
     done = quantize_checkpoint(job, tensors=work.tensors(), extra_files={"calibration.json": work.report()})
-    shutil.rmtree(work.folder)
+    remove_tree(work.folder)
     return done
 
 
@@ -133,19 +134,37 @@ class _Workshop:
         """Make the folder, or take over one that was left by a run of the same source, rows and settings."""
         note, wanted = self.folder / "manifest.json", self._manifest()
         try:
-            found = json.loads(note.read_text(encoding="utf-8"))
+            found = parse_json(note.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             found = None
         if found == wanted:
+            self._drop_damaged()
             ready = len(list(self.folder.glob("*.safetensors")))
             logger.info("continuing in %s: %d parts are there", self.folder, ready)
             return
         if self.folder.exists():
             logger.info("starting anew: %s is of another source, other rows or other settings", self.folder)
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+            remove_tree(self.folder)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True)
         with replace_when_whole(note) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+
+    def _drop_damaged(self) -> None:
+        """Remove finished layers that are not as they were written; they are rounded again, to the same bits."""
+        for part in sorted(self.folder.glob("*.safetensors")):
+            try:
+                listed = read_file_list(self.folder)
+                check_listed(part)
+                if listed is None or part.name in listed:
+                    continue
+                reason = f"{part} is not on the list beside it"
+            except UserError as error:
+                reason = str(error)
+            logger.warning("%s: rounded again", reason)
+            remove_tree(part)
+        if not list(self.folder.glob("*.safetensors")):
+            remove_tree(self.folder / LIST_FILE)
 
     def _manifest(self) -> dict[str, Any]:
         """Everything that decides the result."""
@@ -170,6 +189,7 @@ class _Workshop:
         with replace_when_whole(self._part(name)) as temporary:
             on_cpu = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
             save_file(on_cpu, temporary, metadata={"errors": json.dumps(errors)})
+        add_to_file_list(self._part(name))
 
     def report(self) -> str:
         """JSON: settings and, for every weight, the relative output error of nearest and of calibrated rounding."""

@@ -17,6 +17,7 @@ from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.errors import UserError
 from ptuning.plain.memory import ModelSizes, PrefixSizes, prefix_numbers, size_text
+from ptuning.plain.paths import working_directory
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.placement import free_bytes, parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
@@ -242,8 +243,8 @@ def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     if ptuning_checkpoint is None and base:
         if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not Path(base).is_dir():
             raise UserError(
-                f"{path} holds a prefix for the model {base}, which is not there (working directory {Path.cwd()}): give its "
-                "base model as --model_name_or_path and this folder as --ptuning_checkpoint"
+                f"{path} holds a prefix for the model {base}, which is not there (working directory {working_directory()}): "
+                "give its base model as --model_name_or_path and this folder as --ptuning_checkpoint"
             )
         return base, folder
     raise UserError(

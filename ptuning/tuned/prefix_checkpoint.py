@@ -7,6 +7,7 @@ needed to chat with it: nobody repeats pre_seq_len by hand.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,14 @@ from torch import Tensor
 
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
 from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.file_list import check_listed
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
 from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
 from ptuning.tuned.weight_files import check_whole, find_weights, read_json, read_tensors
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE, CONFIG_FILE, PUBLISHED_FILE = "prefix_encoder.safetensors", "prefix_config.json", "pytorch_model.bin"
 _WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -113,16 +118,19 @@ def read_prefix(
         pre_seq_len: what a flag says, to be held against the file; None asks nothing. Likewise ``prefix_projection``.
 
     Raises:
-        UserError: no such checkpoint, no prefix in it, or a flag that contradicts the file.
+        UserError: no such checkpoint, no prefix in it, a file that differs from the list beside it (see
+            :mod:`ptuning.tuned.file_list`), or a flag that contradicts the file.
     """
     folder = Path(os.path.expanduser(path))
     if not folder.exists():
-        raise UserError(f"prefix checkpoint not found: {path} (working directory {Path.cwd()})")
+        raise UserError(f"prefix checkpoint not found: {path} (working directory {working_directory()})")
     if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():
         file, state, settings = read_adapter(folder)
     else:
         files = _prefix_files(folder)
         file = files[0]
+        for part in files:
+            check_listed(part)
         state = {
             name.removeprefix(PREFIX_KEY): tensor.to(torch.float32).clone()
             for part in files
@@ -130,12 +138,22 @@ def read_prefix(
         }
         described = file.with_name(CONFIG_FILE)
         settings = read_json(described) if described.is_file() and file.name == WEIGHTS_FILE else {}
+        if settings:
+            _warn_of_changes(described)
     shape = read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
     refuse_not_finite(state, file)
     checkpoint = PrefixCheckpoint(state, shape, file, settings)
     _hold_against_settings(checkpoint, file.with_name(CONFIG_FILE))
     _hold_against_flags(checkpoint, pre_seq_len, prefix_projection)
     return checkpoint
+
+
+def _warn_of_changes(described: Path) -> None:
+    """Settings may be changed by hand (a base model that moved), so that is no error; but it does not go unsaid."""
+    try:
+        check_listed(described)
+    except UserError as error:
+        logger.warning("%s", error)
 
 
 def _prefix_files(folder: Path) -> tuple[Path, ...]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.quantization import ALLOWED_BITS, quantize_weight
 from ptuning.plain.errors import UserError
+from ptuning.tuned.atomic import remove_tree, replace_when_whole, writing
 from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import pick_device
@@ -207,21 +208,25 @@ def quantize_checkpoint(
 
     Raises:
         UserError: a weight with NaN or infinity, a damaged file.
+        OutputError: a file cannot be written; nothing of the target stays.
     """
     work = job.workplace
-    shutil.rmtree(work, ignore_errors=True)  # what a run left that was killed
+    remove_tree(work)  # what a run left that was killed
     try:
-        work.mkdir(parents=True)
+        with writing(work):
+            work.mkdir(parents=True)
         writer = ShardWriter(work, job.form, job.shard_bytes)
         for name, tensor in rounded_tensors(job, progress) if tensors is None else tensors:
             writer.add(name, tensor)
         files = writer.finish()
         _copy_small_files(job, work)
         for name, text in (extra_files or {}).items():
-            (work / name).write_text(text, encoding="utf-8")
-        _put_in_place(work, job.target)
+            with replace_when_whole(work / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        with writing(job.target):
+            _put_in_place(work, job.target)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove_tree(work)
     source_bytes = sum(path.stat().st_size for path in job.files.paths)
     return QuantizedFolder(job.target, tuple(job.target / path.name for path in files), writer.total_bytes, source_bytes)
 
@@ -249,17 +254,19 @@ def _copy_small_files(job: QuantizationJob, folder: Path) -> None:
     for path in sorted(job.source.iterdir()):
         small = path.is_file() and not path.name.startswith(".") and path.stat().st_size <= _SMALL_FILE
         if small and path.name != "config.json" and not path.name.endswith(_WEIGHT_ENDINGS):
-            shutil.copyfile(path, folder / path.name)
+            with writing(folder / path.name):
+                shutil.copyfile(path, folder / path.name)
     values = read_json(job.source / "config.json")
     values |= {"quantization_bit": job.bits, "quantization_embeddings": job.embeddings}
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    with replace_when_whole(folder / "config.json") as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _put_in_place(result: Path, target: Path) -> None:
     """Give the finished folder its name; a folder that had the name goes when the new one stands there."""
     old = target.with_name(f".{target.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)
     if target.exists():
         target.rename(old)
     try:
@@ -268,4 +275,4 @@ def _put_in_place(result: Path, target: Path) -> None:
         if old.exists():
             old.rename(target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)

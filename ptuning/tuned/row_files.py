@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
 from ptuning.tuned.text_encoding import decode_text
 
 Record = tuple[str, dict[str, Any]]  # where it stands ("file:line"), column name -> value
@@ -34,7 +35,7 @@ def read_records(path: Path, encoding: str | None = None) -> Iterator[Record]:
     readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv}
     kinds = ", ".join((*readers, ".parquet"))
     if not str(path) or not path.exists():
-        raise UserError(f"file not found: {path} (working directory {Path.cwd()}); check the path")
+        raise UserError(f"file not found: {path} (working directory {working_directory()}); check the path")
     if path.is_dir():
         raise UserError(f"{path} is a folder; give one file in it ({kinds})")
     suffix = path.suffix.lower()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ptuning.plain.errors import UserError
 from ptuning.plain.setting_limits import shown
+from ptuning.tuned.atomic import replace_when_whole, writing
 
 WeightForm = Literal["safetensors", "bin"]
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}
@@ -65,7 +66,11 @@ class ShardWriter:
         self.total_bytes += size
 
     def finish(self) -> list[Path]:
-        """Write what waits, name the files, and write the index where there are several; returns the files."""
+        """Write what waits, name the files, and write the index where there are several; returns the files.
+
+        Raises:
+            OutputError: a file cannot be written; :meth:`add` likewise.
+        """
         if self._waiting:
             self._flush()
         stem, count = _STEM[self.form], len(self._written)
@@ -80,7 +85,8 @@ class ShardWriter:
         if count > 1:
             index = {"metadata": {"total_size": self.total_bytes}, "weight_map": dict(sorted(weight_map.items()))}
             text = json.dumps(index, indent=2) + "\n"
-            (self.folder / f"{stem}.{self.form}.index.json").write_text(text, encoding="utf-8")
+            with replace_when_whole(self.folder / f"{stem}.{self.form}.index.json") as temporary:
+                temporary.write_text(text, encoding="utf-8")
         return files
 
     def _temporary(self, number: int) -> Path:
@@ -88,6 +94,13 @@ class ShardWriter:
 
     def _flush(self) -> None:
         path = self._temporary(len(self._written) + 1)
+        with writing(path):
+            self._write(path)
+        self._written.append(list(self._waiting))
+        self._waiting, self._waiting_bytes = {}, 0
+
+    def _write(self, path: Path) -> None:
+        """Write what waits, and flush it to disk."""
         if self.form == "safetensors":
             from safetensors.torch import save_file
 
@@ -99,5 +112,3 @@ class ShardWriter:
             torch.save(self._waiting, path)
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-        self._written.append(list(self._waiting))
-        self._waiting, self._waiting_bytes = {}, 0

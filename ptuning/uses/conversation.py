@@ -166,6 +166,8 @@ class Conversation:
         try:
             with replace_when_whole(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+            raise UserError(
+                f"{path}: cannot be written ({getattr(error, 'strerror', None) or error}); name another file"
+            ) from None
         return len(rows)

@@ -13,9 +13,11 @@ from ptuning.loops.training_arguments import Arguments
 from ptuning.plain.arguments import DataArguments
 from ptuning.tuned.load import attach_checkpoint
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.output_folder import OutputFolder
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import Evaluation, evaluate_rows
+from ptuning.uses.output_claim import claimed_output
 from ptuning.uses.preparation import (
     model_config,
     prepare_model,
@@ -65,7 +67,15 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
     Raises:
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is
             loaded, and all checkpoints before the first is evaluated.
+        OutputError: the output folder went away, or cannot be written any more; the same command goes on from there.
     """
+    with claimed_output(arguments) as place:
+        if place is None:  # the first of several processes answers all rows
+            return RunResult(Path(str(arguments.training.output_dir)), None, [])
+        return _run(arguments, progress, place)
+
+
+def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -> RunResult:
     model_settings, data, training = arguments
     check_before_loading(training)
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
@@ -78,8 +88,9 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
         read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named)
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
     result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
 
@@ -92,6 +103,7 @@ def evaluate_models(
     folder: Path,
     progress: Progress | None = None,
     checkpoint: Path | None = None,
+    place: OutputFolder | None = None,
 ) -> list[ScoredModel]:
     """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
     ask for it (``--compare_base``; a general set is always asked of it too).
@@ -105,8 +117,9 @@ def evaluate_models(
             of several checkpoints to ``evaluation/NAME``.
         progress: makes a progress display.
         checkpoint: where the model's prefix lies.
+        place: the claim on the output folder; looked after between the models.
     """
-    one = _OneModel(model, tokenizer, rows, arguments, progress)
+    one = _OneModel(model, tokenizer, rows, arguments, progress, place)
     if model.prefix_encoder is None:
         return [one.score("base model", folder, None, is_base=True)]
     models = []
@@ -115,9 +128,9 @@ def evaluate_models(
             models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
     if not arguments.checkpoints:
         models.append(one.score("with the prefix", folder, checkpoint))
-    for name, place in _names(arguments.checkpoints).items():
-        attach_checkpoint(model, read_prefix(place))
-        models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), place))
+    for name, where in _names(arguments.checkpoints).items():
+        attach_checkpoint(model, read_prefix(where))
+        models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 
 
@@ -130,6 +143,7 @@ class _OneModel:
     rows: EvaluationRows
     arguments: Arguments
     progress: Progress | None
+    place: OutputFolder | None
 
     def score(
         self, name: str, folder: Path, checkpoint: Path | None, *, is_base: bool = False, task: bool = True
@@ -143,6 +157,8 @@ class _OneModel:
 
     def _on(self, rows: Sequence[Row], title: str, folder: Path) -> Evaluation:
         training = self.arguments.training
+        if self.place is not None:
+            self.place.check(f"before {title}")
         done = evaluate_rows(
             self.model,
             self.tokenizer,
@@ -154,6 +170,8 @@ class _OneModel:
             anew=self.arguments.data.overwrite_predictions,
             show=None if self.progress is None else partial(self.progress, title),
         )
+        if self.place is not None:
+            self.place.check(f"after {title}")
         save_metrics(folder, "predict", done.metrics)
         return done
 

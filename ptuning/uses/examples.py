@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments
 from ptuning.plain.errors import UserError
+from ptuning.plain.version import __version__
 from ptuning.tuned.example_store import (
     Arrays,
     PackedExamples,
@@ -104,7 +105,7 @@ def _kept_or_made(
 def _versions(tokenizer: ChatGLMTokenizer) -> dict[str, Any]:
     """What of the program and the tokenizer decides the ids."""
     return {
-        "ptuning": importlib.metadata.version("ptuning"),
+        "ptuning": __version__,
         "vocabulary": hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest(),
         "num_image_tokens": tokenizer.num_image_tokens,
         "do_lower_case": tokenizer.do_lower_case,
@@ -128,8 +129,22 @@ def _made(make: Callable[[Row], Example], rows: Sequence[Row], workers: int | No
 
     logger.info("Running tokenizer on %s (%d rows, %d processes)", name, len(rows), workers)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         return joined(list(pool.map(partial(_packed, make), *zip(*chunks, strict=True))))
+
+
+def _end_with_parent() -> None:
+    """Let this process end when the one that started it does, even by SIGKILL: nobody would take its rows."""
+    import multiprocessing
+
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _packed(make: Callable[[Row], Example], start: int, rows: Sequence[Row]) -> Arrays:

@@ -13,11 +13,12 @@ import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE, ScoredAnswer, parse_answer, published_text
-from ptuning.plain.errors import UserError
-from ptuning.tuned.atomic import replace_when_whole
+from ptuning.plain.errors import OutputError, UserError
+from ptuning.plain.reading import parse_json
+from ptuning.tuned.atomic import LineFile, replace_when_whole, writing
 
 logger = logging.getLogger(__name__)
 
@@ -39,20 +40,26 @@ class AnswerJournal:
 
     Raises:
         UserError: the folder cannot be written.
+        OutputError: nor can it any more; what was answered before is kept.
     """
 
     def __init__(self, folder: Path, fingerprint: Mapping[str, Any], rows: int, *, anew: bool = False) -> None:
         self.folder, self.rows = folder, rows
         self.path = folder / ANSWERS_FILE
         self.answers: dict[int, ScoredAnswer] = {}
-        self._file: BinaryIO | None = None
+        self._file: LineFile | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if self.path.is_symlink():
+                logger.warning("%s was a link to another file; the answers of this run take its place", self.path)
+                self.path.unlink()
             if not anew and self.path.is_file() and self._is_ours(dict(fingerprint)):
                 self._read()
             else:
                 self._start(dict(fingerprint), keep=not anew)
-            self._file = self.path.open("ab")
+            self._file = LineFile(self.path)
+        except OutputError:
+            raise
         except OSError as error:
             raise UserError(f"--output_dir: cannot write {error.filename or folder}: {error.strerror}") from None
         if self.answers:
@@ -74,7 +81,7 @@ class AnswerJournal:
     def _settings(self) -> dict[str, Any] | None:
         """What the answers there were made with; None where nothing tells."""
         try:
-            found = json.loads((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+            found = parse_json((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return found if isinstance(found, dict) else None
@@ -88,13 +95,14 @@ class AnswerJournal:
                     break
                 whole += len(line)
                 try:
-                    answer = parse_answer(json.loads(line))
+                    answer = parse_answer(parse_json(line))
                 except (KeyError, TypeError, ValueError, AttributeError):
                     logger.warning("%s: a damaged line is left out; its row will be answered again", self.path)
                     continue
                 if 0 <= answer.index < self.rows:
                     self.answers[answer.index] = answer
-        os.truncate(self.path, whole)
+        with writing(self.path):
+            os.truncate(self.path, whole)
 
     def _start(self, fingerprint: dict[str, Any], *, keep: bool) -> None:
         """An empty journal. One that was not finished, or is not ours, is put aside: it may have taken hours."""
@@ -109,17 +117,16 @@ class AnswerJournal:
         _write(self.folder / SETTINGS_FILE, json.dumps(fingerprint, ensure_ascii=False, indent=2) + "\n")
 
     def _is_unfinished(self) -> bool:
-        settings = self._settings()
-        return settings is None or self.path.read_bytes().count(b"\n") < settings.get("rows", 0)
+        rows = (self._settings() or {}).get("rows")
+        return not isinstance(rows, int) or self.path.read_bytes().count(b"\n") < rows
 
     def append(self, answers: Iterable[ScoredAnswer]) -> None:
         """Keep further answers; they are in the operating system's hands when this returns."""
         if self._file is None:
             raise ValueError("the journal is closed")
         for answer in answers:
+            self._file.append(answer.line())
             self.answers[answer.index] = answer
-            self._file.write(answer.line().encode("utf-8"))
-            self._file.flush()
 
     def close(self) -> None:
         """Write ``generated_predictions.txt`` from the answers there are, in the order of the rows; where every row is
@@ -141,7 +148,10 @@ class AnswerJournal:
     def __enter__(self) -> AnswerJournal:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        if kind is not None and issubclass(kind, OutputError) and self._file is not None:
+            self._file.close()  # where nothing can be written, what follows the answers cannot be, either
+            self._file = None
         self.close()
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.reading import parse_json
 from ptuning.tuned.atomic import replace_when_whole
 
 logger = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ def read_log_history(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The trainer's log entries from the first folder that has a readable ``trainer_state.json``; empty without one."""
     for folder in folders:
         try:
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+            state = parse_json((folder / STATE_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         history = state.get("log_history") if isinstance(state, dict) else None

@@ -9,12 +9,14 @@ import platform
 import sys
 from pathlib import Path
 
-_PACKAGES = ("ptuning", "torch", "transformers", "accelerate", "jieba", "rouge_chinese", "nltk", "sacrebleu")
+from ptuning.plain.version import __version__
+
+_PACKAGES = ("torch", "transformers", "accelerate", "jieba", "rouge_chinese", "nltk", "sacrebleu")
 
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide results, those that are installed."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "ptuning": __version__}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.metrics import SCORE_NAMES
+from ptuning.plain.paths import path_argument, working_directory
+from ptuning.plain.reading import parse_json
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.loss_curve import PICTURE_FILE, draw_loss_curve, points_of, read_log_history
 from ptuning.uses.machine import machine, versions
@@ -98,7 +100,7 @@ def report_content(
         "kind": "tuning run" if training else "evaluation",
         "created": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": command or (command_of(arguments) if arguments is not None else ""),
-        "directory": str(Path.cwd()),
+        "directory": working_directory(),
         "settings": settings_shown(arguments) if arguments is not None else [],
         "data": _data_counts(arguments, data, result.folder),
         "curves": {
@@ -181,7 +183,7 @@ def _data_counts(
     """How many rows each file had, how many are used, and why others are not."""
     found: dict[str, dict[str, Any]] = {}
     try:
-        earlier = json.loads((folder / CONTENT_FILE).read_text(encoding="utf-8"))["data"]
+        earlier = parse_json((folder / CONTENT_FILE).read_text(encoding="utf-8"))["data"]
         found = {str(entry["name"]): entry for entry in earlier}
     except (OSError, ValueError, KeyError, TypeError):
         pass
@@ -240,7 +242,7 @@ def command_of(arguments: Arguments) -> str:
     words = ["ptuning", verb]
     left_out = {"resume_from_checkpoint", "overwrite_predictions"}
     if verb == "evaluate":
-        words += [str(path) for path in arguments.checkpoints]
+        words += [path_argument(path) for path in arguments.checkpoints]
         left_out |= {"do_train", "all_checkpoints"} | ({"ptuning_checkpoint"} if arguments.checkpoints else set())
     for name, value in arguments.given.items():
         if value is None or name in left_out or _is_secret(name):

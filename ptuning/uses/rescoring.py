@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
-from ptuning.plain.answers import read_answers
-from ptuning.plain.errors import UserError
+from ptuning.plain.answers import ScoredAnswer, read_answers
 from ptuning.plain.metrics import score_pair
+from ptuning.plain.paths import path_argument
+from ptuning.tuned.output_folder import claimed
 from ptuning.uses.report import write_report
 from ptuning.uses.run_result import RunResult, ScoredModel, evaluation_of, save_metrics
 
@@ -26,8 +28,13 @@ def rescore(path: Path, folder: Path | None = None, show: Callable[[int], Callab
         UserError: a file that is none of these, as ``file:line``; a folder that cannot be written.
     """
     answers = read_answers(path)
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir {folder}: this is a file; name a folder")
+    with nullcontext() if folder is None else claimed(folder):
+        return _rescore(path, answers, folder, show)
+
+
+def _rescore(
+    path: Path, answers: list[ScoredAnswer], folder: Path | None, show: Callable[[int], Callable[[int], None]] | None
+) -> RunResult:
     advance = show(len(answers)) if show is not None else None
     scored = []
     for number, answer in enumerate(answers):
@@ -40,6 +47,6 @@ def rescore(path: Path, folder: Path | None = None, show: Callable[[int], Callab
     result = RunResult(folder or path.parent, None, answers, [model])
     if folder is not None:
         save_metrics(folder, "predict", evaluation.metrics)
-        command = shlex.join(["ptuning", "evaluate", "--metrics-only", str(path), f"--output_dir={folder}"])
+        command = shlex.join(["ptuning", "evaluate", "--metrics-only", path_argument(path), f"--output_dir={folder}"])
         write_report(None, result, {"test": answers}, command=command)
     return result

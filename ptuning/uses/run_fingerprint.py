@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ptuning.loops.generation import PRESETS
 from ptuning.plain.arguments import DataArguments
+from ptuning.plain.version import __version__
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.rows import Row
 
@@ -55,7 +56,7 @@ def run_fingerprint(
         "quantization_bit": model.config.quantization_bit or 0,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "versions": {name: importlib.metadata.version(name) for name in ("ptuning", "torch")},
+        "versions": {"ptuning": __version__, "torch": importlib.metadata.version("torch")},
     }
 
 

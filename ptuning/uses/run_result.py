@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.answers import ScoredAnswer
+from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SET_SCORE_NAMES, summary
+from ptuning.plain.reading import read_json
 from ptuning.plain.text_statistics import text_statistics
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.intervals import difference_intervals, mean_intervals
+
+logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "comparison.json"
 
@@ -184,12 +189,20 @@ def save_metrics(folder: Path, split: str, metrics: dict[str, Any]) -> Path:
         metrics: numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = (f"{split}_", "epoch")
+    plain = (f"{split}_", "epoch", "total_flos")
     named = {(name if name.startswith(plain) else f"{split}_{name}"): value for name, value in metrics.items()}
     path, together = folder / f"{split}_results.json", folder / "all_results.json"
-    earlier = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
-    for target, values in ((path, named), (together, earlier | named)):
+    for target, values in ((path, named), (together, _earlier(together) | named)):
         with replace_when_whole(target) as temporary:
             text = json.dumps(values, ensure_ascii=False, indent=4, sort_keys=True)
             temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The results of earlier parts of a run; none where the file is damaged, for a run must not fail at its end."""
+    try:
+        return read_json(path, "it was cut short") if path.is_file() else {}
+    except UserError as error:
+        logger.warning("%s; it is written anew, with what this run gave alone", error)
+        return {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import logging
 import os
 from array import array
@@ -12,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import transformers
 from transformers import set_seed
 
 from ptuning.loops.checkpoints import barrier, checkpoints, set_aside, starting_point
@@ -21,14 +22,17 @@ from ptuning.loops.training_arguments import Arguments, TuningArguments, save_ar
 from ptuning.plain.arguments import DataArguments, ModelArguments
 from ptuning.plain.errors import StoppedError, TrainingError, UserError
 from ptuning.plain.private_cache import keep_compiled_code_private
+from ptuning.plain.version import __version__
 from ptuning.tuned.collator import TrainingCollator
 from ptuning.tuned.example_store import PackedExamples
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.tuned.output_folder import OutputFolder
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 from ptuning.tuned.rows import Row
 from ptuning.uses.evaluation import evaluate_rows, save_metrics
 from ptuning.uses.evaluation_run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
 from ptuning.uses.memory_advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
+from ptuning.uses.output_claim import claimed_output
 from ptuning.uses.preparation import (
     base_model_name,
     model_config,
@@ -67,7 +71,13 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is loaded.
         TrainingError: a loss or gradient that is not a number, or memory that does not suffice; what was saved stays.
         StoppedError: a signal ended training; its state is saved.
+        OutputError: the output folder went away, or cannot be written any more; what was saved stays.
     """
+    with claimed_output(arguments) as place:
+        return _run(arguments, progress, place)
+
+
+def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder | None) -> RunResult:
     model_settings, data, training = arguments
     check_before_loading(training)
     start = starting_point(training)
@@ -85,10 +95,11 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
     check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
     trainer = _trainer(arguments, tokenizer, examples, eval_examples, rows, validation)
+    trainer.place = place
     model = trainer.model
     folder = Path(str(training.output_dir))
-    if trainer.is_world_process_zero():
-        folder.mkdir(parents=True, exist_ok=True)
+    if place is not None:
+        place.check("before training")
         if start is None:
             set_aside(folder)
         save_arguments(folder, arguments)
@@ -104,7 +115,9 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
     checkpoint = Path(best) if best else saved[-1] if saved else None
     if not trainer.is_world_process_zero():
         return RunResult(folder, checkpoint, [], [], train_metrics)
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint) if asked.task else []
+    models = []
+    if asked.task:
+        models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint, place)
     result = RunResult(folder, checkpoint, asked.task, models, train_metrics)
     write_report(arguments, result, {"training": rows, "validation": validation, **asked.by_name()})
     return result
@@ -177,14 +190,18 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
         raise TrainingError(out_of_memory_message(trainer.model, arguments, error)) from error
     if trainer.stop.received is not None:
         name, number = trainer.stop.received.name, int(trainer.stop.received)
+        how = "go on with the same command and --resume_from_checkpoint auto"
+        if arguments.training.save_only_model:
+            how = "with --save_only_model a run cannot go on; start another from these weights with --init_from"
         raise StoppedError(
             f"stopped by {name} behind step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved in "
-            f"{arguments.training.output_dir}; go on with the same command and --resume_from_checkpoint auto",
+            f"{arguments.training.output_dir}; {how}",
             128 + number,
         )
     metrics: dict[str, float] = result.metrics | {"train_samples": count}
     trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
+    if trainer.is_world_process_zero():
+        save_metrics(Path(str(arguments.training.output_dir)), "train", metrics)
     return metrics
 
 
@@ -244,7 +261,7 @@ def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration
         "legacy_first_round": data.legacy_first_round,
         "max_source_length": data.max_source_length,
         "max_target_length": data.max_target_length,
-        "versions": {name: importlib.metadata.version(name) for name in ("ptuning", "torch", "transformers")},
+        "versions": {"ptuning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
     }
 
 
