@@ -27,7 +27,7 @@ from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import pick_device
 from ptuning.tuned.prefix_checkpoint import is_prefix_folder
 from ptuning.tuned.shard_writer import ShardWriter, WeightForm
-from ptuning.tuned.weight_checks import check_tensors
+from ptuning.tuned.weight_checks import check_sizes, check_tensors
 from ptuning.tuned.weight_files import TensorFacts, WeightFiles, find_weights, read_json
 from ptuning.tuned.weights import read_config
 
@@ -138,6 +138,7 @@ def plan_quantization(
     if files is None:
         raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
     facts = files.facts()
+    check_sizes(config, facts, folder)
     check_tensors(empty_model(config, 0, False), facts, folder)
     packed = empty_model(config, bits, embeddings)
     names = {name for name, _ in packed.named_parameters()}
