@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.reading import working_directory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -76,7 +77,9 @@ class ServerArguments:
         if self.max_length is not None and self.max_length < 8:
             raise UserError(f"--max_length {self.max_length}: must be 8 or more")
         if not Path(self.checkpoint_root).is_dir():
-            raise UserError(f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {Path.cwd()})")
+            raise UserError(
+                f"--checkpoint_root {self.checkpoint_root}: no such folder (working directory {working_directory()})"
+            )
 
 
 def _port(name: str, text: str) -> int:

@@ -19,6 +19,7 @@ from ptuning.loops.checkpoints import checkpoints
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.plain.reading import working_directory
 from ptuning.plain.settings_file import read_mapping
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,9 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise UserError(f"{folder}: no such checkpoint folder (current directory: {Path.cwd()}); train a prefix first")
+        raise UserError(
+            f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
+        )
     is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
     found = checkpoints(path) if every or not is_prefix else []
     if every and not found:

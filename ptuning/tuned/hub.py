@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import expanded, working_directory
 
 logger = logging.getLogger(__name__)
 
@@ -61,21 +62,21 @@ def resolve_folder(
     text = os.fspath(name)
     if not text:
         raise UserError(f"the model's name is empty: give a folder, a hub name such as THUDM/chatglm-6b or {EMBEDDED_MODEL}")
-    folder = Path(text).expanduser()
-    if folder.is_dir():
+    folder = expanded(text)
+    if os.path.isdir(folder):
         return folder
     if text == EMBEDDED_MODEL:
         return embedded_folder()
-    if folder.exists():
+    if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json, ice_text.model and the weights")
     if folder.is_absolute() or text.startswith((".", "~")) or "\\" in text or text.count("/") != 1:
         raise UserError(
-            f"model folder not found: {text} (working directory {Path.cwd()}). Give a folder, a hub name such as "
+            f"model folder not found: {text} (working directory {working_directory()}). Give a folder, a hub name such as "
             f"THUDM/chatglm-6b, or {EMBEDDED_MODEL}"
         )
     settings: dict[str, Any] = {
         "revision": revision,
-        "cache_dir": None if cache_dir is None else Path(cache_dir).expanduser(),
+        "cache_dir": None if cache_dir is None else expanded(cache_dir),
         "token": token,
         "local_files_only": local_files_only,
         "force_download": force_download,
@@ -107,7 +108,7 @@ def _download(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
     except failures as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
-            f"{repository} is no local folder (working directory {Path.cwd()}) and the hub "
+            f"{repository} is no local folder (working directory {working_directory()}) and the hub "
             f"({constants.ENDPOINT}) did not give it: {reason}. Check the name and --model_revision, set HF_ENDPOINT to a "
             "mirror, or give a downloaded folder"
         ) from error

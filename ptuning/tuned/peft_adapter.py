@@ -55,7 +55,8 @@ def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]
     kind = config.get("peft_type")
     if kind != "PREFIX_TUNING":
         raise UserError(
-            f"{folder / CONFIG_FILE} has peft_type {shortened(repr(kind), 60)}; only PREFIX_TUNING adapters hold a P-Tuning v2 prefix"
+            f"{folder / CONFIG_FILE} has peft_type {shortened(repr(kind), 60)}; only PREFIX_TUNING adapters hold a "
+            "P-Tuning v2 prefix"
         )
     check_kinds(config, _KINDS, folder / CONFIG_FILE)
     file = next((folder / name for name in _WEIGHT_FILES if is_regular(folder / name)), None)

@@ -122,8 +122,8 @@ def _check_layers(unused: list[str], layers: int, where: Path) -> None:
     beyond = [name for name in unused if (found := _LAYER.match(name)) and int(found[1]) >= layers]
     if beyond:
         raise UserError(
-            f"{where} holds {shortened(beyond[0], 80)}, but config.json has num_layers {layers}: weights and config.json are of "
-            "different models"
+            f"{where} holds {shortened(beyond[0], 80)}, but config.json has num_layers {layers}: weights and config.json "
+            "are of different models"
         )
 
 

@@ -17,12 +17,14 @@ from typing import Any, BinaryIO
 
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE, ScoredAnswer, parse_answer, published_text
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import guarded, open_regular, parse_json, read_json
 from ptuning.tuned.atomic import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "generated_predictions.settings.json"
 PREVIOUS_FILE = "generated_predictions.previous.jsonl"
+_REMEDY = "check its permissions and the disk, or name another --output_dir"
 
 
 class AnswerJournal:
@@ -74,22 +76,21 @@ class AnswerJournal:
     def _settings(self) -> dict[str, Any] | None:
         """What the answers there were made with; None where nothing tells."""
         try:
-            found = json.loads((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json(self.folder / SETTINGS_FILE)
+        except UserError:
             return None
-        return found if isinstance(found, dict) else None
 
     def _read(self) -> None:
         """Take over the answers of a run that was cut off, and cut away a line that it did not finish."""
         whole = 0
-        with self.path.open("rb") as file:
+        with guarded(self.path, remedy=_REMEDY), open_regular(self.path) as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
                 try:
-                    answer = parse_answer(json.loads(line))
-                except (KeyError, TypeError, ValueError, AttributeError):
+                    answer = parse_answer(parse_json(line))
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                     logger.warning("%s: a damaged line is left out; its row will be answered again", self.path)
                     continue
                 if 0 <= answer.index < self.rows:
@@ -110,7 +111,10 @@ class AnswerJournal:
 
     def _is_unfinished(self) -> bool:
         settings = self._settings()
-        return settings is None or self.path.read_bytes().count(b"\n") < settings.get("rows", 0)
+        if settings is None or not isinstance(settings.get("rows"), int):
+            return True
+        with open_regular(self.path) as file:
+            return sum(1 for _ in file) < settings["rows"]
 
     def append(self, answers: Iterable[ScoredAnswer]) -> None:
         """Keep further answers; they are in the operating system's hands when this returns."""

@@ -16,6 +16,7 @@ import torch
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.prefix_bank import SharedPrefix
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import working_directory
 from ptuning.tuned.prefix_checkpoint import is_prefix_folder, read_prefix
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def named_checkpoints(given: str) -> list[tuple[str, Path]]:
         name, rest = "", given
     path = Path(rest).expanduser()
     if not rest or not path.exists():
-        raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {Path.cwd()})")
+        raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {working_directory()})")
     if path.is_dir() and not is_prefix_folder(path):
         inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_prefix_folder(entry))
         if inside and name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.answers import ScoredAnswer
+from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SET_SCORE_NAMES, summary
+from ptuning.plain.reading import is_regular, read_json
 from ptuning.plain.text_statistics import text_statistics
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.intervals import difference_intervals, mean_intervals
+
+logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "comparison.json"
 
@@ -187,7 +192,12 @@ def save_metrics(folder: Path, split: str, metrics: dict[str, Any]) -> Path:
     plain = (f"{split}_", "epoch")
     named = {(name if name.startswith(plain) else f"{split}_{name}"): value for name, value in metrics.items()}
     path, together = folder / f"{split}_results.json", folder / "all_results.json"
-    earlier = json.loads(together.read_text(encoding="utf-8")) if together.is_file() else {}
+    earlier: dict[str, Any] = {}
+    try:
+        if is_regular(together):
+            earlier = read_json(together)
+    except UserError as error:  # hours of answers are not lost for a file that is written anew
+        logger.warning("%s; it is written anew", error)
     for target, values in ((path, named), (together, earlier | named)):
         with replace_when_whole(target) as temporary:
             text = json.dumps(values, ensure_ascii=False, indent=4, sort_keys=True)
