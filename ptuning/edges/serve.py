@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ptuning.plain.arguments import ServingArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
-from ptuning.plain.reading import working_directory
+from ptuning.plain.paths import working_directory
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

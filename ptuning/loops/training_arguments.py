@@ -19,7 +19,7 @@ from ptuning.loops.checkpoints import checkpoints
 from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
-from ptuning.plain.reading import working_directory
+from ptuning.plain.paths import working_directory
 from ptuning.plain.settings_file import read_mapping
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import guarded, is_regular, listed, open_regular, parse_json, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import guarded, is_regular, listed, open_regular, parse_json, read_lines
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 ANSWERS_FILE = "generated_predictions.jsonl"
@@ -113,8 +114,8 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
         raise UserError(f"--metrics-only {path}: {what} (current directory: {working_directory()})")
     found: dict[int, ScoredAnswer] = {}
     with guarded(path, "predictions file", "check its permissions and the disk"), open_regular(path) as file:
-        for number, line in enumerate(file, start=1):
-            line = line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").removesuffix(b"\n")
+        for number, whole_line in enumerate(read_lines(file, path), start=1):
+            line = whole_line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").removesuffix(b"\n")
             if line.strip():
                 answer = _answer_of(line, f"{path}:{number}", len(found))
                 found[answer.index] = answer

@@ -19,6 +19,9 @@ from ptuning.plain.errors import UserError
 MAX_SMALL_FILE = 16 * 2**20
 """Bytes that a file of settings, sizes or names may have; the published ones have 40 kB at most."""
 
+MAX_LINE = 64 * 2**20
+"""Bytes that one line of a file of answers or log entries may have."""
+
 MAX_DEPTH = 100
 """How deep lists and objects of a JSON or YAML text may lie in each other. Python's own limit depends on where it is asked,
 and what was just read could still be too deep to be copied or shown."""
@@ -34,14 +37,6 @@ _KINDS = (
 
 
 # --- words
-
-
-def working_directory() -> str:
-    """The working directory for a message; it may have been deleted."""
-    try:
-        return os.getcwd()
-    except OSError:
-        return "deleted"
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:
@@ -206,18 +201,38 @@ def read_text(path: Path | str, max_bytes: int = MAX_SMALL_FILE) -> str:
     return read_bytes(path, max_bytes).decode("utf-8-sig")
 
 
+def read_lines(file: BinaryIO, where: Path | str, max_bytes: int = MAX_LINE) -> Iterator[bytes]:
+    """The lines of an open file, each with its end.
+
+    Raises:
+        UserError: a line is longer than ``max_bytes``.
+        OSError: the file cannot be read.
+    """
+    number = 0
+    while line := file.readline(max_bytes + 1):
+        number += 1
+        if len(line) > max_bytes:
+            raise UserError(f"{where}:{number}: a line of more than {max_bytes} bytes, so this is a file of another kind")
+        yield line
+
+
 # --- JSON
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, strict: bool = False) -> Any:
     """The value of a JSON text, with every way to fail as a ValueError.
+
+    Args:
+        text: UTF-8, where it is bytes.
+        strict: refuse ``NaN`` and ``Infinity``, which Python writes and reads although JSON does not have them.
 
     Raises:
         ValueError: no JSON (then a :class:`json.JSONDecodeError` with its position), nested deeper than
             :data:`MAX_DEPTH`, a number with too many digits, or an object with one name twice, of which Python would
             silently keep the last.
     """
-    value, _ = _decoded(lambda: (json.loads(text, object_pairs_hook=_object), 0))
+    constant = _no_constant if strict else None
+    value, _ = _decoded(lambda: (json.loads(text, object_pairs_hook=_object, parse_constant=constant), 0))
     opened = text.count("[") + text.count("{") if isinstance(text, str) else text.count(b"[") + text.count(b"{")
     if opened > MAX_DEPTH:
         _refuse_depth(value)
@@ -255,6 +270,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise _TwiceError(f"the name {shortened(repr(twice), 80)} stands twice in one object")
     return result
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"JSON has no {name}")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import MAX_DEPTH, guarded, is_regular, parse_json, read_text, shortened, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import MAX_DEPTH, guarded, is_regular, parse_json, read_text, shortened
 
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
 """A command-line word that ends so is a settings file."""

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import expanded, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import expanded
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,8 @@ from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.blocks.tokenizer_settings import ADDED_FILE, CONFIG_FILE, SPECIAL_FILE
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import expanded, is_regular, shortened, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import expanded, is_regular, shortened
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.placement import parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix

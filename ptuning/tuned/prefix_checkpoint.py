@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import check_kinds, expanded, is_regular, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import check_kinds, expanded, is_regular
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
 from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float

@@ -22,6 +22,7 @@ from torch import Tensor
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.quantization import ALLOWED_BITS, quantize_weight
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import is_regular
 from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import pick_device
@@ -122,10 +123,10 @@ def plan_quantization(
         raise UserError(f"--bits {bits} was given; allowed are 4 and 8")
     if form not in ("safetensors", "bin"):
         raise UserError(f"--format {form} was given; allowed are safetensors and bin")
-    place = Path(os.path.abspath(Path(target).expanduser()))
+    place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)
-    if is_prefix_folder(small) and not (small / "config.json").is_file():
+    if is_prefix_folder(small) and not is_regular(small / "config.json"):
         raise UserError(f"{source} holds a prefix, not a whole model: give its base model; a prefix is never quantised")
     config = read_config(small)
     if config.quantization_bit:

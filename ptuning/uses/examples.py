@@ -89,7 +89,7 @@ def _kept_or_made(
         return _made(make, rows, data.preprocessing_num_workers, name)
     texts = ((row.prompt, row.response, row.history, row.system) for row in rows)
     path = cache_folder() / f"{fingerprint(texts, settings | _versions(tokenizer))}.safetensors"
-    arrays = None if data.overwrite_cache else read_arrays(path)
+    arrays = None if data.overwrite_cache else read_arrays(path, len(rows))
     if arrays is not None:
         logger.info("%s: tokenised before, read from %s", name, path)
         return arrays

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE, ScoredAnswer, parse_answer, published_text
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import guarded, open_regular, parse_json, read_json
+from ptuning.plain.reading import guarded, open_regular, parse_json, read_json, read_lines
 from ptuning.tuned.atomic import replace_when_whole
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class AnswerJournal:
         """Take over the answers of a run that was cut off, and cut away a line that it did not finish."""
         whole = 0
         with guarded(self.path, remedy=_REMEDY), open_regular(self.path) as file:
-            for line in file:
+            for line in read_lines(file, self.path):
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
@@ -114,7 +114,7 @@ class AnswerJournal:
         if settings is None or not isinstance(settings.get("rows"), int):
             return True
         with open_regular(self.path) as file:
-            return sum(1 for _ in file) < settings["rows"]
+            return sum(1 for _ in read_lines(file, self.path)) < settings["rows"]
 
     def append(self, answers: Iterable[ScoredAnswer]) -> None:
         """Keep further answers; they are in the operating system's hands when this returns."""

@@ -16,7 +16,7 @@ import torch
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.prefix_bank import SharedPrefix
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import working_directory
+from ptuning.plain.paths import working_directory
 from ptuning.tuned.prefix_checkpoint import is_prefix_folder, read_prefix
 
 logger = logging.getLogger(__name__)

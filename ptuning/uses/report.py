@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SCORE_NAMES
-from ptuning.plain.reading import is_regular, read_json, working_directory
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import is_regular, read_json
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.loss_curve import PICTURE_FILE, draw_loss_curve, points_of, read_log_history
 from ptuning.uses.machine import machine, versions

@@ -14,7 +14,7 @@ from typing import Any
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SET_SCORE_NAMES, summary
-from ptuning.plain.reading import is_regular, read_json
+from ptuning.plain.reading import read_json
 from ptuning.plain.text_statistics import text_statistics
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.intervals import difference_intervals, mean_intervals
@@ -189,17 +189,20 @@ def save_metrics(folder: Path, split: str, metrics: dict[str, Any]) -> Path:
         metrics: numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    plain = (f"{split}_", "epoch")
+    plain = (f"{split}_", "epoch", "total_flos")
     named = {(name if name.startswith(plain) else f"{split}_{name}"): value for name, value in metrics.items()}
     path, together = folder / f"{split}_results.json", folder / "all_results.json"
-    earlier: dict[str, Any] = {}
-    try:
-        if is_regular(together):
-            earlier = read_json(together)
-    except UserError as error:  # hours of answers are not lost for a file that is written anew
-        logger.warning("%s; it is written anew", error)
-    for target, values in ((path, named), (together, earlier | named)):
+    for target, values in ((path, named), (together, _earlier(together) | named)):
         with replace_when_whole(target) as temporary:
             text = json.dumps(values, ensure_ascii=False, indent=4, sort_keys=True)
             temporary.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The results of earlier parts of a run; none where the file is damaged, for a run must not fail at its end."""
+    try:
+        return read_json(path, "it was cut short") if path.is_file() else {}
+    except UserError as error:
+        logger.warning("%s; it is written anew, with what this run gave alone", error)
+        return {}
