@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.arguments import check_encoding
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
 from ptuning.plain.reading import guarded, is_regular, open_regular, parse_json, parse_json_at
@@ -48,7 +49,7 @@ def read_records(path: Path, encoding: str | None = None) -> Iterator[Record]:
             if head.lstrip().lower().startswith(start.lower()):
                 raise UserError(f"{path}: this is {what}")
         if suffix == ".parquet":
-            return read_parquet(path)
+            return read_parquet(path, encoding and check_encoding(encoding))
         if head.startswith(_PARQUET):
             raise UserError(f"{path}: this is a parquet file; give it a name that ends in .parquet")
         return readers[suffix](path, read_row_text(path, encoding))

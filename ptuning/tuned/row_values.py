@@ -39,9 +39,9 @@ def text_value(record: dict[str, Any], column: str, source: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
+        write = "save it as UTF-8 text, give --encoding" if isinstance(value, bytes) else "write it in quotes"
         raise UserError(
-            f"{source}: column {column!r} must be a text, but holds {kind_of(value)}; write it in quotes, or name "
-            "another column"
+            f"{source}: column {column!r} must be a text, but holds {kind_of(value)}; {write}, or name another column"
         )
     return "" if is_blank(value) else value
 

@@ -43,7 +43,7 @@ def read_row_text(path: Path, encoding: str | None = None) -> str:
         wide = _is_wide(encoding) or _wide_encoding(data) is not None
         while chunk := file.read(_CHUNK):
             data += chunk
-            if not wide and b"\0" in chunk:
+            if b"\0" in chunk and (not wide or chunk.count(b"\0") == len(chunk)):
                 break
         return decode_text(path, data, encoding)
 
@@ -104,11 +104,13 @@ def _wide_encoding(head: bytes | bytearray) -> str | None:
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             return name
+    if b"\0" * 4 in head:  # no text of UTF-16 or UTF-32 has so many in a row, a hole has
+        return None
     nuls = head.count(b"\0")
     second = head[1::2].count(b"\0")
     one_side = second in (0, nuls)
     is_utf8 = _decoded(head[:-3], "utf-8-sig") is not None  # the last character may be cut
-    if nuls == 0 or nuls == len(head) or (nuls * 5 < len(head) and (is_utf8 or not one_side)):
+    if nuls == 0 or (nuls * 5 < len(head) and (is_utf8 or not one_side)):
         return None
     return "UTF-16LE" if 2 * second > nuls else "UTF-16BE"
 
