@@ -23,6 +23,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "additional_special_tokens": (list,), "extra_special_tokens": (list, dict), "added_tokens_decoder": (dict,),
     "model_specific_special_tokens": (dict,), "auto_map": (dict,), "chat_template": (str, list, dict),
 }  # fmt: skip
+_TOKEN_SWITCHES = ("lstrip", "rstrip", "normalized", "single_word", "special")
 _TOKENS = ("bos", "eos", "end", "gmask", "mask", "pad", "unk", "sep", "cls")
 
 
@@ -72,8 +73,9 @@ def _check_config(values: Mapping[str, Any], where: Path) -> None:
     if "auto_map" in values and values["auto_map"] is None:
         raise UserError(f"{where} has auto_map null; leave it out")
     for index, token in (values.get("added_tokens_decoder") or {}).items():
-        _check_id(index if not index.isascii() or not index.isdigit() else int(index[:12]), f"added token {index!r}", where)
-        _check_token(token, f"added token {index!r}", where)
+        what = f"added_tokens_decoder {shortened(repr(index), 60)}"
+        _check_id(int(index[:12]) if index.isascii() and index.isdigit() else index, what, where)
+        _check_token(token, what, where)
     for key, value in (values.get("auto_map") or {}).items():
         _check_texts(value if isinstance(value, list) else [value], f"auto_map {key!r}", where)
     _check_special(values, where)
@@ -107,7 +109,7 @@ def _check_id(index: Any, what: str, where: Path) -> None:
 def _check_token(token: Any, what: str, where: Path) -> None:
     """A token is a text, or an object that says more about it."""
     if isinstance(token, dict):
-        check_kinds(token, dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word", "special"), (bool,)), where)
+        check_kinds(token, dict.fromkeys(_TOKEN_SWITCHES, (bool,)), f"{where}: {what}")
         text = token.get("content")
     else:
         text = token

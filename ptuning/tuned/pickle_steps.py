@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -99,6 +99,24 @@ _GIVEN = frozenset(
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 
+class _Capped:
+    """A file that is never asked for more than a pickle may have: what is asked for is allocated first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        """So many bytes."""
+        if size > MAX_PICKLE:
+            raise ValueError(f"it claims a text of {size} bytes")
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        """The next line."""
+        return self._file.readline(MAX_PICKLE)
+
+
 class PickleSteps:
     """Follows the steps of a pickle.
 
@@ -111,13 +129,14 @@ class PickleSteps:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
 
-    def follow(self, file: Any) -> Any:
+    def follow(self, file: BinaryIO) -> Any:
         """What the pickle at the file's position describes; the file stands behind it afterwards."""
         start = file.tell()
-        for count, (operation, argument, position) in enumerate(pickletools.genops(file)):
+        steps = pickletools.genops(_Capped(file))  # type: ignore[arg-type]  # it asks for no other methods
+        for count, (operation, argument, position) in enumerate(steps):
             if operation.name == "STOP":
                 return self._stack.pop()
-            if count > _MAX_STEPS or position - start > MAX_PICKLE:
+            if count > _MAX_STEPS or (position or 0) - start > MAX_PICKLE:
                 raise ValueError("its description of the tensors never ends")
             self._step(operation.name, argument)
         raise ValueError("it ends in the middle")

@@ -21,6 +21,7 @@ from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
 from ptuning.plain.reading import check_kinds, expanded, is_regular
 from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.peft_adapter import CONFIG_FILE as ADAPTER_FILE
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
 from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
 from ptuning.tuned.weight_files import check_whole, find_weights, read_facts, read_json, read_tensors
@@ -125,7 +126,7 @@ def read_prefix(
     folder = expanded(path)
     if not os.path.exists(folder):
         raise UserError(f"prefix checkpoint not found: {path} (working directory {working_directory()})")
-    if os.path.isdir(folder) and is_adapter(folder) and not is_regular(folder / WEIGHTS_FILE):
+    if os.path.isdir(folder) and is_regular(folder / ADAPTER_FILE) and not is_regular(folder / WEIGHTS_FILE):
         file, state, settings = read_adapter(folder)
     else:
         files = _prefix_files(folder)

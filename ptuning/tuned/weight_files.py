@@ -195,7 +195,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     found = sum(path.stat().st_size for path in paths)
     if isinstance(stated, int | float) and found < stated:
         raise UserError(
-            f"the shards in {index.parent} hold {found} bytes; {index.name} states {stated:.0f}: "
+            f"the shards in {index.parent} hold {found} bytes; {index.name} states {shortened(stated, 60)}: "
             "a download is incomplete, fetch them again"
         )
     return paths
