@@ -7,12 +7,15 @@ comes last; importing an Auto module brings ours in.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -57,7 +60,8 @@ def _register(auto: ModuleType) -> None:
 
 
 def _keep_from_remote_code(factory: Any, config: Any) -> None:
-    """Keep an Auto class away from a ChatGLM-6B folder's remote code, also with ``trust_remote_code=True``.
+    """Keep an Auto class away from a ChatGLM-6B folder's remote code, also with ``trust_remote_code=True``, and from its
+    damaged files.
 
     Which of the two comes first, a registered class or remote code, depends on the factory and on the version of
     transformers; the published code does not run on transformers 5.
@@ -68,12 +72,44 @@ def _keep_from_remote_code(factory: Any, config: Any) -> None:
 
     @wraps(original)
     def from_pretrained(cls: Any, pretrained_model_name_or_path: Any, *inputs: Any, **kwargs: Any) -> Any:
+        _check_local_folder(config, pretrained_model_name_or_path, kwargs)
         if kwargs.get("trust_remote_code") and _is_chatglm_6b(config, pretrained_model_name_or_path, kwargs):
             kwargs["trust_remote_code"] = False
         return original(cls, pretrained_model_name_or_path, *inputs, **kwargs)
 
     from_pretrained.knows_chatglm = True  # type: ignore[attr-defined]
     factory.from_pretrained = classmethod(from_pretrained)
+
+
+def _check_local_folder(config: Any, name: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a local ChatGLM-6B folder with a damaged small file; the Auto classes would trip over it.
+
+    Folders of other models are not ours to judge, nor are later generations, which come with code of their own.
+
+    Raises:
+        UserError: with file, name and value.
+    """
+    from ptuning.blocks.config import check_config
+    from ptuning.blocks.tokenizer_settings import check_tokenizer_files
+    from ptuning.plain.errors import UserError
+    from ptuning.plain.reading import is_regular, read_bytes, read_json
+
+    if not isinstance(name, str | os.PathLike) or not os.path.isdir(name):
+        return
+    folder = Path(name, str(kwargs.get("subfolder") or ""))
+    path = folder / "config.json"
+    if not is_regular(path):
+        return
+    try:
+        values = read_json(path)
+    except UserError:
+        with suppress(UserError, OSError):
+            if b'"chatglm"' not in read_bytes(path):
+                return  # the original finds words for it
+        raise
+    if values.get("model_type") == config.model_type and not config.later_generation_keys(values):
+        check_config(values, str(path))
+        check_tokenizer_files(folder)
 
 
 def _is_chatglm_6b(config: Any, name: Any, kwargs: dict[str, Any]) -> bool:

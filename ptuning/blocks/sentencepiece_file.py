@@ -11,11 +11,14 @@ from pathlib import Path
 import sentencepiece
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import guarded, is_regular, read_bytes
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 USER_DEFINED, UNUSED = 4, 5  # SentencePiece's piece types: always matched in text, never matched in text
 _PIECE_FIELD, _TRAINER_FIELD = 1, 2  # fields of ModelProto
 _TEXT_FIELD, _TYPE_FIELD = 1, 3  # fields of one piece
+_MAX_FILE = 64 * 2**20  # bytes; the published file has 2.7 million
+_MAX_SHIFT = 63  # a number has 64 bits at most
 _FIXED_SIZES = {1: 8, 5: 4}  # wire types 64-bit and 32-bit
 
 
@@ -25,12 +28,13 @@ def load_processor(path: str | Path | None) -> sentencepiece.SentencePieceProces
     Raises :class:`UserError` naming the file and the cure when it is missing, empty, a Git LFS pointer, cut short or
     no SentencePiece file at all.
     """
-    if path is None or not Path(path).is_file():
+    if path is None or not is_regular(path):
         where = "the tokenizer folder" if path is None else str(path)
         raise UserError(
             f"{where}: no SentencePiece file there; a ChatGLM-6B folder holds ice_text.model: download it there"
         )
-    data = Path(path).read_bytes()
+    with guarded(path, "SentencePiece file", "check its permissions, or download it again"):
+        data = read_bytes(path, _MAX_FILE)
     if data.startswith(LFS_HEAD):
         raise UserError(
             f"{path}: this is a Git LFS pointer ({len(data)} bytes), not the vocabulary itself; run `git lfs install` "
@@ -38,10 +42,11 @@ def load_processor(path: str | Path | None) -> sentencepiece.SentencePieceProces
         )
     processor = sentencepiece.SentencePieceProcessor()
     try:
-        # A file cut between two fields still parses, but its trainer settings, which come after the pieces, are gone.
-        complete = any(field == _TRAINER_FIELD for field, *_ in _fields(data))
-        loaded = complete and processor.load_from_serialized_proto(data)
-    except (ValueError, IndexError, RuntimeError, OSError):
+        with guarded(path):
+            # A file cut between two fields still parses, but its trainer settings, which come after the pieces, are gone.
+            complete = any(field == _TRAINER_FIELD for field, *_ in _fields(data))
+            loaded = complete and processor.load_from_serialized_proto(data)
+    except UserError:
         loaded = False
     if not loaded:
         raise UserError(
@@ -119,6 +124,8 @@ def _read_varint(data: bytes, position: int) -> tuple[int, int]:
         byte = data[position]
         position += 1
         value |= (byte & 0x7F) << shift
+        if shift > _MAX_SHIFT:
+            raise ValueError("a number without end")
         if byte < 0x80:
             return value, position
         shift += 7

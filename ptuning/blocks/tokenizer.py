@@ -7,7 +7,7 @@ Source of the conventions: the published ``ice_text.model`` and ``tokenizer_conf
 - One text is ``ids [gMASK] <sop>``, a pair ``a [gMASK] <sop> b <eop>``; padding stands on the left.
 """
 
-import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,14 @@ from typing import Any
 from transformers import AddedToken, PreTrainedTokenizer
 
 from ptuning.blocks.sentencepiece_file import literal_processor, load_processor
+from ptuning.blocks.tokenizer_settings import (
+    CONFIG_FILE,
+    MAX_IMAGE_TOKENS,
+    check_image_tokens,
+    check_tokenizer_files,
+)
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import guarded, is_regular, read_json
 
 EARLY_IMAGE_TOKENS = 20000  # the published default where a tokenizer_config.json says nothing
 MAX_BLANKS = 80
@@ -99,6 +106,16 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         )
         self.init_kwargs.update(gmask_token=self.gmask_token, end_token=self.end_token)  # so that they are saved
 
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As transformers', with every damaged file of a local folder refused by name."""
+        if not os.path.isdir(name):
+            return super().from_pretrained(name, *args, **kwargs)
+        folder = Path(name, kwargs.get("subfolder") or "")
+        check_tokenizer_files(folder)
+        with guarded(folder / CONFIG_FILE, "tokenizer settings", "take it from the model's page"):
+            return super().from_pretrained(name, *args, **kwargs)
+
     def _read_pieces(self, required: list[str]) -> None:
         """Index the vocabulary; every string of ``required`` must be a piece of it."""
         sp = self.sp_model
@@ -129,12 +146,8 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             # Both releases ship the same SentencePiece file, so only the model's configuration can tell them apart.
             bos_id = _bos_id_of_config_beside(self.vocab_file)
             offset = -1 if bos_id is None else bos_id - self.sp_model.piece_to_id(bos_token)
-            return offset if offset >= 0 else EARLY_IMAGE_TOKENS
-        if isinstance(given, bool) or not isinstance(given, int) or given < 0:
-            raise UserError(
-                f"num_image_tokens is {given!r}; allowed: 0 (model of 130528 rows) or 20000 (150528 rows); "
-                "correct it in tokenizer_config.json"
-            )
+            return offset if 0 <= offset <= MAX_IMAGE_TOKENS else EARLY_IMAGE_TOKENS
+        check_image_tokens(given, CONFIG_FILE)
         return given
 
     def _special_tokens(self, named: Any, given: dict[int, AddedToken] | None) -> dict[int, AddedToken]:
@@ -310,9 +323,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
 def _bos_id_of_config_beside(vocab_file: str | Path | None) -> int | None:
     """``bos_token_id`` of a ``config.json`` in the folder of ``vocab_file``, if there is a readable one."""
+    path = Path(str(vocab_file)).parent / "config.json"
     try:
-        config = json.loads((Path(str(vocab_file)).parent / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        bos_id = read_json(path).get("bos_token_id") if is_regular(path) else None
+    except UserError:  # whoever loads the model is told what is wrong with it
         return None
-    bos_id = config.get("bos_token_id") if isinstance(config, dict) else None
     return bos_id if isinstance(bos_id, int) else None

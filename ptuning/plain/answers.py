@@ -7,6 +7,7 @@ the published ``{"labels": …, "predict": …}`` lines.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import guarded, is_regular, listed, open_regular, parse_json, read_lines
 
 PREDICTIONS_FILE = "generated_predictions.txt"
 ANSWERS_FILE = "generated_predictions.jsonl"
@@ -82,10 +84,11 @@ def parse_answer(record: dict[str, Any]) -> ScoredAnswer:
     Raises:
         KeyError, TypeError: it is not such a line.
     """
-    if not isinstance(record["index"], int) or not all(isinstance(record[name], str) for name in _FORMS[0]):
+    index = record["index"]
+    if isinstance(index, bool) or not isinstance(index, int) or not all(isinstance(record[name], str) for name in _FORMS[0]):
         raise TypeError("index, reference or answer is of another type")
     return ScoredAnswer(
-        index=record["index"],
+        index=index,
         reference=record["reference"],
         answer=record["answer"],
         prompt=str(record.get("prompt", "")),
@@ -106,14 +109,16 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
     Raises:
         UserError: no such file, nothing in it, or a line that is none of these, as ``file:line``.
     """
-    if not path.is_file():
-        what = "is a folder: name the file in it" if path.is_dir() else "no such file"
+    if os.path.isdir(path) or not is_regular(path):
+        what = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
         raise UserError(f"--metrics-only {path}: {what} (current directory: {working_directory()})")
     found: dict[int, ScoredAnswer] = {}
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if line.strip():
-            answer = _answer_of(line, f"{path}:{number}", len(found))
-            found[answer.index] = answer
+    with guarded(path, "predictions file", "check its permissions and the disk"), open_regular(path) as file:
+        for number, whole_line in enumerate(read_lines(file, path), start=1):
+            line = whole_line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").removesuffix(b"\n")
+            if line.strip():
+                answer = _answer_of(line, f"{path}:{number}", len(found))
+                found[answer.index] = answer
     if not found:
         raise UserError(f"{path}: no predictions in this file; {_WANTED}")
     return [found[index] for index in sorted(found)]
@@ -124,16 +129,18 @@ _WANTED = 'a line is an object like {"labels": "…", "predict": "…"}'
 
 def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{where}:{error.colno}: not valid JSON: {error.msg}; {_WANTED}") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON: {error}; {_WANTED}") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: {_kind(record)} instead of an object; {_WANTED}")
     names = next((form for form in _FORMS if set(form) <= set(record)), None)
     if names is None:
-        has = ", ".join(map(str, record)) or "nothing"
+        has = listed(record) or "nothing"
         wanted = " or ".join(" and ".join(form) for form in _FORMS)
         raise UserError(f"{where}: needs {wanted} (has: {has})")
     for name in names:
@@ -144,7 +151,7 @@ def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
     values |= {"prompt": record.get("prompt") or "", "source": str(record.get("source") or where)}
     try:
         return parse_answer(values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}; {_WANTED}") from None
 
 

@@ -8,9 +8,12 @@ class UserError(ValueError):
     """Input that cannot be used as given: a file, a flag, a checkpoint, a setting.
 
     The message says what was given, what is allowed, where it stands (``file:line``, flag or key) and what to do
-    about it. The command line prints it as one line and exits with code 2; Python callers can catch it as an
-    ordinary :class:`ValueError`.
+    about it. It is one line, whatever names and texts from outside stand in it. The command line prints it and exits
+    with code 2; Python callers can catch it as an ordinary :class:`ValueError`.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(" ".join(str(message).splitlines()))
 
 
 class QuestionTooLongError(UserError):

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from ptuning.blocks.gptq import Calibrator, round_embedding
 from ptuning.blocks.quantization import dequantize_weight
 from ptuning.blocks.rotary import rotary_table
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import parse_json
+from ptuning.plain.reading import guarded, parse_json, read_json
 from ptuning.tuned.atomic import remove_tree, replace_when_whole, writing
 from ptuning.tuned.file_list import LIST_FILE, add_to_file_list, check_listed, read_file_list
 from ptuning.tuned.quantize_checkpoint import Progress, QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
@@ -134,8 +134,8 @@ class _Workshop:
         """Make the folder, or take over one that was left by a run of the same source, rows and settings."""
         note, wanted = self.folder / "manifest.json", self._manifest()
         try:
-            found = parse_json(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = read_json(note)
+        except UserError:
             found = None
         if found == wanted:
             self._drop_damaged()
@@ -191,12 +191,29 @@ class _Workshop:
             save_file(on_cpu, temporary, metadata={"errors": json.dumps(errors)})
         add_to_file_list(self._part(name))
 
+    def _reading(self, part: Path) -> AbstractContextManager[None]:
+        return guarded(part, "part of a calibration", f"delete {self.folder} and give the same command again")
+
+    def _rounded(self, part: Path, name: str) -> tuple[Tensor, Tensor]:
+        """A weight of a finished part, mapped: packed, and its scale.
+
+        Raises:
+            UserError: the part is damaged.
+        """
+        with self._reading(part), safe_open(part, framework="pt") as file:
+            packed, scale = file.get_tensor(name), file.get_tensor(f"{name}_scale")
+            rows, columns = self.job.facts[name].shape
+            shapes = (rows, columns * self.job.bits // 8), (rows,)
+            if (tuple(packed.shape), tuple(scale.shape)) != shapes or packed.dtype != torch.int8:
+                raise ValueError(f"{name} is of another shape")
+            return packed, scale
+
     def report(self) -> str:
         """JSON: settings and, for every weight, the relative output error of nearest and of calibrated rounding."""
         errors: dict[str, list[float]] = {}
         for path in sorted(self.folder.glob("*.safetensors")):
-            with safe_open(path, framework="pt") as part:
-                errors |= json.loads(part.metadata()["errors"])
+            with self._reading(path), safe_open(path, framework="pt") as part:
+                errors |= parse_json(part.metadata()["errors"])
         values = {
             "method": "gptq",
             "bits": self.job.bits,
@@ -213,9 +230,9 @@ class _Workshop:
             if name not in self.job.quantised:
                 yield name, tensor.clone()
                 continue
-            with safe_open(self._part(_part_of(name)), framework="pt") as part:
-                yield name, part.get_tensor(name).clone()
-                yield f"{name}_scale", part.get_tensor(f"{name}_scale").clone()
+            packed, scale = self._rounded(self._part(_part_of(name)), name)
+            yield name, packed.clone()
+            yield f"{name}_scale", scale.clone()
 
     # ---- the walk --------------------------------------------------------------------------------------------------
 
@@ -257,8 +274,7 @@ class _Workshop:
                 packed, scale = round_embedding(weight, self.job.bits)
             self._write("embedding", {EMBEDDING: packed, f"{EMBEDDING}_scale": scale}, {})
         if self.job.embeddings:
-            with safe_open(part, framework="pt") as file:
-                packed, scale = file.get_tensor(EMBEDDING), file.get_tensor(f"{EMBEDDING}_scale")
+            packed, scale = self._rounded(part, EMBEDDING)
             show(1)
         for batch in batches:
             flat = batch.ids.flatten()
@@ -295,11 +311,9 @@ class _Workshop:
                 if not ready and not name.endswith("rotary_emb.inv_freq"):
                     state[name.removeprefix(prefix)] = tensor.to(self.job.device, torch.float32, copy=True)
         if finished is not None:
-            with safe_open(finished, framework="pt") as part:
-                for linear in LINEARS:
-                    name = f"{prefix}{linear}.weight"
-                    packed, scale = part.get_tensor(name), part.get_tensor(f"{name}_scale")
-                    state[f"{linear}.weight"] = dequantize_weight(packed, scale, self.job.bits).to(self.job.device)
+            for linear in LINEARS:
+                packed, scale = self._rounded(finished, f"{prefix}{linear}.weight")
+                state[f"{linear}.weight"] = dequantize_weight(packed, scale, self.job.bits).to(self.job.device)
         block.load_state_dict(state, assign=True)
         return block.eval()
 

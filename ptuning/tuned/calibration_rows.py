@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.characters import is_blank
 from ptuning.plain.errors import UserError
+from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import is_regular
 from ptuning.tuned.preprocess import prompt_ids, reply_ids, training_example
 from ptuning.tuned.rows import Row, read_rows
+from ptuning.tuned.text_encoding import read_row_text
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,10 @@ def _halves(tokenizer: Any, text: str, settings: RowSettings) -> list[int]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except OSError as error:
-        raise UserError(f"--calibration_file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--calibration_file {path} is not UTF-8 text: {error}") from error
-    texts = [text for text in texts if len(text) > 1]
+    if not is_regular(path):
+        raise UserError(f"--calibration_file {path}: no such file (working directory {working_directory()})")
+    texts = [line.strip() for line in read_row_text(path).splitlines()]
+    texts = [text for text in texts if len(text) > 1 and not is_blank(text)]
     if not texts:
         raise UserError(f"--calibration_file {path} holds no texts; write one a line")
     return texts

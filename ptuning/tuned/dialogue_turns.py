@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ptuning.plain.characters import is_blank
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import listed, shortened
 from ptuning.tuned.row_values import UnusableRow, kind_of, list_value
 
 _ROLES = {
@@ -61,7 +63,7 @@ def rounds_of(record: dict[str, Any], column: str, source: str) -> Rounds:
             question = None
     if not pairs:
         raise UnusableRow("no reply")
-    return Rounds(pairs, "\n".join(text for text in system if text.strip()), question is not None)
+    return Rounds(pairs, "\n".join(text for text in system if not is_blank(text)), question is not None)
 
 
 def _parts(turns: list[Any], column: str, source: str) -> Iterator[tuple[str, str]]:
@@ -75,15 +77,15 @@ def _parts(turns: list[Any], column: str, source: str) -> Iterator[tuple[str, st
         keys = next((keys for keys in _KEYS if keys[0] in turn), None)
         if keys is None:
             raise UserError(
-                f"{place} has no role (has: {', '.join(map(str, turn)) or 'nothing'}); a turn is "
+                f"{place} has no role (has: {listed(turn) or 'nothing'}); a turn is "
                 '{"role": "user", "content": "…"} or {"from": "human", "value": "…"}'
             )
         role = turn[keys[0]]
         part = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
         if part is None:
-            near = difflib.get_close_matches(str(role).lower(), _ROLES, n=1)
+            near = difflib.get_close_matches(shortened(role, 60).lower(), _ROLES, n=1)
             raise UserError(
-                f"{place} has the role {role!r}; allowed are user (human), assistant (gpt) and system"
+                f"{place} has the role {shortened(repr(role), 60)}; allowed are user (human), assistant (gpt) and system"
                 + (f"; did you mean {near[0]!r}?" if near else "; correct it")
             )
         if part == "tool" or turn.get("tool_calls") or turn.get("function_call"):
@@ -95,7 +97,7 @@ def _parts(turns: list[Any], column: str, source: str) -> Iterator[tuple[str, st
 def _text(turn: dict[str, Any], key: str, place: str) -> str:
     """The text of a turn: a text, null (""), or OpenAI's list of text parts."""
     if key not in turn:
-        raise UserError(f"{place} has no {key!r} (has: {', '.join(map(str, turn))}); correct it")
+        raise UserError(f"{place} has no {key!r} (has: {listed(turn)}); correct it")
     value = turn[key]
     if value is None:
         return ""

@@ -12,7 +12,9 @@ from typing import Any, overload
 
 import numpy as np
 
+from ptuning.plain.errors import UserError
 from ptuning.plain.private_cache import cache_root, check_file, private_folder
+from ptuning.plain.reading import guarded
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.preprocess import IGNORE_INDEX, Example
 
@@ -124,25 +126,45 @@ def fingerprint(texts: Iterable[Any], settings: dict[str, Any]) -> str:
     return digest.hexdigest()[:32]
 
 
-def read_arrays(path: Path) -> Arrays | None:
-    """The arrays in ``path``, mapped and not copied; None where there are none, or the file is damaged."""
-    from safetensors import SafetensorError, safe_open
+def read_arrays(path: Path, rows: int | None = None) -> Arrays | None:
+    """The arrays in ``path``, mapped and not copied; None where there are none, the file is damaged, or it is of other
+    rows than so many."""
+    from safetensors import safe_open
 
-    if not path.is_file():
+    if not os.path.isfile(path):
         return None
     try:
-        check_file(path)
-        with safe_open(path, framework="pt") as file:  # PyTorch maps the file; the NumPy reader copies it
+        with guarded(path, "file of prepared rows"):
+            check_file(path)
+        # PyTorch maps the file; the NumPy reader copies it.
+        with guarded(path, "file of prepared rows"), safe_open(path, framework="pt") as file:
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
             expected = (file.metadata() or {}).get("sha256")
-    except (SafetensorError, OSError, ValueError) as error:
-        logger.warning("%s: the prepared rows cannot be read (%s); they are made anew", path, error)
+    except UserError as error:
+        logger.warning("the prepared rows cannot be read and are made anew: %s", error)
         return None
-    if expected != _checksum(arrays):
+    if expected != _checksum(arrays) or not _fits(arrays, rows):
         logger.warning("%s: the prepared rows are damaged; they are made anew", path)
         return None
     os.utime(path)  # the least recently used are the first to go
     return arrays
+
+
+def _fits(arrays: Arrays, row_count: int | None) -> bool:
+    """Whether these are the arrays of :func:`pack`, of its types, and every index in them lies where it may."""
+    wanted = pack([], [])
+    if set(arrays) != set(wanted) or any(arrays[name].dtype != like.dtype for name, like in wanted.items()):
+        return False
+    bounds, starts, rows = arrays["bounds"], arrays["starts"], arrays["row"]
+    each = [array for name, array in arrays.items() if name not in ("ids", "bounds")]
+    if any(array.ndim != 1 for array in arrays.values()) or any(len(array) != len(starts) for array in each):
+        return False
+    lengths = np.diff(bounds)
+    whole = len(bounds) == len(starts) + 1 and bounds[0] == 0 and bounds[-1] == len(arrays["ids"])
+    if not whole or (row_count is not None and (rows >= row_count).any()):
+        return False
+    counts = (lengths, arrays["ids"], starts, rows)
+    return bool((starts <= lengths).all() and all((count >= 0).all() for count in counts))
 
 
 def write_arrays(path: Path, arrays: Arrays) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +63,12 @@ def resolve_folder(
     text = os.fspath(name)
     if not text:
         raise UserError(f"the model's name is empty: give a folder, a hub name such as THUDM/chatglm-6b or {EMBEDDED_MODEL}")
-    folder = Path(os.path.expanduser(text))
-    if folder.is_dir():
+    folder = expanded(text)
+    if os.path.isdir(folder):
         return folder
     if text == EMBEDDED_MODEL:
         return embedded_folder()
-    if folder.exists():
+    if os.path.exists(folder):
         raise UserError(f"{text} is a file; give the folder that holds config.json, ice_text.model and the weights")
     if folder.is_absolute() or text.startswith((".", "~")) or "\\" in text or text.count("/") != 1:
         raise UserError(
@@ -76,7 +77,7 @@ def resolve_folder(
         )
     settings: dict[str, Any] = {
         "revision": revision,
-        "cache_dir": None if cache_dir is None else Path(os.path.expanduser(cache_dir)),
+        "cache_dir": None if cache_dir is None else expanded(cache_dir),
         "token": token,
         "local_files_only": local_files_only,
         "force_download": force_download,

@@ -15,9 +15,11 @@ from ptuning.blocks.kernels.choose import best_cpu_dtype
 from ptuning.blocks.kernels.choose import settings as kernel_settings
 from ptuning.blocks.onednn import prefer_onednn_products
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
+from ptuning.blocks.tokenizer_settings import ADDED_FILE, CONFIG_FILE, SPECIAL_FILE
 from ptuning.plain.errors import UserError
 from ptuning.plain.memory import ModelSizes, PrefixSizes, prefix_numbers, size_text
 from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import expanded, is_regular, shortened
 from ptuning.tuned.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.tuned.placement import free_bytes, parse_dtype, pick_device
 from ptuning.tuned.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "ice_text.model"
-_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_TOKENIZER_SETTINGS = (CONFIG_FILE, SPECIAL_FILE, ADDED_FILE)
 
 
 def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer:
@@ -46,12 +48,12 @@ def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer
     """
     folder = resolve_folder(path, weights=False, **hub)
     file = folder / TOKENIZER_FILE
-    if not file.is_file():
+    if not is_regular(file):
         raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
     refuse_pointer(file)
-    config = read_config(folder) if (folder / "config.json").is_file() else None
+    config = read_config(folder) if is_regular(folder / "config.json") else None
     for name in _TOKENIZER_SETTINGS:
-        if (folder / name).is_file():
+        if is_regular(folder / name):
             read_json(folder / name)
     tokenizer = ChatGLMTokenizer.from_pretrained(str(folder))
     if config is not None:
@@ -170,7 +172,7 @@ def _load(
         prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
     small = resolve_folder(path, weights=False, **hub)  # checked before 13 GB are fetched
     config = read_config(small)
-    if (small / TOKENIZER_FILE).is_file():
+    if is_regular(small / TOKENIZER_FILE):
         load_tokenizer(small)
     if prefix is not None:
         prefix.encoder(config)  # refuses a prefix of another model before any weight is read
@@ -235,16 +237,17 @@ def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> tor
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
     """A prefix folder given as the model stands for its base model plus itself."""
-    folder = Path(os.path.expanduser(os.fspath(path)))
-    if not folder.is_dir() or not is_prefix_folder(folder):
+    folder = expanded(path)
+    if not os.path.isdir(folder) or not is_prefix_folder(folder):
         return path, ptuning_checkpoint
     prefix = read_prefix(folder)
     base = prefix.settings.get("base_model")
     if ptuning_checkpoint is None and base:
-        if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not Path(base).is_dir():
+        if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not os.path.isdir(base):
             raise UserError(
-                f"{path} holds a prefix for the model {base}, which is not there (working directory {working_directory()}): "
-                "give its base model as --model_name_or_path and this folder as --ptuning_checkpoint"
+                f"{path} holds a prefix for the model {shortened(base)}, which is not there (working directory "
+                f"{working_directory()}): give its base model as --model_name_or_path and this folder as "
+                "--ptuning_checkpoint"
             )
         return base, folder
     raise UserError(

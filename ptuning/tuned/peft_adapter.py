@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ptuning.blocks.prefix_encoder import PrefixEncoder
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import check_kinds, is_regular, listed, shortened
 from ptuning.tuned.atomic import replace_when_whole
+from ptuning.tuned.prefix_tensors import refuse_not_float
 from ptuning.tuned.weight_files import check_whole, read_json, read_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -28,11 +30,15 @@ _SETTINGS = {
     "num_layers": "num_layers",
     "token_dim": "hidden_size",
 }
+_KINDS: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,), "num_attention_heads": (int,), "num_layers": (int,), "token_dim": (int,),
+    "num_transformer_submodules": (int,), "num_virtual_tokens": (int,),
+}  # fmt: skip
 
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder is a PEFT adapter of any kind."""
-    return (folder / CONFIG_FILE).is_file()
+    return os.path.isfile(folder / CONFIG_FILE)
 
 
 def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
@@ -49,22 +55,25 @@ def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]
     kind = config.get("peft_type")
     if kind != "PREFIX_TUNING":
         raise UserError(
-            f"{folder / CONFIG_FILE} has peft_type {kind!r}; only PREFIX_TUNING adapters hold a P-Tuning v2 prefix"
+            f"{folder / CONFIG_FILE} has peft_type {shortened(repr(kind), 60)}; only PREFIX_TUNING adapters hold a "
+            "P-Tuning v2 prefix"
         )
-    file = next((folder / name for name in _WEIGHT_FILES if (folder / name).is_file()), None)
+    check_kinds(config, _KINDS, folder / CONFIG_FILE)
+    file = next((folder / name for name in _WEIGHT_FILES if is_regular(folder / name)), None)
     if file is None:
         raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
     check_whole(file)
     tensors = dict(read_tensors(file))
     rows = tensors.get(_TENSOR)
     if rows is None or rows.dim() != 2:
-        raise UserError(f"{file} holds {', '.join(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
+        raise UserError(f"{file} holds {listed(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
     submodules = config.get("num_transformer_submodules") or 1
     if submodules != 1 or config.get("num_virtual_tokens", len(rows)) != len(rows):
         raise UserError(
             f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
             f"{file.name} holds {len(rows)}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
         )
+    refuse_not_float({_TENSOR: rows.dtype}, file)
     settings = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
     return file, {"embedding.weight": rows.to(torch.float32).clone()}, settings
 

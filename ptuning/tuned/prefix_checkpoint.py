@@ -20,16 +20,24 @@ from torch import Tensor
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
+from ptuning.plain.reading import check_kinds, expanded, is_regular
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.file_list import check_listed
+from ptuning.tuned.peft_adapter import CONFIG_FILE as ADAPTER_FILE
 from ptuning.tuned.peft_adapter import is_adapter, read_adapter
-from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
-from ptuning.tuned.weight_files import check_whole, find_weights, read_json, read_tensors
+from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
+from ptuning.tuned.weight_files import check_whole, find_weights, read_facts, read_json, read_tensors
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE, CONFIG_FILE, PUBLISHED_FILE = "prefix_encoder.safetensors", "prefix_config.json", "pytorch_model.bin"
 _WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SETTINGS_KINDS: dict[str, tuple[type, ...]] = {
+    "format": (str,), "pre_seq_len": (int,), "prefix_projection": (bool,), "num_layers": (int,),
+    "num_attention_heads": (int,), "hidden_size": (int,), "base_model": (str,), "base_fingerprint": (str,),
+    "quantization_bit": (int,), "source_prefix": (str,), "history": (bool,), "legacy_first_round": (bool,),
+    "max_source_length": (int,), "max_target_length": (int,),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class PrefixCheckpoint:
     def prompt_settings(self) -> dict[str, Any]:
         """Keywords of :func:`ptuning.tuned.preprocess.prompt_ids` that the prefix was trained with."""
         return {
-            "source_prefix": str(self.settings.get("source_prefix", "")),
+            "source_prefix": self.settings.get("source_prefix") or "",
             "legacy": bool(self.settings.get("history")) and bool(self.settings.get("legacy_first_round")),
         }
 
@@ -92,20 +100,19 @@ def is_prefix_folder(path: str | os.PathLike[str]) -> bool:
     """Whether a folder is a prefix checkpoint rather than a whole model (cheap: names, at most one header)."""
     folder = Path(path)
     published = folder / PUBLISHED_FILE
-    if (folder / WEIGHTS_FILE).is_file() or is_adapter(folder):
+    whole = any(os.path.isfile(folder / name) for name in _WHOLE_MODEL)
+    if os.path.isfile(folder / WEIGHTS_FILE) or is_adapter(folder):
         # A whole model may have a prefix lying beside it; then the model is meant.
-        return not any((folder / name).is_file() for name in _WHOLE_MODEL) and not _is_backbone(published)
-    if any((folder / name).is_file() for name in _WHOLE_MODEL) or not published.is_file():
-        return False
-    return not _is_backbone(published)
+        return not whole and not _is_backbone(published)
+    return not whole and os.path.isfile(published) and not _is_backbone(published)
 
 
 def _is_backbone(file: Path) -> bool:
     """Whether a published weight file holds anything but a prefix."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return False
     check_whole(file)
-    return any(not name.startswith(PREFIX_KEY) for name, _ in read_tensors(file))
+    return any(not name.startswith(PREFIX_KEY) for name in read_facts(file))
 
 
 def read_prefix(
@@ -121,23 +128,22 @@ def read_prefix(
         UserError: no such checkpoint, no prefix in it, a file that differs from the list beside it (see
             :mod:`ptuning.tuned.file_list`), or a flag that contradicts the file.
     """
-    folder = Path(os.path.expanduser(path))
-    if not folder.exists():
+    folder = expanded(path)
+    if not os.path.exists(folder):
         raise UserError(f"prefix checkpoint not found: {path} (working directory {working_directory()})")
-    if folder.is_dir() and is_adapter(folder) and not (folder / WEIGHTS_FILE).is_file():
+    if os.path.isdir(folder) and is_regular(folder / ADAPTER_FILE) and not is_regular(folder / WEIGHTS_FILE):
         file, state, settings = read_adapter(folder)
     else:
         files = _prefix_files(folder)
         file = files[0]
+        state = {}
         for part in files:
             check_listed(part)
-        state = {
-            name.removeprefix(PREFIX_KEY): tensor.to(torch.float32).clone()
-            for part in files
-            for name, tensor in read_tensors(part, PREFIX_KEY)
-        }
+            for name, tensor in read_tensors(part, PREFIX_KEY):
+                refuse_not_float({name: tensor.dtype}, part)
+                state[name.removeprefix(PREFIX_KEY)] = tensor.to(torch.float32, copy=True)
         described = file.with_name(CONFIG_FILE)
-        settings = read_json(described) if described.is_file() and file.name == WEIGHTS_FILE else {}
+        settings = _read_settings(described) if file.name == WEIGHTS_FILE else {}
         if settings:
             _warn_of_changes(described)
     shape = read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
@@ -154,6 +160,14 @@ def _warn_of_changes(described: Path) -> None:
         check_listed(described)
     except UserError as error:
         logger.warning("%s", error)
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What ``prefix_config.json`` says; nothing where there is none.
+    Raises:
+        UserError: it is damaged, or a setting is of the wrong type.
+    """
+    settings = read_json(path) if is_regular(path) else {}
+    check_kinds(settings, _SETTINGS_KINDS, path)
+    return settings
 
 
 def _prefix_files(folder: Path) -> tuple[Path, ...]:
@@ -162,12 +176,12 @@ def _prefix_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         UserError: there are none, or they are damaged.
     """
-    file = folder if folder.is_file() else folder / WEIGHTS_FILE
-    if file.is_file():
+    file = folder / WEIGHTS_FILE if os.path.isdir(folder) else folder
+    if is_regular(file):
         check_whole(file)
         return (file,)
     published = folder / PUBLISHED_FILE
-    if published.is_file():  # before a model.safetensors: this is where the published trainer puts a prefix
+    if is_regular(published):  # before a model.safetensors: this is where the published trainer puts a prefix
         check_whole(published)
         return (published,)
     files = find_weights(folder)

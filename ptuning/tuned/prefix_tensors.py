@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import listed
 
 PREFIX_KEY = "transformer.prefix_encoder."
 """Where the published state dict keeps the prefix encoder."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that weights may be stored in where they are not quantised."""
 
 _PLAIN = frozenset({"embedding.weight"})
 _PROJECTED = _PLAIN | {f"trans.{part}.{kind}" for part in (0, 2) for kind in ("weight", "bias")}
@@ -71,7 +75,7 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShap
         UserError: tensors that are missing, unknown, or do not fit together.
     """
     if set(shapes) not in (_PLAIN, _PROJECTED):
-        found = ", ".join(sorted(shapes)) or "none"
+        found = listed(sorted(shapes)) or "none"
         raise UserError(
             f"{where} holds no usable prefix: tensors under {PREFIX_KEY} are {found}; needed is embedding.weight, with "
             "projection also trans.0 and trans.2. A whole model without a prefix goes to --model_name_or_path"
@@ -93,6 +97,23 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShap
             "[hidden, hidden], trans.2.weight [2*layers*hidden, hidden] and their biases"
         )
     return PrefixShape(slots, projection, width, hidden if projection else None)
+
+
+def refuse_not_float(dtypes: Mapping[str, torch.dtype], where: Path) -> None:
+    """Refuse a prefix that is stored as anything but ordinary numbers: cast, it would be another one without a word.
+
+    Args:
+        dtypes: of its tensors, by name.
+        where: their file, for the message.
+
+    Raises:
+        UserError: with the tensor's name and dtype.
+    """
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise UserError(
+                f"{where}: {name} is stored as {dtype}; a prefix is float16, bfloat16 or float32: export it again"
+            )
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], where: Path) -> None:

@@ -22,13 +22,14 @@ from torch import Tensor
 from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.quantization import ALLOWED_BITS, quantize_weight
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import is_regular
 from ptuning.tuned.atomic import remove_tree, replace_when_whole, writing
 from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.model import ChatGLMForConditionalGeneration
 from ptuning.tuned.placement import pick_device
 from ptuning.tuned.prefix_checkpoint import is_prefix_folder
 from ptuning.tuned.shard_writer import ShardWriter, WeightForm
-from ptuning.tuned.weight_checks import check_tensors
+from ptuning.tuned.weight_checks import check_sizes, check_tensors
 from ptuning.tuned.weight_files import TensorFacts, WeightFiles, find_weights, read_json
 from ptuning.tuned.weights import read_config
 
@@ -126,7 +127,7 @@ def plan_quantization(
     place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)
-    if is_prefix_folder(small) and not (small / "config.json").is_file():
+    if is_prefix_folder(small) and not is_regular(small / "config.json"):
         raise UserError(f"{source} holds a prefix, not a whole model: give its base model; a prefix is never quantised")
     config = read_config(small)
     if config.quantization_bit:
@@ -139,6 +140,7 @@ def plan_quantization(
     if files is None:
         raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
     facts = files.facts()
+    check_sizes(config, facts, folder)
     check_tensors(empty_model(config, 0, False), facts, folder)
     packed = empty_model(config, bits, embeddings)
     names = {name for name, _ in packed.named_parameters()}

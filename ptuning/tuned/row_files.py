@@ -1,19 +1,18 @@
 """The file formats that rows come in: JSON (lines, array, pretty-printed), CSV and parquet, as (place, dictionary)."""
 
-import csv
-import io
 import json
-import sys
-from collections import Counter
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.arguments import check_encoding
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
-from ptuning.tuned.text_encoding import decode_text
+from ptuning.plain.reading import guarded, is_regular, open_regular, parse_json, parse_json_at
+from ptuning.tuned.table_files import Record, read_csv, read_parquet
+from ptuning.tuned.text_encoding import read_row_text
 
-Record = tuple[str, dict[str, Any]]  # where it stands ("file:line"), column name -> value
 _BLANKS = " \t\r\n"
 # What else people hand over in the belief that it holds rows, by its first bytes.
 _OTHER_FILES = {
@@ -27,20 +26,20 @@ _PARQUET = b"PAR1"
 
 
 def read_records(path: Path, encoding: str | None = None) -> Iterator[Record]:
-    """The records of a .json, .jsonl, .csv or .parquet file, one by one, with the place of each.
+    """The records of a .json, .jsonl, .csv, .tsv or .parquet file, one by one, with the place of each.
 
     ``encoding``: of a text file (None: UTF-8). Raises :class:`UserError` for a file that is missing, unreadable, empty,
     of another kind, badly encoded or broken.
     """
-    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": _read_csv}
+    readers = {".json": _read_json, ".jsonl": _read_json, ".csv": read_csv, ".tsv": read_csv}
     kinds = ", ".join((*readers, ".parquet"))
-    if not str(path) or not path.exists():
-        raise UserError(f"file not found: {path} (working directory {working_directory()}); check the path")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UserError(f"{path} is a folder; give one file in it ({kinds})")
+    if not is_regular(path):
+        raise UserError(f"file not found: {path} (working directory {working_directory()}); check the path")
     suffix = path.suffix.lower()
-    try:
-        with path.open("rb") as file:
+    with guarded(path, "file of rows", "check its permissions and the disk"):
+        with open_regular(path) as file:
             head = file.read(4096)
         if suffix != ".parquet" and suffix not in readers:
             raise UserError(f"{path}: rows are read from {kinds} files, not {path.suffix or 'a bare name'}")
@@ -50,12 +49,10 @@ def read_records(path: Path, encoding: str | None = None) -> Iterator[Record]:
             if head.lstrip().lower().startswith(start.lower()):
                 raise UserError(f"{path}: this is {what}")
         if suffix == ".parquet":
-            return _read_parquet(path)
+            return read_parquet(path, encoding and check_encoding(encoding))
         if head.startswith(_PARQUET):
             raise UserError(f"{path}: this is a parquet file; give it a name that ends in .parquet")
-        return readers[suffix](path, decode_text(path, path.read_bytes(), encoding))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and the disk") from None
+        return readers[suffix](path, read_row_text(path, encoding))
 
 
 # --- JSON
@@ -75,7 +72,6 @@ def _read_json(path: Path, text: str) -> Iterator[Record]:
 
 def _single_values(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
     """(position, line, value) of JSON values one after the other: usually one a line, or written over several."""
-    decoder = json.JSONDecoder()
     line, counted = 1, 0
     position = _skip_blanks(text, 0)
     while position < len(text):
@@ -83,47 +79,46 @@ def _single_values(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
         line_end = text.find("\n", position)
         row = text[position : len(text) if line_end < 0 else line_end]
         try:
-            value, end = json.loads(row), position + len(row)
-        except (ValueError, RecursionError) as row_error:
+            value, end = parse_json(row), position + len(row)
+        except ValueError as row_error:
             try:
-                value, end = decoder.raw_decode(text, position)
-            except (ValueError, RecursionError) as error:
+                value, end = parse_json_at(text, position)
+            except ValueError as error:
                 # A row that was meant to be one line is judged alone: read on, the error would show up further down.
                 if row.rstrip().endswith("}") or _starts_object(text, line_end):
-                    raise _json_error(path, text, row_error, position) from None
-                raise _json_error(path, text, error) from None
+                    raise _json_error(path, text, row_error, line, position) from None
+                raise _json_error(path, text, error, line) from None
         yield position, line, value
         position = _skip_blanks(text, end)
 
 
 def _array_items(path: Path, text: str) -> Iterator[tuple[int, int, Any]]:
     """(position, line, value) of every item of the one array that ``text`` holds."""
-    decoder = json.JSONDecoder()
     line, counted = 1, 0
     position = _skip_blanks(text, text.index("[") + 1)
     closed = text[position : position + 1] == "]"
     while not closed:
         line, counted = line + text.count("\n", counted, position), position
         try:
-            value, end = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise _json_error(path, text, error) from None
+            value, end = parse_json_at(text, position)
+        except ValueError as error:
+            raise _json_error(path, text, error, line) from None
         yield position, line, value
         end = _skip_blanks(text, end)
         mark = text[end : end + 1]
         if mark not in ("]", ","):
-            raise _json_error(path, text, json.JSONDecodeError("Expecting ',' or ']'", text, end))
+            raise _json_error(path, text, json.JSONDecodeError("Expecting ',' or ']'", text, end), line)
         closed = mark == "]"
         position = _skip_blanks(text, end + 1) if mark == "," else end
     after = _skip_blanks(text, position + 1)
     if after < len(text):
-        raise _json_error(path, text, json.JSONDecodeError("Extra data after the array", text, after))
+        raise _json_error(path, text, json.JSONDecodeError("Extra data after the array", text, after), line)
 
 
-def _json_error(path: Path, text: str, error: Exception, offset: int = 0) -> UserError:
-    """What is wrong where, from the decoder's error about ``text`` from ``offset`` on."""
+def _json_error(path: Path, text: str, error: ValueError, row: int, offset: int = 0) -> UserError:
+    """What is wrong where, from the decoder's error about ``text`` from ``offset`` on, in the row that begins in a line."""
     if not isinstance(error, json.JSONDecodeError):
-        return UserError(f"{path}: cannot be read as JSON ({error}); correct the file")
+        return UserError(f"{path}:{row}: cannot be read as JSON ({error}); correct this row")
     position = min(error.pos + offset, len(text))
     line = text.count("\n", 0, position) + 1
     found = text[position : position + 1]
@@ -158,52 +153,3 @@ def _skip_blanks(text: str, position: int) -> int:
     while position < len(text) and text[position] in _BLANKS:
         position += 1
     return position
-
-
-# --- CSV
-
-
-def _read_csv(path: Path, text: str) -> Iterator[Record]:
-    """Rows of a comma-separated file with a header line; every value is a text."""
-    lines = io.StringIO(text, newline="")
-    limit = csv.field_size_limit(sys.maxsize)  # the module's own limit is 128 KiB a field
-    try:
-        reader = csv.reader(lines, strict=True)
-        header = next(reader, [])
-        if twice := [name for name, count in Counter(header).items() if count > 1]:
-            raise UserError(f"{path}:1: the header names column {twice[0]!r} twice; give every column its own name")
-        start = reader.line_num + 1
-        for values in reader:
-            line, start = start, reader.line_num + 1
-            if not values:
-                continue
-            if len(values) != len(header):
-                raise UserError(
-                    f"{path}:{line}: {len(values)} fields, but the header names {len(header)} ({', '.join(header)}); "
-                    'put texts with commas or line breaks in double quotes ("…")'
-                )
-            yield f"{path}:{line}", dict(zip(header, values, strict=True))
-    except csv.Error as error:
-        raise UserError(
-            f"{path}:{reader.line_num}: not valid CSV ({error}); a double quote inside a quoted text is written twice"
-        ) from None
-    finally:
-        csv.field_size_limit(limit)
-
-
-# --- parquet
-
-
-def _read_parquet(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}:row {number}", record
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({error}); write it again or download it again") from None

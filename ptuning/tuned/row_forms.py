@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.characters import is_blank
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import listed
 from ptuning.tuned.dialogue_turns import rounds_of
 from ptuning.tuned.row_values import Row, history_value, text_value
 
@@ -78,7 +80,7 @@ def choose_form(path: Path, found: Sequence[str], row_format: str, named: Column
         if prompt in found and response in found:
             return _columns_form(path, found, prompt, response, "history" if "history" in found else None)
     raise UserError(
-        f"{path}: no known form of rows (has: {', '.join(found)}); name the columns with --prompt_column and "
+        f"{path}: no known form of rows (has: {listed(found)}); name the columns with --prompt_column and "
         "--response_column, or rename them: content and summary, prompt and response, instruction and output (alpaca), "
         "conversations (sharegpt) or messages"
     )
@@ -95,7 +97,7 @@ def require_column(path: Path, column: str, found: Sequence[str], row_format: st
         remedy = "Name the right one with --prompt_column, --response_column."
     else:
         remedy = f"These are not rows of --row_format {row_format}; leave it out to have the form found by its keys."
-    raise MissingColumnError(f"column {column!r} not in {path} (has: {', '.join(found)}). {remedy}")
+    raise MissingColumnError(f"column {column!r} not in {path} (has: {listed(found)}). {remedy}")
 
 
 def _columns_form(path: Path, found: Sequence[str], prompt: str, response: str | None, history: str | None) -> Form:
@@ -130,7 +132,7 @@ def _turns_form(name: str, column: str) -> Form:
     def read(record: dict[str, Any], source: str) -> tuple[Row, str | None]:
         rounds = rounds_of(record, column, source)
         system = rounds.system or text_value(record, "system", source)  # some files keep it beside the turns
-        prompt, response = (text if text.strip() else "" for text in rounds.pairs[-1])
+        prompt, response = ("" if is_blank(text) else text for text in rounds.pairs[-1])
         left = LEFT_OUT_QUESTION if rounds.question_left else None
         return Row(prompt, response, rounds.pairs[:-1], source, system), left
 

@@ -1,12 +1,13 @@
 """One row, and the checks of the values that it is made of."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ptuning.plain.characters import is_blank
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import parse_json, shortened
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class UnusableRow(Exception):  # noqa: N818 - not a failure: the row is left out
 
 
 def text_value(record: dict[str, Any], column: str, source: str) -> str:
-    """The text of a column, "" where it is absent, null or blank.
+    """The text of a column, "" where it is absent, null or blank: nothing of it can be seen.
 
     Raises :class:`UserError` where it holds anything but a text.
     """
@@ -38,11 +39,11 @@ def text_value(record: dict[str, Any], column: str, source: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
+        write = "save it as UTF-8 text, give --encoding" if isinstance(value, bytes) else "write it in quotes"
         raise UserError(
-            f"{source}: column {column!r} must be a text, but holds {kind_of(value)}; write it in quotes, or name "
-            "another column"
+            f"{source}: column {column!r} must be a text, but holds {kind_of(value)}; {write}, or name another column"
         )
-    return value if value.strip() else ""
+    return "" if is_blank(value) else value
 
 
 def history_value(value: Any, column: str, source: str) -> list[tuple[str, str]]:
@@ -61,7 +62,7 @@ def list_value(value: Any, column: str, source: str, of_what: str, remedy: str) 
     """
     if isinstance(value, str) and value.strip():
         with contextlib.suppress(ValueError):  # the message below shows the text
-            value = json.loads(value)
+            value = parse_json(value)
     if value is None or (isinstance(value, str) and not value.strip()):
         return []
     if not isinstance(value, list):
@@ -73,10 +74,13 @@ def list_value(value: Any, column: str, source: str, of_what: str, remedy: str) 
 
 def kind_of(value: Any) -> str:
     """What a value is, in words, with its beginning."""
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {
+        bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object", str: "a text",
+        bytes: "bytes that are no UTF-8 text",
+    }  # fmt: skip
     if value is None:
         return "null"
-    return f"{names.get(type(value), 'a text')} ({repr(value)[:60]})"
+    return f"{names.get(type(value), f'a {type(value).__name__}')} ({shortened(repr(value), 60)})"
 
 
 def _pairs(entries: list[Any], column: str, source: str) -> Iterator[tuple[str, str]]:

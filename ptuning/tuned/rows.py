@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.characters import is_blank, whole_characters
 from ptuning.plain.errors import UserError
 from ptuning.tuned.row_files import read_records
 from ptuning.tuned.row_forms import Columns, Form, choose_form, require_column
@@ -24,6 +25,8 @@ __all__ = ["Row", "Rows", "every_round", "mixed", "read_rows"]
 
 logger = logging.getLogger(__name__)
 
+HALF_CHARACTERS = "halves of characters (lone surrogates) replaced by \ufffd"
+
 
 class Rows(list[Row]):
     """The rows that can be used, as a list.
@@ -31,7 +34,7 @@ class Rows(list[Row]):
     Attributes:
         total: how many rows were read.
         dropped: reason → how many rows were left out for it.
-        changed: what → how many rows are used without that part.
+        changed: what → how many rows are used without that part, or with something in its place.
         form: columns, alpaca, sharegpt or messages.
         columns: all columns of the file.
         per_round: every round of a dialogue is a row of its own (see :func:`every_round`).
@@ -72,7 +75,7 @@ def read_rows(
     A JSON file holds one object a line, one array, or objects written over several lines; a history is a list of
     [query, reply] pairs (in a .csv the same as JSON text), and none or null is an empty one. Without ``prompt_column``
     the form of the rows is found by their keys, or is ``row_format``. ``encoding``: of the file (None: UTF-8). Rows whose
-    prompt or reply is blank are left out, counted in ``dropped`` and reported by one warning.
+    prompt or reply is blank (nothing of it can be seen) are left out, counted in ``dropped`` and reported by one warning.
 
     Raises :class:`UserError` with file, line and column for a file that is missing, empty, badly encoded or broken, for
     a column that is not there, a value of the wrong type, and where no row is left.
@@ -100,9 +103,11 @@ def read_rows(
         if empty := _empty_parts(row, form):
             left_out.add(empty, source)
             continue
-        if left is not None:
-            changed.add(left, source)
-        rows.append(row)
+        whole = _with_whole_characters(row)
+        for change in (left, None if whole == row else HALF_CHARACTERS):
+            if change is not None:
+                changed.add(change, source)
+        rows.append(whole)
     if left_out.counts:
         summary = f"dropped {left_out.counts.total()} of {len(records)} rows: {left_out}"
         if not rows:
@@ -128,6 +133,18 @@ class _Tally:
 
     def __str__(self) -> str:
         return ", ".join(f"{n} {reason} (first: {self.first[reason]})" for reason, n in self.counts.most_common())
+
+
+def _with_whole_characters(row: Row) -> Row:
+    """The row as UTF-8 can hold it: JSON escapes can name half of a character, which no tokenizer and no file takes."""
+    history = row.history and [(whole_characters(query), whole_characters(reply)) for query, reply in row.history]
+    return replace(
+        row,
+        prompt=whole_characters(row.prompt),
+        response=row.response and whole_characters(row.response),
+        history=history,
+        system=whole_characters(row.system),
+    )
 
 
 def _empty_parts(row: Row, form: Form) -> str:
@@ -157,7 +174,7 @@ def every_round(rows: Rows) -> Rows:
         rounds = [*(row.history or []), (row.prompt, row.response or "")]
         for number, (query, reply) in enumerate(rounds):
             place = row.source if len(rounds) == 1 else f"{row.source} round {number}"
-            if not query.strip() or not reply.strip():
+            if is_blank(query) or is_blank(reply):
                 left_out.add("rounds with an empty question or reply", place)
                 continue
             history = row.history if row.history is None else rounds[:number]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ptuning.plain.arguments import check_encoding
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import guarded, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +29,36 @@ _FREQUENT = frozenset(
 )
 
 
-def decode_text(path: Path, data: bytes, encoding: str | None = None) -> str:
+_CHUNK = 16 * 2**20
+_HEAD = 4096  # bytes that tell what a file is
+
+
+def read_row_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file of rows; see :func:`decode_text`.
+
+    It is read no further than to the first NUL byte: the rest of a download that was cut off may be a hole of gigabytes.
+    """
+    with guarded(path, "text file", "check its permissions and the disk"), open_regular(path) as file:
+        data = bytearray(file.read(_HEAD))
+        wide = _is_wide(encoding) or _wide_encoding(data) is not None
+        while chunk := file.read(_CHUNK):
+            data += chunk
+            if b"\0" in chunk and (not wide or chunk.count(b"\0") == len(chunk)):
+                break
+        return decode_text(path, data, encoding)
+
+
+def decode_text(path: Path, data: bytes | bytearray, encoding: str | None = None) -> str:
     """The text of ``data``, which was read from ``path``: UTF-8 with or without a byte order mark, or ``encoding``.
 
     A file that is plainly UTF-8 is read as such even where ``encoding`` names another one, with a warning: files of one
-    run may differ. Raises :class:`UserError` with the line of the first wrong byte and the likely encoding.
+    run may differ. Raises :class:`UserError` with the line of the first wrong byte and the likely encoding, or with the
+    place of a NUL byte, which no text has.
     """
-    wide = encoding is not None and codecs.lookup(check_encoding(encoding)).name.startswith(("utf-16", "utf-32"))
-    utf8 = None if wide or b"\0" in data[:4096] else _decoded(data, "utf-8-sig")
+    wide, guessed_wide = _is_wide(encoding), _wide_encoding(data[:_HEAD]) is not None
+    if not wide and not guessed_wide and b"\0" in data:
+        raise _nul(path, data[: data.index(b"\0")])
+    utf8 = None if wide or guessed_wide else _decoded(data, "utf-8-sig")
     if utf8 is not None:
         if encoding is not None and not utf8.isascii() and codecs.lookup(encoding).name not in ("utf-8", "utf-8-sig"):
             logger.warning("%s is UTF-8: it is read as such, without --encoding %s", path, encoding)
@@ -43,7 +66,10 @@ def decode_text(path: Path, data: bytes, encoding: str | None = None) -> str:
     if encoding is None:
         raise _not_utf8(path, data)
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
+        if "\0" in text:
+            raise _nul(path, text[: text.index("\0")].encode("utf-8", "replace"))
+        return text
     except UnicodeError as error:
         start = getattr(error, "start", 0)
         guess = guess_encoding(data)
@@ -53,18 +79,52 @@ def decode_text(path: Path, data: bytes, encoding: str | None = None) -> str:
         ) from None
 
 
-def guess_encoding(data: bytes) -> str:
+def guess_encoding(data: bytes | bytearray) -> str:
     """The likely encoding of bytes that are not UTF-8, in a form that Python and ``iconv`` both know."""
     for mark, name in _MARKS.items():
         if data.startswith(mark):
             return name
-    if b"\0" in data[:4096]:
-        return "UTF-16LE" if data[1:2] == b"\0" else "UTF-16BE"
+    if wide := _wide_encoding(data[:_HEAD]):
+        return wide
     texts = {name: text for name in _CANDIDATES if (text := _decoded(data, name)) is not None}
     return max(texts, key=lambda name: _familiarity(texts[name]), default="LATIN1")
 
 
-def _not_utf8(path: Path, data: bytes) -> UserError:
+def _is_wide(encoding: str | None) -> bool:
+    """Whether an encoding has NUL bytes in its texts."""
+    return encoding is not None and codecs.lookup(check_encoding(encoding)).name.startswith(("utf-16", "utf-32"))
+
+
+def _wide_encoding(head: bytes | bytearray) -> str | None:
+    """UTF-16 or UTF-32 by a file's first bytes; None where a NUL byte is a mistake, or there is none.
+
+    In UTF-16 every ASCII character has one, on the same side of each pair. Text that is UTF-8 but for a NUL here and there
+    is damaged UTF-8.
+    """
+    for mark, name in _MARKS.items():
+        if head.startswith(mark):
+            return name
+    if b"\0" * 4 in head:  # no text of UTF-16 or UTF-32 has so many in a row, a hole has
+        return None
+    nuls = head.count(b"\0")
+    second = head[1::2].count(b"\0")
+    one_side = second in (0, nuls)
+    is_utf8 = _decoded(head[:-3], "utf-8-sig") is not None  # the last character may be cut
+    if nuls == 0 or (nuls * 5 < len(head) and (is_utf8 or not one_side)):
+        return None
+    return "UTF-16LE" if 2 * second > nuls else "UTF-16BE"
+
+
+def _nul(path: Path, before: bytes | bytearray) -> UserError:
+    """The mistake of a NUL byte behind these bytes."""
+    column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
+    return UserError(
+        f"{path}:{_line(before, len(before))}:{column}: a NUL byte (0x00), which no text holds; the file is damaged there, "
+        "or was cut off while it was copied or downloaded: fetch it again, or take the byte out"
+    )
+
+
+def _not_utf8(path: Path, data: bytes | bytearray) -> UserError:
     try:
         data.decode("utf-8-sig")
         start = data.index(b"\0")
@@ -89,7 +149,7 @@ def _not_utf8(path: Path, data: bytes) -> UserError:
     )
 
 
-def _decoded(data: bytes, encoding: str) -> str | None:
+def _decoded(data: bytes | bytearray, encoding: str) -> str | None:
     try:
         return data.decode(encoding)
     except UnicodeError:
@@ -102,5 +162,5 @@ def _familiarity(text: str) -> float:
     return sum(character in _FREQUENT for character in foreign) / max(len(foreign), 1)
 
 
-def _line(data: bytes, position: int) -> int:
+def _line(data: bytes | bytearray, position: int) -> int:
     return data.count(b"\n", 0, position) + 1

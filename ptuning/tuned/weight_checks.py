@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptuning.blocks.config import ChatGLMConfig
 from ptuning.blocks.quantization import QuantizedEmbedding, QuantizedLinear
 from ptuning.plain.errors import UserError
-from ptuning.tuned.prefix_tensors import PREFIX_KEY
+from ptuning.plain.reading import shortened
+from ptuning.tuned.prefix_tensors import FLOATS, PREFIX_KEY
 from ptuning.tuned.weight_files import TensorFacts
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
+_LAYER = re.compile(r"transformer\.layers\.([0-9]{1,9})\.")
 
 
 def check_tensors(model: nn.Module, facts: Mapping[str, TensorFacts], where: Path) -> list[str]:
@@ -41,7 +42,7 @@ def check_tensors(model: nn.Module, facts: Mapping[str, TensorFacts], where: Pat
             parent = modules[name.rpartition(".")[0]]
             _check_tensor(parent, name, fact, slots[name], where)
             filled.add(name)
-            if _is_packed(parent) and name.endswith(".weight") and fact.dtype in _FLOATS:
+            if _is_packed(parent) and name.endswith(".weight") and fact.dtype in FLOATS:
                 filled.add(f"{name}_scale")  # made when the weight is quantised on the way
         elif not name.startswith(PREFIX_KEY) and not name.endswith("rotary_emb.inv_freq"):
             unused.append(name)
@@ -50,6 +51,36 @@ def check_tensors(model: nn.Module, facts: Mapping[str, TensorFacts], where: Pat
     if missing:
         raise UserError(_lacking(missing, len(slots), bool(filled), facts, unused, where))
     return unused
+
+
+def check_sizes(config: ChatGLMConfig, facts: Mapping[str, TensorFacts], where: Path) -> None:
+    """Hold the sizes in a configuration against the files before a model of these sizes is built, even an empty one.
+
+    Args:
+        config: of the model to build.
+        facts: of every tensor in the files.
+        where: the folder, for messages.
+
+    Raises:
+        UserError: the files hold fewer layers, or embeddings of another shape.
+    """
+    layers = {int(found[1]) for name in facts if (found := _LAYER.match(name))}
+    if layers and config.num_layers > max(layers) + 1:
+        raise UserError(
+            f"{where} holds {max(layers) + 1} layers, but config.json has num_layers {config.num_layers}: weights and "
+            "config.json are of different models, or a part of the weights is missing"
+        )
+    embedding = facts.get("transformer.word_embeddings.weight")
+    expected = (config.vocab_size, config.hidden_size)
+    if embedding is not None and embedding.dtype in FLOATS and embedding.shape != expected:
+        raise UserError(_of_another_shape("transformer.word_embeddings.weight", embedding.shape, expected, where))
+
+
+def _of_another_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: Path) -> str:
+    return (
+        f"{where}: {name} has shape {list(shape)} on file, config.json asks for {list(expected)}: "
+        "weights and config.json are of different models"
+    )
 
 
 def _check_tensor(parent: Any, name: str, fact: TensorFacts, slot: Tensor, where: Path) -> None:
@@ -63,11 +94,8 @@ def _check_tensor(parent: Any, name: str, fact: TensorFacts, slot: Tensor, where
         else:
             expected = dense
     if fact.shape != expected:
-        raise UserError(
-            f"{where}: {name} has shape {list(fact.shape)} on file, config.json asks for {list(expected)}: "
-            "weights and config.json are of different models"
-        )
-    if fact.dtype not in _FLOATS and slot.dtype != fact.dtype:
+        raise UserError(_of_another_shape(name, fact.shape, expected, where))
+    if fact.dtype not in FLOATS and slot.dtype != fact.dtype:
         raise UserError(f"{where}: {name} is stored as {fact.dtype}; needed is float16, bfloat16 or float32")
 
 
@@ -94,8 +122,8 @@ def _check_layers(unused: list[str], layers: int, where: Path) -> None:
     beyond = [name for name in unused if (found := _LAYER.match(name)) and int(found[1]) >= layers]
     if beyond:
         raise UserError(
-            f"{where} holds {beyond[0]}, but config.json has num_layers {layers}: weights and config.json are of "
-            "different models"
+            f"{where} holds {shortened(beyond[0], 80)}, but config.json has num_layers {layers}: weights and config.json "
+            "are of different models"
         )
 
 
@@ -110,7 +138,7 @@ def _lacking(
         )
     return (
         f"{where} lacks {len(missing)} of {whole} tensors, for example {', '.join(missing[:3])}"
-        + (f" (and holds {len(unused)} unknown ones, such as {unused[0]})" if unused else "")
+        + (f" (and holds {len(unused)} unknown ones, such as {shortened(unused[0], 80)})" if unused else "")
         + "; a model with made-up weights would answer nonsense: give the whole ChatGLM-6B checkpoint"
     )
 

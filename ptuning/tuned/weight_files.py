@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
+import re
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import guarded, is_regular, listed, open_regular, parse_json, read_text, shortened
 from ptuning.tuned.mapped_pages import MappedFile
+from ptuning.tuned.pickled_tensors import PickledTensors
 
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
 _POINTER_START = b"version https://git-lfs"
+_SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f\x7f]{1,200}")
+_MAX_HEADER = 32 * 2**20  # bytes of a safetensors header; the 6B model's has 50 kB
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a model folder.
 
     Raises:
-        UserError: missing, a Git-LFS pointer, or not a JSON object.
+        UserError: missing, unreadable, too long, a Git-LFS pointer, or not a JSON object.
     """
-    if not path.is_file():
+    if not is_regular(path):
         raise UserError(f"{path} is missing; a ChatGLM-6B folder holds config.json, ice_text.model and the weights")
     refuse_pointer(path)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}; download it again") from error
+    with guarded(path, "JSON file"):
+        try:
+            values = parse_json(read_text(path))
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(f"{path} is not valid JSON: {shortened(error)}; download it again") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a JSON {type(values).__name__}; an object is needed; download it again")
     return values
@@ -40,10 +49,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def refuse_pointer(path: Path) -> None:
     """Refuse a Git-LFS pointer, the 130-byte note that a clone without LFS leaves in place of a large file."""
-    with path.open("rb") as file:
+    with guarded(path, remedy="check its permissions, or download it again"), open_regular(path) as file:
         if file.read(len(_POINTER_START)) == _POINTER_START:
+            size = os.fstat(file.fileno()).st_size
             raise UserError(
-                f"{path} is a Git LFS pointer ({path.stat().st_size} bytes), not the file itself: run `git lfs install && "
+                f"{path} is a Git LFS pointer ({size} bytes), not the file itself: run `git lfs install && "
                 f"git lfs pull` in {path.parent}, or download the file from the model's page"
             )
 
@@ -74,13 +84,14 @@ class WeightFiles:
 
     def facts(self) -> dict[str, TensorFacts]:
         """Shape and dtype of every tensor; of the mapped files only the headers are read."""
-        return {name: TensorFacts(tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors()}
+        return {name: fact for path in self.paths for name, fact in read_facts(path).items()}
 
 
 def read_tensors(path: Path, starting_with: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file; the latter never runs code (weights_only).
+    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file; the latter never runs code.
 
-    Files are mapped: a tensor's bytes are read when it is used.
+    Files are mapped: a tensor's bytes are read when it is used. All tensors together claim no more memory than twice
+    the file's length.
 
     Args:
         path: the file.
@@ -94,35 +105,51 @@ def read_tensors(path: Path, starting_with: str = "") -> Iterator[tuple[str, Ten
 
 
 def _read_safetensors(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            mapped = MappedFile(path)
-            for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
-                if name.startswith(starting_with):
-                    tensor = file.get_tensor(name)
-                    yield name, tensor
-                    mapped.forget(tensor)
-    except SafetensorError as error:
-        raise UserError(f"{path} cannot be read as safetensors: {error}; download it again") from error
+    with _reading(path, "safetensors"), safe_open(path, framework="pt") as file:
+        mapped = MappedFile(path)
+        for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
+            if name.startswith(starting_with):
+                tensor = file.get_tensor(name)
+                yield name, tensor
+                mapped.forget(tensor)
 
 
 def _read_pickled(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch raises many types for a damaged or foreign file
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"{path} cannot be read as PyTorch weights: {reason}; download it again") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}; a state dict of tensors is needed")
-    mapped = MappedFile(path)
-    while state:
-        name = next(iter(state))
-        value = state.pop(name)
-        if isinstance(value, Tensor) and str(name).startswith(starting_with):
-            yield name, value
-            mapped.forget(value)
+    with _reading(path, "PyTorch weights"):
+        pickled = PickledTensors(path)
+        mapped = MappedFile(path)
+        for name in pickled.stored:
+            if name.startswith(starting_with):
+                tensor = pickled.tensor(name)
+                yield name, tensor
+                mapped.forget(tensor)
+
+
+def read_facts(path: Path) -> dict[str, TensorFacts]:
+    """Shape and dtype of every tensor of one file, from its header alone.
+
+    Raises:
+        UserError: as :func:`read_tensors`.
+    """
+    if path.suffix == ".safetensors":
+        return {name: TensorFacts(tuple(tensor.shape), tensor.dtype) for name, tensor in _read_safetensors(path, "")}
+    with _reading(path, "PyTorch weights"):
+        return {name: TensorFacts(stored.shape, stored.dtype) for name, stored in PickledTensors(path).stored.items()}
+
+
+@contextmanager
+def _reading(path: Path, form: str) -> Iterator[None]:
+    """The guard of weight files: what is wrong with one of this form."""
+    with guarded(path, f"file of {form}"):
+        try:
+            yield
+        except (UserError, OSError, MemoryError):
+            raise
+        except Exception as error:  # the libraries raise many types for a damaged or foreign file
+            reason = shortened(error) or type(error).__name__
+            raise UserError(f"{path} cannot be read as {form}: {reason}; download it again") from error
 
 
 def find_weights(folder: Path) -> WeightFiles | None:
@@ -133,9 +160,9 @@ def find_weights(folder: Path) -> WeightFiles | None:
     """
     for name, safetensors in ((_SAFETENSORS, True), (_BIN, False)):
         index = folder / f"{name}.index.json"
-        if index.is_file():
+        if is_regular(index):
             return WeightFiles(_shards(index), safetensors)
-        if (folder / name).is_file():
+        if is_regular(folder / name):
             check_whole(folder / name)
             return WeightFiles((folder / name,), safetensors)
     return None
@@ -147,14 +174,18 @@ def _shards(index: Path) -> tuple[Path, ...]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} has no weight_map that names the shards; download it again")
     names = sorted({str(name) for name in weight_map.values()})
-    elsewhere = [name for name in names if "/" in name or "\\" in name or name in (".", "..")]
-    if elsewhere:
-        raise UserError(f"{index} names a shard outside its folder: {elsewhere[0]}; download it again")
+    odd = [name for name in names if not _SHARD_NAME.fullmatch(name) or name in (".", "..")]
+    if odd:
+        raise UserError(f"{index} names a shard outside its folder: {shortened(repr(odd[0]), 80)}; download it again")
+    ending = index.suffixes[-3] if len(index.suffixes) > 2 else ""
+    foreign = [name for name in names if not name.endswith(ending)]
+    if foreign:
+        raise UserError(f"{index} names {shortened(foreign[0], 80)}, which is no {ending} file; download it again")
     paths = tuple(index.parent / name for name in names)
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = [path.name for path in paths if not is_regular(path)]
     if missing:
         raise UserError(
-            f"{index} lists {len(paths)} shards; missing in {index.parent}: {', '.join(missing)}; "
+            f"{index} lists {len(paths)} shards; missing in {index.parent}: {listed(missing)}; "
             "download them into the same folder"
         )
     for path in paths:
@@ -164,7 +195,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     found = sum(path.stat().st_size for path in paths)
     if isinstance(stated, int | float) and found < stated:
         raise UserError(
-            f"the shards in {index.parent} hold {found} bytes; {index.name} states {int(stated)}: "
+            f"the shards in {index.parent} hold {found} bytes; {index.name} states {shortened(stated, 60)}: "
             "a download is incomplete, fetch them again"
         )
     return paths
@@ -177,30 +208,34 @@ def check_whole(path: Path) -> None:
         UserError: with the file, what is wrong and what to do.
     """
     refuse_pointer(path)
-    size = path.stat().st_size
-    if path.suffix == ".safetensors":
-        whole = size >= _stated_size(path)
-    else:
-        whole = zipfile.is_zipfile(path) or (size > 0 and _is_legacy_pickle(path))
+    with guarded(path, "weight file", "check its permissions, or download it again"), open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if path.suffix == ".safetensors":
+            whole = size >= _stated_size(path, file, size)
+        else:
+            whole = zipfile.is_zipfile(file) or _is_legacy_pickle(file)
     if not whole:
         raise UserError(f"{path} is incomplete or damaged ({size} bytes); download it again")
 
 
-def _stated_size(path: Path) -> float:
+def _stated_size(path: Path, file: BinaryIO, size: int) -> float:
     """How long a safetensors file must be by its own header; infinite where the header cannot be read."""
-    with path.open("rb") as file:
-        head = int.from_bytes(file.read(8), "little")
-        if not 0 < head < path.stat().st_size:
-            return math.inf
-        try:
-            entries = json.loads(file.read(head))
-            ends = [int(entry["data_offsets"][1]) for name, entry in entries.items() if name != "__metadata__"]
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
-            return math.inf
+    head = int.from_bytes(file.read(8), "little")
+    if not 0 < head <= size - 8:
+        return math.inf
+    if head > _MAX_HEADER:
+        raise UserError(f"{path} has a header of {head} bytes, allowed are {_MAX_HEADER}; download it again")
+    try:
+        entries = parse_json(file.read(head))
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return math.inf
+    if not all(isinstance(end, int) for end in ends):
+        return math.inf
     return 8 + head + max(ends, default=0)
 
 
-def _is_legacy_pickle(path: Path) -> bool:
+def _is_legacy_pickle(file: BinaryIO) -> bool:
     """Whether this is PyTorch's form before 1.6; a truncated new one starts like any zip file instead."""
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
+    file.seek(0)
+    return file.read(1) == b"\x80"

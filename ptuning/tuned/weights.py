@@ -19,10 +19,11 @@ from ptuning.blocks.half_storage import HalfEmbedding, HalfLinear
 from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.blocks.quantization import QuantizedEmbedding, QuantizedLinear, quantize_weight
 from ptuning.plain.errors import UserError
+from ptuning.plain.reading import listed
 from ptuning.tuned.hub import resolve_folder
 from ptuning.tuned.placement import one_device, parse_dtype
-from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite
-from ptuning.tuned.weight_checks import check_tensors
+from ptuning.tuned.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
+from ptuning.tuned.weight_checks import check_sizes, check_tensors
 from ptuning.tuned.weight_files import TensorFacts, WeightFiles, find_weights, read_json
 
 logger = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ def load_weights(
     """
     unused = check_tensors(model, facts, where)
     if unused:
-        logger.warning("%s holds %d tensors that are not used: %s", where, len(unused), ", ".join(unused[:5]))
+        logger.warning("%s holds %d tensors that are not used: %s", where, len(unused), listed(unused, 5))
     modules, slots = dict(model.named_modules()), dict(model.named_parameters())
     prefix: dict[str, Tensor] = {}
     norms: dict[str, bytes] = {}
@@ -236,6 +237,7 @@ def _build(
 ) -> Any:
     """Make the model on the meta device, fill it, and attach the prefix that the files hold or the configuration wants."""
     facts = files.facts()
+    check_sizes(config, facts, folder)
     wanted, projection = config.pre_seq_len, config.prefix_projection
     config.pre_seq_len = None
     try:
@@ -268,6 +270,7 @@ def _stored_prefix(
     shapes = {name.removeprefix(PREFIX_KEY): fact.shape for name, fact in facts.items() if name.startswith(PREFIX_KEY)}
     if not shapes or len(shapes) == len(facts):  # none, or nothing else: check_tensors has the words for that
         return None
+    refuse_not_float({name: fact.dtype for name, fact in facts.items() if name.startswith(PREFIX_KEY)}, folder)
     stored = read_shape(shapes, folder)
     stored.check_model(config, folder)
     if wanted not in (None, stored.pre_seq_len) or (projection and not stored.projection):

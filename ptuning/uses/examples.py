@@ -93,7 +93,7 @@ def _kept_or_made(
     if folder is None:
         return _made(make, rows, data.preprocessing_num_workers, name)
     path = folder / f"{fingerprint(texts, settings | _versions(tokenizer))}.safetensors"
-    arrays = None if data.overwrite_cache else read_arrays(path)
+    arrays = None if data.overwrite_cache else read_arrays(path, len(rows))
     if arrays is not None:
         logger.info("%s: tokenised before, read from %s", name, path)
         return arrays

@@ -17,13 +17,14 @@ from typing import Any
 
 from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE, ScoredAnswer, parse_answer, published_text
 from ptuning.plain.errors import OutputError, UserError
-from ptuning.plain.reading import parse_json
+from ptuning.plain.reading import guarded, open_regular, parse_json, read_json, read_lines
 from ptuning.tuned.atomic import LineFile, replace_when_whole, writing
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "generated_predictions.settings.json"
 PREVIOUS_FILE = "generated_predictions.previous.jsonl"
+_REMEDY = "check its permissions and the disk, or name another --output_dir"
 
 
 class AnswerJournal:
@@ -81,22 +82,21 @@ class AnswerJournal:
     def _settings(self) -> dict[str, Any] | None:
         """What the answers there were made with; None where nothing tells."""
         try:
-            found = parse_json((self.folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return read_json(self.folder / SETTINGS_FILE)
+        except UserError:
             return None
-        return found if isinstance(found, dict) else None
 
     def _read(self) -> None:
         """Take over the answers of a run that was cut off, and cut away a line that it did not finish."""
         whole = 0
-        with self.path.open("rb") as file:
-            for line in file:
+        with guarded(self.path, remedy=_REMEDY), open_regular(self.path) as file:
+            for line in read_lines(file, self.path):
                 if not line.endswith(b"\n"):
                     break
                 whole += len(line)
                 try:
                     answer = parse_answer(parse_json(line))
-                except (KeyError, TypeError, ValueError, AttributeError):
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
                     logger.warning("%s: a damaged line is left out; its row will be answered again", self.path)
                     continue
                 if 0 <= answer.index < self.rows:
@@ -117,8 +117,11 @@ class AnswerJournal:
         _write(self.folder / SETTINGS_FILE, json.dumps(fingerprint, ensure_ascii=False, indent=2) + "\n")
 
     def _is_unfinished(self) -> bool:
-        rows = (self._settings() or {}).get("rows")
-        return not isinstance(rows, int) or self.path.read_bytes().count(b"\n") < rows
+        settings = self._settings()
+        if settings is None or not isinstance(settings.get("rows"), int):
+            return True
+        with open_regular(self.path) as file:
+            return sum(1 for _ in read_lines(file, self.path)) < settings["rows"]
 
     def append(self, answers: Iterable[ScoredAnswer]) -> None:
         """Keep further answers; they are in the operating system's hands when this returns."""

@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ptuning.plain.reading import parse_json
+from ptuning.plain.errors import UserError
+from ptuning.plain.reading import read_json
 from ptuning.tuned.atomic import replace_when_whole
 
 logger = logging.getLogger(__name__)
 
+_MAX_STATE = 256 * 2**20  # bytes; every logging step adds 150
 STATE_FILE, PICTURE_FILE = "trainer_state.json", "training_loss.png"
 # Fonts with Chinese glyphs by the name matplotlib knows, the usual ones of each system first.
 _CHINESE_FONTS = (
@@ -28,10 +30,9 @@ def read_log_history(folders: Iterable[Path]) -> list[dict[str, Any]]:
     """The trainer's log entries from the first folder that has a readable ``trainer_state.json``; empty without one."""
     for folder in folders:
         try:
-            state = parse_json((folder / STATE_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            history = read_json(folder / STATE_FILE, max_bytes=_MAX_STATE).get("log_history")
+        except UserError:
             continue
-        history = state.get("log_history") if isinstance(state, dict) else None
         if isinstance(history, list):
             return [entry for entry in history if isinstance(entry, dict)]
     return []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ptuning.plain.errors import UserError
+from ptuning.plain.reading import expanded, read_json
 
 if TYPE_CHECKING:
     from ptuning.loops.training_arguments import Arguments
@@ -44,8 +45,8 @@ def _is_6b_int4(arguments: Arguments) -> bool:
     """By the base model's ``config.json`` where it is a folder, else by its name on the hub."""
     name = arguments.model.model_name_or_path or ""
     try:
-        config = json.loads((Path(name).expanduser() / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(expanded(name) / "config.json")
+    except UserError:
         config = {"hidden_size": 4096, "num_layers": 28} if name.lower().startswith("thudm/chatglm-6b") else {}
         config["quantization_bit"] = 4 if name.lower().endswith("int4") else 0
     bits = config.get("quantization_bit") or arguments.model.quantization_bit

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptuning.plain.answers import ScoredAnswer
+from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SCORE_NAMES
 from ptuning.plain.paths import path_argument, working_directory
-from ptuning.plain.reading import parse_json
+from ptuning.plain.reading import is_regular, read_json
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.loss_curve import PICTURE_FILE, draw_loss_curve, points_of, read_log_history
 from ptuning.uses.machine import machine, versions
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 MARKDOWN_FILE, PAGE_FILE, CONTENT_FILE = "report.md", "report.html", "report.json"
 BEST, WORST, RANDOM = 3, 3, 4
 """How many samples of each kind are shown."""
+_MAX_CONTENT = 256 * 2**20  # bytes of an earlier report's values
 
 _SHOWN_STATISTICS = {
     "characters_mean": "characters, mean",
@@ -183,10 +185,11 @@ def _data_counts(
     """How many rows each file had, how many are used, and why others are not."""
     found: dict[str, dict[str, Any]] = {}
     try:
-        earlier = parse_json((folder / CONTENT_FILE).read_text(encoding="utf-8"))["data"]
-        found = {str(entry["name"]): entry for entry in earlier}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
+        if is_regular(folder / CONTENT_FILE):
+            earlier = read_json(folder / CONTENT_FILE, max_bytes=_MAX_CONTENT).get("data")
+            found = {entry["name"]: entry for entry in earlier or () if _is_count(entry)}
+    except UserError as error:
+        logger.warning("%s; its counts of rows are left out", error)
     flags = {"training": "train_file", "validation": "validation_file", "test": "test_file", "general": "general_file"}
     for name, rows in data.items():
         if rows:
@@ -196,6 +199,17 @@ def _data_counts(
             found[name] = {"name": name, "file": file, "rows": total, "used": len(rows), "dropped": dropped}
     order = [*flags, *(name for name in found if name not in flags)]
     return [found[name] for name in order if name in found]
+
+
+def _is_count(entry: Any) -> bool:
+    """Whether an entry of an earlier report is one that both pages can show."""
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and all(isinstance(entry.get(name), int) for name in ("rows", "used"))
+        and isinstance(entry.get("file"), str | None)
+        and isinstance(entry.get("dropped"), dict)
+    )
 
 
 _EFFECTIVE = {
