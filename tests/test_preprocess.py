@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
@@ -103,6 +103,7 @@ def test_every_row_has_one_mask_one_start_and_one_end(
 @given(TEXTS.filter(str.strip), HISTORIES, TEXTS, st.integers(2, 60), st.booleans(), st.sampled_from(["", "前缀："]))
 def test_the_end_of_the_question_and_the_cue_are_never_cut(query, history, system, limit, legacy, prefix):
     """Whatever the limit: what is left ends as the whole prompt ends, and the question is whole where there is room."""
+    assume(TOKENIZER.encode_text(f"\n{query}")[2:])  # a control character becomes no id; a row of such is left out
     options = {"legacy": legacy, "system": system, "source_prefix": prefix}
     fitted = fit_prompt(TOKENIZER, query, history, max_source_length=limit, **options)
     whole = fit_prompt(TOKENIZER, query, history, **options)

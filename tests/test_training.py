@@ -198,6 +198,13 @@ def test_mistakes_end_in_one_line_before_anything_is_written(command, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_kill_between_saving_and_deleting_leaves_no_checkpoint_too_many(command, straight, tmp_path):
+    """The run is over, and what it should have deleted is still there: the same command deletes it."""
+    shutil.copytree(straight[0], tmp_path / "run")
+    train(command(tmp_path / "run", resume_from_checkpoint="auto", save_total_limit=2))
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
+
+
 def test_resuming_with_another_prefix_names_both(command, straight, tmp_path):
     folder, _ = straight
     shutil.copytree(folder, tmp_path / "run")

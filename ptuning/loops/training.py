@@ -19,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from ptuning.blocks.allocator import keep_freed_memory
 from ptuning.blocks.kernels.choose import settings
 from ptuning.loops.checkpointing_trainer import CheckpointingTrainer
-from ptuning.loops.checkpoints import changes_since, checkpoints, clear_staging, read_run
+from ptuning.loops.checkpoints import changes_since, checkpoints, clear_staging, read_run, remove_old
 from ptuning.loops.interruption import StopOnSignal
 from ptuning.loops.optimiser_checks import plain
 from ptuning.loops.progress import TrainingProgress
@@ -169,6 +169,8 @@ class PrefixTrainer(CheckpointingTrainer):
         self.state = state
         if state.is_world_process_zero:
             self.progress.keep_lines(self.args, state)
+            # A process killed between saving the last checkpoint and deleting the oldest left one too many.
+            remove_old(str(self.args.output_dir), self.args.save_total_limit, state.best_model_checkpoint)
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
         self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
         metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
