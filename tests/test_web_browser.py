@@ -246,6 +246,7 @@ def test_mistakes_are_messages_and_the_question_comes_back(browser, address):
 
 def test_what_a_field_lets_through_is_told_on_the_page(browser, address):
     page = Page(browser, address)
+    browser.get_log("browser")  # what the pages before it left there
     page.more()
     for name, value in (("top_k", -3), ("seed", "1e30"), ("top_k", 2.5)):
         page.number(name, value)
