@@ -41,7 +41,7 @@ def test_leaving_stops_the_answer_and_the_visit_stays_for_a_while(monkeypatch):
 
 
 def test_there_are_never_too_many(monkeypatch):
-    monkeypatch.setattr(visits_module, "MOST_VISITS", 3)
+    monkeypatch.setattr(visits_module, "MAX_VISITS", 3)
     visits = Visits()
     first = visits.of("0")
     first.run = Run("q")
@@ -52,7 +52,7 @@ def test_there_are_never_too_many(monkeypatch):
 
 
 def test_whoever_opens_many_ends_nobodys_answer(monkeypatch):
-    monkeypatch.setattr(visits_module, "MOST_VISITS", 10)
+    monkeypatch.setattr(visits_module, "MAX_VISITS", 10)
     visits = Visits()
     answered, talked = visits.of("answered"), visits.of("talked")
     answered.run = Run("q")

@@ -19,6 +19,7 @@ from ptuning.edges.web.one_address import PageHeaders
 from ptuning.edges.web.page import Page
 from ptuning.edges.web.streams import Streams
 from ptuning.edges.web.texts import Texts
+from ptuning.edges.web.visits import MAX_VISITS
 from ptuning.uses.chat_service import ChatService
 
 
@@ -44,6 +45,7 @@ def create_page_app(
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     page = Page(service, Answers(service, metrics), language, report_root)
     texts = Texts("en" if language == "en" else "zh")
+    page.blocks.state_session_capacity = MAX_VISITS  # gradio keeps about 0.1 MB of each, and would keep 10,000
     gr.mount_gradio_app(
         app, page.blocks, "/", auth=auth, auth_message=texts("login") if auth else None, footer_links=[],
         run_history=False, show_error=False, max_file_size=1, ssr_mode=False, enable_monitoring=False, pwa=False,

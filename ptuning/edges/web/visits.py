@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 Note = tuple[str, tuple[object, ...]]
 """A text of ``texts.py`` by its name, with its values: told in whatever language the page has when it is shown."""
 
-MOST_VISITS, KEPT_SECONDS = 2000, 3600.0
+MAX_VISITS, KEPT_SECONDS = 2000, 3600.0
 MAX_ROUNDS, MAX_CHARACTERS = 200, 500_000
 """Of one conversation: more than any model has in view, and no more than a page is drawn anew with 25 times a second."""
 
@@ -171,7 +171,7 @@ class Visits:
         old = time.monotonic() - KEPT_SECONDS
         # The least recently used ones stand first, and the last one is being used now.
         gone = {name for name, visit in self._visits.items() if visit.left is not None and visit.left < old}
-        while len(self._visits) - len(gone) > MOST_VISITS:
+        while len(self._visits) - len(gone) > MAX_VISITS:
             others = [name for name in self._visits if name not in gone][:-1]
             gone.add(min(others, key=lambda name: self._visits[name].worth))
         for name in gone:
