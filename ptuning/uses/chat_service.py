@@ -11,12 +11,23 @@ from typing import Any
 from ptuning.loops.engine.core import Engine
 from ptuning.loops.engine.request import Generation, Listener, Request, Sampling
 from ptuning.loops.engine.worker import EngineWorker
-from ptuning.plain.answer_limits import MAX_SEED, checked, checked_stops
+from ptuning.plain.answer_limits import (
+    MAX_CHOICES,
+    MAX_ROUNDS,
+    MAX_SEED,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    checked,
+    checked_stops,
+)
 from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
+from ptuning.plain.errors import UserError
 from ptuning.tuned.prefix_checkpoint import read_prefix
 from ptuning.tuned.preprocess import fitting_prompt_ids
 from ptuning.uses.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
 from ptuning.uses.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
+
+__all__ = ["MAX_CHOICES", "MAX_ROUNDS", "MAX_STOPS", "MAX_STOP_CHARACTERS", "Asked", "ChatService", "Question", "load_service"]
 
 logger = logging.getLogger(__name__)
 
@@ -111,11 +122,7 @@ class ChatService:
             UserError: settings out of range, a question that is too long, an unknown name.
             QueueFullError: too many wait already.
         """
-        checked("n", question.choices)
-        for name in ("max_length", "max_new_tokens"):
-            if getattr(question, name) is not None:
-                checked(name, getattr(question, name))
-        checked_stops(question.stop)
+        _check_counts(question)
         prefix = self.store.get(question.model)
         most = self.engine.max_length
         limit = most if question.max_length is None else min(question.max_length, most)
@@ -138,6 +145,21 @@ class ChatService:
             seeds = [(seed + number) % (MAX_SEED + 1) for number in range(question.choices)]
             requests = [replace(request, sampling=replace(question.sampling, seed=one)) for one in seeds]
         return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
+
+
+def _check_counts(question: Question) -> None:
+    """Refuse what is no count, and what would take work without end.
+
+    Raises:
+        UserError: more stop texts, characters of one, rounds or choices than there may be.
+    """
+    checked("n", question.choices)
+    for name in ("max_length", "max_new_tokens"):
+        if getattr(question, name) is not None:
+            checked(name, getattr(question, name))
+    checked_stops(question.stop)
+    if len(question.history) > MAX_ROUNDS:
+        raise UserError(f"history has {len(question.history)} rounds; allowed are at most {MAX_ROUNDS}: leave old ones out")
 
 
 def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
