@@ -498,6 +498,38 @@ def test_a_fault_in_the_engine_itself_ends_who_runs_and_no_more(parts, undisturb
     worker.stop()
 
 
+def test_a_head_that_cannot_be_copied_is_used_as_it_is(parts, undisturbed, monkeypatch):
+    """No memory for what only makes it faster: nobody's answer depends on that."""
+    from ptuning.blocks.kernels import screening
+
+    monkeypatch.setattr(screening, "fits", lambda weight: True)
+    raising(monkeypatch, screening, "ScreenedWeight", lambda weight: True, MemoryError())
+    batch = Batch(parts)
+    (made,) = batch.engine.run([batch.requests[0]])
+    assert made.ids == undisturbed[0][0]
+
+
+def test_an_answer_that_is_no_text_is_an_error_of_its_reader(parts, monkeypatch):
+    batch = Batch(parts)
+    (made,) = batch.engine.run([batch.requests[1]])
+    monkeypatch.setattr(batch.tokenizer, "decode", lambda ids: 1 / 0)
+    with pytest.raises(GenerationError, match="cannot make a text of the answer: division by zero"):
+        _ = made.text
+
+
+def test_no_thread_no_engine(parts, monkeypatch):
+    """The thread cannot be started: what waits already is told, and nobody waits afterwards."""
+    batch = Batch(parts)
+    made = batch.engine.submit(batch.requests[:2])
+    worker = EngineWorker(batch.engine)
+    raising(monkeypatch, worker._thread, "start", lambda: True, RuntimeError("can't start new thread"))
+    with pytest.raises(RuntimeError, match="new thread"):
+        worker.start()
+    assert [one.error for one in made] == ["the engine could not be started"] * 2
+    assert batch.engine.between_steps(lambda: 1) == 1
+    assert batch.engine.submit(batch.requests[:1])[0].finish_reason == "error"
+
+
 def test_admission_that_fails_outside_of_the_reading_leaves_the_running_rows_alone(parts, undisturbed, monkeypatch):
     batch = Batch(parts)
     first = batch.engine.submit(batch.requests[:3])

@@ -27,7 +27,9 @@ from ptuning.tuned.preprocess import fitting_prompt_ids
 from ptuning.uses.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
 from ptuning.uses.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
 
-__all__ = ["MAX_CHOICES", "MAX_ROUNDS", "MAX_STOPS", "MAX_STOP_CHARACTERS", "Asked", "ChatService", "Question", "load_service"]
+__all__ = [
+    "MAX_CHOICES", "MAX_ROUNDS", "MAX_STOPS", "MAX_STOP_CHARACTERS", "Asked", "ChatService", "Question", "load_service",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
