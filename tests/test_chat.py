@@ -1,11 +1,14 @@
 """model.chat and model.stream_chat as published, and what they refuse."""
 
 import threading
+from itertools import pairwise
 
 import pytest
+import torch
 
 import ptuning
 from ptuning import UserError
+from ptuning.plain.text_stream import reply_text
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +106,59 @@ def test_the_source_prefix_of_the_training_is_used(golden, tokenizer, tmp_path):
     assert model.chat(tokenizer, "裙", **settings)[0] == plain.chat(tokenizer, "写广告：裙", **settings)[0]
     with model.prefix_disabled(), plain.prefix_disabled():
         assert model.chat(tokenizer, "裙", **settings)[0] == plain.chat(tokenizer, "裙", **settings)[0]
+
+
+# ---- one text function for both doors
+
+
+class Scripted:
+    """``generate`` that says what it is told to, token by token, so that an answer can be cut anywhere."""
+
+    def __init__(self, model, monkeypatch, ids):
+        self.ids = ids
+        monkeypatch.setattr(type(model), "generate", lambda model, inputs, **settings: self.generate(inputs, **settings))
+
+    def generate(self, inputs, streamer=None, **settings):
+        if streamer is not None:
+            streamer.put(inputs)
+            for token in self.ids:
+                streamer.put(torch.tensor([token]))
+        return torch.cat([inputs, torch.tensor([self.ids], dtype=torch.long)], dim=1)
+
+
+TEXTS = ["a😀", "你好,我很好!", "[[训练时间]],好", "it isn't, is it?", "  空白 ", "", "好\n\n", "！！，", "a , b .", "😀a😀"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_an_answer_that_is_cut_anywhere_has_the_same_text_at_every_door(base, tokenizer, monkeypatch, text):
+    """Within a character, too: by chat, by stream_chat, and as the engine makes it; and a stream never takes back."""
+    ids = tokenizer.encode_text(text)
+    for length in range(len(ids) + 1):
+        Scripted(base, monkeypatch, ids[:length])
+        response, history = base.chat(tokenizer, "x", max_new_tokens=99)
+        items = list(base.stream_chat(tokenizer, "x", max_new_tokens=99))
+        assert response == reply_text(tokenizer, ids[:length])
+        assert "\ufffd" not in response
+        assert items[-1] == (response, history)
+        assert all(after.startswith(before) for (before, _), (after, _) in pairwise(items))
+        assert all(item_history == [("x", item)] for item, item_history in items)
+
+
+def test_what_follows_the_end_token_is_no_text(base, tokenizer, monkeypatch):
+    ids = [*tokenizer.encode_text("好的"), tokenizer.eos_token_id, *tokenizer.encode_text("不是")]
+    Scripted(base, monkeypatch, ids)
+    assert base.chat(tokenizer, "x")[0] == "好的"
+    assert [text for text, _ in base.stream_chat(tokenizer, "x")][-1] == "好的"
+
+
+def test_a_stream_does_not_decode_everything_again_at_every_token(base, tokenizer, monkeypatch):
+    ids = tokenizer.encode_text("今天天气很好我们一起去公园玩，这件衣服的版型很好看。" * 30)
+    Scripted(base, monkeypatch, ids)
+    decode, decoded = tokenizer.decode, []
+    monkeypatch.setattr(tokenizer, "decode", lambda some: decoded.append(len(some)) or decode(some))
+    items = list(base.stream_chat(tokenizer, "x"))
+    monkeypatch.undo()
+    assert items[-1][0] == reply_text(tokenizer, ids)
+    assert len(items) > len(ids) / 3
+    assert sum(decoded) < 60 * len(ids)
+    assert max(decoded) < 100

@@ -91,6 +91,32 @@ def test_mistakes(commands, line, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top_k", "9223372036854775808"), ("top_k", "9" * 5000), ("top_k", "-1"), ("top_k", "1e3"), ("top_k", "none"),
+        ("top_k", '""'), ("top_k", "true"), ("temperature", "nan"), ("temperature", "inf"), ("temperature", "-inf"),
+        ("temperature", "1e999"), ("temperature", "1e-45"), ("temperature", "null"), ("temperature", "1,5"),
+        ("top_p", "nan"), ("top_p", "1.01"), ("top_p", "-0"), ("repetition_penalty", "1e-45"),
+        ("repetition_penalty", "1e30"), ("repetition_penalty", "0"), ("no_repeat_ngram_size", "101"),
+        ("no_repeat_ngram_size", "-2"), ("seed", "-1"), ("seed", "9223372036854775808"), ("seed", "0.5"),
+        ("seed", "1" * 4000), ("max_new_tokens", "0"), ("max_new_tokens", "99999999999"), ("max_new_tokens", "nan"),
+        ("max_length", "-1"), ("max_length", "1"), ("max_length", "none"), ("max_length", "1" * 30),
+        ("do_sample", "none"), ("do_sample", "2"), ("history", "none"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_is_one_line_and_changes_nothing(commands, name, value):
+    before, history = commands.conversation.settings, commands.conversation.no_history
+    for line in (f"/set {name} {value}", f"/set {name}={value}"):
+        with pytest.raises(UserError) as caught:
+            commands.run(line)
+        assert str(caught.value).startswith(f"/set {name}")
+        assert "--" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+        assert "\n" not in str(caught.value)
+    assert (commands.conversation.settings, commands.conversation.no_history) == (before, history)
+
+
 def test_prefixes_are_listed_with_tokens_layers_and_source(commands):
     assert "* golden: a prefix of 6 tokens, 3 layers, from " in commands.run("/prefix")
     assert commands.run("/base") == "model: the base model, no prefix"

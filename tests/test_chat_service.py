@@ -44,6 +44,18 @@ def test_answers_are_those_of_model_chat(service, parts):
         assert asked.note is None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_text_at_the_very_start_leaves_an_empty_answer(service, stream):
+    whole = text_of(service.ask(Question("你是谁", sampling=GREEDY, max_new_tokens=8)))
+    for stop in (whole[0], whole[:3], whole[:1] + "\n", whole):
+        asked = service.ask(Question("你是谁", sampling=GREEDY, max_new_tokens=8, stop=("不会", stop), stream=stream))
+        generation = asked.generations[0]
+        if stream:
+            assert "".join(generation.pieces()) == ("" if "\n" not in stop else whole)
+        assert text_of(asked) == ("" if "\n" not in stop else whole)
+        assert generation.finish_reason == ("stop" if "\n" not in stop else "length")
+
+
 def test_max_length_counts_prompt_and_answer(service, parts):
     limit = len(prompt_ids(parts[1], "你好")) + 3
     asked = service.ask(Question("你好", sampling=GREEDY, max_length=limit))

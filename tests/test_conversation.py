@@ -1,6 +1,7 @@
 """A conversation: pieces that add up, history, prefixes, settings, and rows to train on."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -61,6 +62,55 @@ def test_a_stopped_answer_stays_as_far_as_it_was_shown_and_frees_its_row(service
     assert [(one.query, one.reply) for one in talk.rounds] == [("你好", shown)]
     assert service.worker.drain(timeout=60)
     assert service.engine.counters.finished["cancelled"] >= 1
+
+
+class Stopping:
+    """The service, every question with stop texts besides."""
+
+    def __init__(self, service, stop):
+        self.service, self.store, self.stop = service, service.store, stop
+
+    def ask(self, question):
+        return self.service.ask(replace(question, stop=self.stop))
+
+
+def test_an_empty_answer_is_a_round(service, talk, tmp_path):
+    """A stop text at its very start ends it: it is said, it is history, and it is saved."""
+    whole = "".join(talk.ask("你好"))
+    talk.clear()
+    talk.service = Stopping(service, (whole[0],))
+    answer = talk.ask("你好")
+    assert list(answer) == []
+    assert (answer.text, answer.cut) == ("", False)
+    assert [(one.query, one.reply) for one in talk.rounds] == [("你好", "")]
+    again = talk.ask("你好")
+    assert again.asked.prompt_tokens > answer.asked.prompt_tokens
+    list(again)
+    assert talk.rounds[1].earlier == (("你好", ""),)
+    assert talk.save(tmp_path / "talk.jsonl") == 2
+
+
+def test_an_answer_that_was_stopped_before_its_first_character_is_none(service, talk):
+    talk.change(max_new_tokens=2000)
+    answer = talk.ask("你好")
+    answer.asked.cancel()
+    assert "".join(answer) == answer.text
+    assert [(one.query, one.reply) for one in talk.rounds] == ([("你好", answer.text)] if answer.text else [])
+    pieces = iter(talk.ask("你好"))
+    pieces.close()
+    assert service.worker.drain(60)
+    assert len(talk.rounds) <= 1
+
+
+@pytest.mark.parametrize("place", [1, 5, 9])
+def test_a_stop_text_that_comes_in_several_tokens(service, talk, place):
+    whole = "".join(talk.ask("你好"))
+    talk.clear()
+    stop = whole[place : place + 6]
+    talk.service = Stopping(service, (stop,))
+    answer = talk.ask("你好")
+    assert "".join(answer) == answer.text == whole.partition(stop)[0]
+    assert talk.rounds[0].reply == answer.text
 
 
 def test_without_history_every_question_stands_alone(service, talk):

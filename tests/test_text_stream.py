@@ -80,3 +80,61 @@ def test_bytes_become_whole_characters(tokenizer):
     pieces, _ = pieces_of(tokenizer, ids)
     assert [piece for piece in pieces if piece] == ["a", "😀", "b"]
     assert reply_text(tokenizer, ids[:-2]) == "a"  # cut within the character
+
+
+REPEATED = {
+    "sentences": "今天天气很好我们一起去公园玩，这件衣服的版型很好看。", "words": "the shirt isn't made of cotton, is it? ",
+    "marks": "!", "full stops": "。", "brackets": "[", "halves of the year": "[[训练", "quotes": "'", "pictures": "😀",
+    "digits": "1 2 3 ", "commas": "你，", "newlines": "\n", "lines": "好\n\n\n\n\n\n", "blanks": "a            ",
+    "years": "[[训练时间]]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", REPEATED.values(), ids=REPEATED.keys())
+@pytest.mark.parametrize("stop", [(), ("不会出现" * 60, "!" * 200 + "?", "aab")], ids=["", "stops"])
+def test_the_work_for_a_token_does_not_grow_whatever_is_repeated(tokenizer, monkeypatch, text, stop):
+    """Ids decoded for a token, on average over a long reply; a reply of nothing but newlines is looked at less often."""
+    ids = tokenizer.encode_text(text * 1000)[:900]
+    decode, decoded = tokenizer.decode, []
+    monkeypatch.setattr(tokenizer, "decode", lambda some: decoded.append(len(some)) or decode(some))
+    stream = TextStream(tokenizer, stop)
+    shown = "".join(stream.add(token) for token in ids)
+    work = sum(decoded) / len(ids)
+    assert shown + stream.end() == reply_text(tokenizer, ids)
+    assert not stream.stopped
+    assert work < 90
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_stop_text_is_found_however_it_repeats_itself(tokenizer, data):
+    """Where it begins is where Python finds it, and nothing of its beginning was shown before."""
+    letters = data.draw(st.sampled_from(["a", "ab", "aab中", "!,"]))
+    text = data.draw(st.text(alphabet=letters, max_size=200))
+    stop = data.draw(st.text(alphabet=letters, min_size=1, max_size=12))
+    ids = tokenizer.encode_text(text)
+    whole = reply_text(tokenizer, ids)
+    pieces, stream = pieces_of(tokenizer, ids, (stop,))
+    assert stream.stopped == (stop in whole)
+    assert "".join(pieces) == whole.partition(stop)[0]
+
+
+def test_a_long_stop_text_costs_a_step_for_a_character(tokenizer, monkeypatch):
+    """Not its length, again and again: counted in steps of the comparison."""
+    steps = []
+    original = text_stream._StopText._step
+    monkeypatch.setattr(text_stream._StopText, "_step", lambda *args: steps.append(1) or original(*args))
+    ids = tokenizer.encode_text("a" * 600)
+    stream = TextStream(tokenizer, ("a" * 255 + "b",) * 16)
+    made = len(steps)
+    assert made <= 16 * 256
+    for token in ids:
+        stream.add(token)
+    assert len(steps) - made <= 16 * 600
+
+
+def test_a_stop_text_at_the_very_start(tokenizer):
+    for text, stop in (("我是", "我"), ("  \n我是", "我"), ("我是", "我是")):
+        pieces, stream = pieces_of(tokenizer, tokenizer.encode_text(text), (stop,))
+        assert stream.stopped
+        assert "".join(pieces) == ""

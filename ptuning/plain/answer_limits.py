@@ -16,10 +16,11 @@ MAX_TOKENS = 2**31 - 1
 """For limits in tokens; what a model can hold is less."""
 MAX_SEED = 2**63 - 1
 MAX_CHOICES = 16
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
-"""Each stop text is looked for at every token."""
+"""Answers to one question."""
 MAX_ROUNDS = 4000
-"""Of a history: far more than a model can hold, and few enough to be looked at."""
+"""Rounds of a history; a model holds some hundreds, the others are left out."""
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
+"""Stop texts of a question, and characters of one: they are looked for at every token."""
 
 
 class Bounds(NamedTuple):
@@ -90,12 +91,11 @@ def checked_stops(texts: Sequence[str]) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise UserError(f"stop {shown(texts)} was given; allowed is a list of texts")
     if len(texts) > MAX_STOPS:
-        raise UserError(f"{len(texts)} stop texts were given; allowed are {MAX_STOPS}")
+        raise UserError(f"stop has {len(texts)} texts; allowed are at most {MAX_STOPS}")
     if any(not text for text in texts):
         raise UserError("a stop text is empty; leave it out")
-    longest = max(map(len, texts), default=0)
-    if longest > MAX_STOP_CHARACTERS:
-        raise UserError(f"a stop text has {longest} characters; allowed are {MAX_STOP_CHARACTERS}")
+    if any(len(text) > MAX_STOP_CHARACTERS for text in texts):
+        raise UserError(f"stop: a stop text may have {MAX_STOP_CHARACTERS} characters at most")
     return tuple(texts)
 
 

@@ -34,7 +34,7 @@ from ptuning.loops.engine.prefix_bank import PrefixBank, SharedPrefix
 from ptuning.loops.engine.request import Generation, Listener, Request
 from ptuning.loops.engine.request_queue import RequestQueue
 from ptuning.loops.engine.row import Row
-from ptuning.loops.engine.slot_cache import SlotCache
+from ptuning.loops.engine.slot_cache import CacheLostError, SlotCache
 from ptuning.loops.engine.slots import Slots
 from ptuning.plain.answer_limits import checked_size
 from ptuning.plain.text_stream import TextStream, reply_text
@@ -269,6 +269,8 @@ class Engine:
         try:
             for generations in groups.values():
                 self._prefill(generations)
+        except CacheLostError:
+            raise
         except Exception as error:  # not the reading, which would have been repeated
             logger.exception("admission failed")
             self._end_admitted(reason_of(error))
@@ -346,8 +348,6 @@ class Engine:
         def failed(slots: range, reason: str) -> None:
             failures.append(len(slots))
             self._choice = self._prefixes = None
-            if not self.cache.rows:
-                raise MemoryError(reason)  # it could not even be kept as it was
             for row in self.rows[slots.start : slots.stop]:
                 row.choice.rewind(row.generation.ids)
             if len(slots) == 1:

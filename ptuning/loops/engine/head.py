@@ -5,6 +5,7 @@ Legend: A rows, D hidden, V vocabulary, K likeliest tokens looked at.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from ptuning.blocks.kernels import choose, screening
 from ptuning.loops.engine.choice import Choice
+
+logger = logging.getLogger(__name__)
 
 _MISSES = 4  # in a row; then this head's scores are too much alike for screening
 
@@ -48,7 +51,11 @@ class Head:
         if states.dtype != torch.float32 or not states.is_cpu or self._misses == _MISSES:
             return None
         if not self._looked:
-            self._copy, self._looked = _copy_of(self.linear), True
+            self._looked = True
+            try:
+                self._copy = _copy_of(self.linear)
+            except (RuntimeError, MemoryError):  # memory, most likely: nothing that an answer depends on
+                logger.exception("the head cannot be screened")
         if self._copy is None:
             return None
         found = self._copy.likeliest(states, min(wanted, len(self._copy.weight)))
@@ -66,7 +73,12 @@ def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
     amount = weight.numel()
     if weight.dtype != torch.float32 and not choose.RESIDENT.take(amount):
         return None
-    made = screening.ScreenedWeight(weight)
+    try:
+        made = screening.ScreenedWeight(weight)
+    except BaseException:
+        if weight.dtype != torch.float32:
+            choose.RESIDENT.give_back(amount)
+        raise
     if weight.dtype != torch.float32:
         weakref.finalize(made, choose.RESIDENT.give_back, amount)
     return made if made.usable else None

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from ptuning.loops.engine.slot_cache import CacheLostError
+
 logger = logging.getLogger(__name__)
 
 Parts = TypeVar("Parts", bound=Sequence[Any])
@@ -29,10 +31,15 @@ def in_parts(
         done: called with those for whom it worked, and with what came out.
         failed: called with those for whom it failed, and why, before it is tried again; one alone is not tried again.
         again: it is.
+
+    Raises:
+        CacheLostError: there is nothing to try again on.
     """
     reason = None
     try:
         found = work(parts)
+    except CacheLostError:
+        raise
     except Exception as error:
         # Nothing is tried again in here: the exception holds the memory of the attempt.
         reason = reason_of(error)

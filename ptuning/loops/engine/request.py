@@ -140,9 +140,16 @@ class Generation:
 
     @property
     def text(self) -> str:
-        """The answer as a chat shows it (while it is made: what will not change any more, if streamed)."""
+        """The answer as a chat shows it (while it is made: what will not change any more, if streamed).
+
+        Raises:
+            GenerationError: the tokenizer cannot make a text of it.
+        """
         if self._text is None and self.finish_reason is not None and self._decode is not None:
-            self._text = self._decode(self.ids)
+            try:
+                self._text = self._decode(self.ids)
+            except Exception as error:
+                raise GenerationError(f"the tokenizer cannot make a text of the answer: {error}") from error
         return self._text or ""
 
     def cancel(self) -> None:

@@ -14,6 +14,10 @@ from torch import Tensor
 from ptuning.blocks.allocator import zeros_when_read
 
 
+class CacheLostError(RuntimeError):
+    """Keys and values of running rows are no more: whoever runs must end."""
+
+
 class SlotCache:
     """Keys and values [R, N, C, H] of every layer, made ahead.
 
@@ -51,7 +55,7 @@ class SlotCache:
 
     def _grow(self, rows: int, columns: int) -> None:
         """Larger tensors, one at a time: the peak is one layer, not the cache twice. Where memory runs out on the way, the
-        cache is as before; where even that cannot be done, it is empty."""
+        cache is as before; where even that cannot be done, it is empty, and :class:`CacheLostError` says so."""
         shape = (min(self.most_rows, rows), self.heads, min(self.most_columns, columns), self.head_dim)
         try:
             rows, heads, columns, _ = shape
@@ -78,14 +82,19 @@ class SlotCache:
         return grown
 
     def _shrink(self) -> None:
-        """Back to the size that the cache says it has."""
+        """Back to the size that the cache says it has.
+
+        Raises:
+            CacheLostError: that takes memory as well.
+        """
         if not self.rows:
             return
         shape = (self.rows, self.heads, self.columns, self.head_dim)
         try:
             self._exchange(lambda one: one if one.shape == shape else one[: self.rows, :, : self.columns].clone())
-        except Exception:  # noqa: BLE001  # what made it grow is raised already
+        except Exception as error:
             self.forget()
+            raise CacheLostError(f"the memory of all running answers was lost: {error}") from error
 
     def forget(self) -> None:
         """Be empty, as in the beginning."""

@@ -28,7 +28,11 @@ class EngineWorker:
     def start(self) -> EngineWorker:
         """Begin."""
         self.engine.open(self._wake)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # no more threads can be had
+            self.engine.abandon("the engine could not be started")
+            raise
         return self
 
     @property
