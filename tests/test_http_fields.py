@@ -50,7 +50,7 @@ def refused(found, path, status=None):
     """The error of a refused request: what was wrong, without anything of the server's inside."""
     assert found.status_code == (status or (422 if path == "/" else 400)), found.text
     error = found.json()["error"]
-    inside = r"function-|whole_characters|pydantic|validator|ValidationError|Input should|Traceback|<class|\bself\b|set_int_max"
+    inside = r"function-|whole_characters|pydantic|validator|ValidationError|Input should|Traceback|<class|set_int_max"
     assert not re.search(inside, found.text)
     assert error["message"]
     return error
@@ -91,8 +91,8 @@ def test_a_stop_text_at_the_very_start_gives_an_empty_answer(address, path, stre
         choice = post(address, path, body).json()["choices"][0]
         assert (choice["message"]["content"], choice["finish_reason"]) == ("", "stop")
         return
-    lines = [line[6:] for line in post(address, path, body | {"stream": True}).text.splitlines() if line.startswith("data: {")]
-    choices = [json.loads(line)["choices"][0] for line in lines]
+    lines = post(address, path, body | {"stream": True}).text.splitlines()
+    choices = [json.loads(line[6:])["choices"][0] for line in lines if line.startswith("data: {")]
     assert "".join(choice["delta"].get("content", "") for choice in choices) == ""
     assert choices[-1]["finish_reason"] == "stop"
 
@@ -127,8 +127,8 @@ def test_the_servers_own_answer_may_be_sent_back(address):
     first = client.chat.completions.create(model=BASE, messages=MESSAGES, max_tokens=3)
     told = [*MESSAGES, first.choices[0].message, first.choices[0].message.model_dump(), *MESSAGES]
     found = client.chat.completions.create(
-        model=BASE, messages=told, max_tokens=2, stream=True, stream_options={"include_usage": True, "include_obfuscation": False},
-        user="me", metadata={"a": "b"}, store=False, presence_penalty=0, n=1,
+        model=BASE, messages=told, max_tokens=2, stream=True, user="me", metadata={"a": "b"}, store=False, n=1,
+        stream_options={"include_usage": True, "include_obfuscation": False}, presence_penalty=0,
     )  # fmt: skip
     assert list(found)[-1].usage.completion_tokens > 0
 
@@ -192,8 +192,8 @@ def test_openais_names_on_the_published_route(address, name, value, said):
         ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "must be a text or a list of parts"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0", "must be an object"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "is needed"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "weight": 1}]}]}, "messages.0.content.0.weight",
-         "no such field"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "weight": 1}]}]},
+         "messages.0.content.0.weight", "no such field"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
          "messages.0.content.0.type", "allowed is text"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'tool' was given; allowed is 'system'"),
@@ -251,14 +251,15 @@ def test_rounds_messages_and_parts(address):
         ("/", {"history": [["a", "b"]] * 4001}, "history"),
         ("/", {"history": [["a", "b"]] * 150_000}, None),
         (ROUTES[1], {"messages": MESSAGES * 8001}, "messages"),
-        (ROUTES[1], {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 1001}]}, "messages.0.content"),
+        (ROUTES[1], {"messages": [MESSAGES[0] | {"content": [{"type": "text", "text": ""}] * 1001}]}, "messages.0.content"),
         (ROUTES[1], {"n": 17}, "n"),
     ):
         error = refused(post(address, path, body_of(path, **change)), path, 413 if field is None else None)
         assert error["param"] == field
         assert "allowed" in error["message"] or "too large" in error["message"]
     assert post(address, "/", body_of("/", history=[["a", "b"]] * 4000)).json()["dropped_rounds"] > 3000
-    assert post(address, "/", body_of("/", n=1, prompt="[{,:\\\"" * 60_000)).status_code == 400  # signs in a text are no values
+    signs = body_of("/", prompt="[{,:\\\"" * 60_000)  # in a text they are no values
+    assert "the question has more than" in post(address, "/", signs).json()["error"]["message"]
 
 
 def test_no_work_goes_into_what_cannot_fit(address):
@@ -272,10 +273,14 @@ def test_no_work_goes_into_what_cannot_fit(address):
 
 # ---- values
 
-VALUES = ["0", "-1", "9223372036854775808", "-9223372036854775809", f"1{'0' * 400}", "NaN", "Infinity", "-Infinity", "1e-45", "1e400",
-          "1e308", "true", "false", '"1"', '""', "null", "[]", "{}", "2.5", "-0.0", "9" * 5000, f"0.{'1' * 5000}"]  # fmt: skip
-NUMBERS = ["temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "seed", "max_length", "max_new_tokens",
-           "max_tokens", "max_completion_tokens", "n", "do_sample", "stream", "min_p", "num_beams"]  # fmt: skip
+VALUES = [
+    "0", "-1", "9223372036854775808", "-9223372036854775809", f"1{'0' * 400}", "NaN", "Infinity", "-Infinity", "1e-45",
+    "1e400", "1e308", "true", "false", '"1"', '""', "null", "[]", "{}", "2.5", "-0.0", "9" * 5000, f"0.{'1' * 5000}",
+]  # fmt: skip
+NUMBERS = [
+    "temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "seed", "max_length", "max_new_tokens",
+    "max_tokens", "max_completion_tokens", "n", "do_sample", "stream", "min_p", "num_beams",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -336,11 +341,13 @@ def test_bodies_that_are_none(address, path, content, said):
 @pytest.mark.parametrize("path", ROUTES)
 def test_what_a_body_says_that_it_is(address, path):
     body = json.dumps(body_of(path)).encode()
-    for sent_as in ("application/json", "application/json; charset=UTF-8", "Application/JSON;charset=\"utf8\"", "application/x+json"):
+    types = ("application/json", "application/json; charset=UTF-8", 'Application/JSON;charset="utf8"', "application/x+json")
+    for sent_as in types:
         assert post(address, path, body, **{"content-type": sent_as}).status_code == 200, sent_as
     assert post(address, path, b"\xef\xbb\xbf" + body).status_code == 200  # as some editors begin a file
     assert post(address, path, body, **{"content-encoding": "identity"}).status_code == 200
-    for name, value in (("content-encoding", "gzip"), ("content-encoding", "br"), ("content-type", "application/json; charset=gbk")):
+    wrong = [("content-encoding", "gzip"), ("content-encoding", "br"), ("content-type", "application/json; charset=gbk")]
+    for name, value in wrong:
         message = refused(post(address, path, body, **{name: value}), path, 415)["message"]
         assert value.rpartition("=")[2] in message
         assert "send the body as" in message

@@ -110,8 +110,8 @@ def test_links_out_of_the_root_are_not_followed(address, root):
     (root / "one_file" / "prefix_config.json").write_text((elsewhere / "prefix_config.json").read_text())
     os.mkfifo(root / "pipe" / "prefix_config.json")
     (root / "pipe" / weights.name).write_bytes(weights.read_bytes())
-    tricks = ["linked", "files", f"files/{weights.name}", "one_file", "pipe", "loop", "../elsewhere", str(elsewhere), "nowhere",
-              "inside/../../elsewhere", "a\x00b", "x" * 5000]  # fmt: skip
+    tricks = ["linked", "files", f"files/{weights.name}", "one_file", "pipe", "loop", "../elsewhere", str(elsewhere)]
+    tricks += ["nowhere", "inside/../../elsewhere", "a\x00b", "x" * 5000]
     for path in tricks:
         found = load(address, path)
         assert found.status_code == 400, path

@@ -60,7 +60,8 @@ def test_names_of_strangers(host):
     "host",
     [
         "", " ", "a b", "localhost:8000:1", "localhost:x", "localhost:99999", "user@localhost", "localhost/", "[::1", "::1",
-        "[localhost]", "localhost,evil.example", "http://localhost", "é", "a" * 300, ".", "999.1.1.1", "[::1]x", "-", "localhost\\",
+        "[localhost]", "localhost,evil.example", "http://localhost", "é", "a" * 300, ".", "999.1.1.1", "[::1]x", "-",
+        "localhost\\",
     ],
 )  # fmt: skip
 def test_what_is_no_host(host):
@@ -90,7 +91,8 @@ def test_further_names():
     # on other addresses the names are checked where some were given; the server's own address is always one
     made = guard(loopback=False, own_host="0.0.0.0", allowed_hosts=["chat.example.com"])
     assert status(made, {"host": "evil.example"}) == 403
-    for reached, host in (("192.0.2.7", "192.0.2.7:80"), ("2001:db8::7", "[2001:DB8:0::7]"), ("::ffff:192.0.2.7", "192.0.2.7")):
+    reached_by = {"192.0.2.7": "192.0.2.7:80", "2001:db8::7": "[2001:DB8:0::7]", "::ffff:192.0.2.7": "192.0.2.7"}
+    for reached, host in reached_by.items():
         headers = [(b"host", host.encode())]
         made.check({"type": "http", "method": "GET", "path": "/", "headers": headers, "server": (reached, 80)})
 
@@ -209,7 +211,8 @@ def test_programs_and_the_own_page_go_on_working(address):
 
 
 def test_strangers_pages_and_names_are_refused_on_every_path(address):
-    for path in ("/", "/v1/models", "/health", "/metrics", "/openapi.json", "/admin/prefixes", "/nowhere", "/v1/chat/completions"):
+    paths = ("/", "/v1/models", "/health", "/metrics", "/docs", "/admin/prefixes", "/nowhere", "/v1/chat/completions")
+    for path in paths:
         for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"},
                         {"sec-fetch-site": "cross-site"}):  # fmt: skip
             for method in ("GET", "POST", "OPTIONS"):
@@ -244,5 +247,6 @@ def test_requests_that_httpx_would_not_send(address):
     assert sent(b"GET /health HTTP/1.1\r\nHost: \r\nConnection: close\r\n\r\n").split()[1] == b"400"
     assert sent(b"GET /health HTTP/1.1\r\nHost: \xff\xfe\r\nConnection: close\r\n\r\n").split()[1] == b"400"
     assert sent(b"GET /health HTTP/1.0\r\nHost: localhost\r\n\r\n").split()[1] == b"200"
-    upgrade = b"GET /x HTTP/1.1\r\nHost: evil.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    assert sent(upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n").split()[1] == b"403"
+    upgrade = b"GET /x HTTP/1.1\r\nHost: evil.example\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    key = b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    assert sent(upgrade + key).split()[1] == b"403"

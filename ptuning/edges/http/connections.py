@@ -34,7 +34,7 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
     class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         """A connection with limits."""
 
-        _began = False
+        _began = _ended = False
         _sending: asyncio.TimerHandle | None = None
         _reading: asyncio.TimerHandle | None = None
 
@@ -59,6 +59,8 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
 
         def data_received(self, data: bytes) -> None:
             """Something of a request."""
+            if self._ended:
+                return
             self._began = True
             super().data_received(data)
             if self.answering:
@@ -89,7 +91,7 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
         @property
         def idle(self) -> bool:
             """Whether nobody waits for anything here."""
-            return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+            return (self.cycle is None or self.cycle.response_complete) and not self._ended
 
         @property
         def deadline(self) -> float:
@@ -97,14 +99,22 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
             return self._sending.when() if self._sending is not None else 0.0
 
         def end(self, status: int | None = None, message: str = "") -> None:
-            """Close the connection, with a last word where one is given."""
-            if self.transport.is_closing():
+            """Close the connection, with a last word where one is given.
+
+            What the client still sends is not looked at, but taken: otherwise it would not get to see the last word.
+            """
+            if self.transport.is_closing() or self._ended:
                 return
-            started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-            if status is not None and not started:
-                self.transport.write(_last_word(status, message))
-            self.transport.close()
+            self._ended = True
+            self.connections.discard(self)
             self.loop.call_later(_LINGER, self.transport.abort)
+            started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+            if status is None or started or not self.transport.can_write_eof():
+                self.transport.close()
+                return
+            self.transport.write(_last_word(status, message))
+            self.flow.resume_reading()
+            self.transport.write_eof()
 
         def _await_request(self) -> None:
             self._began = False

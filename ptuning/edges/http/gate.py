@@ -83,7 +83,7 @@ class Gate:
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
             await self.app(scope, _replay(message, receive), send)
         except _RefusedError as refused:
-            await refuse(refused.response, scope, receive, send, whole=refused.whole)
+            await refuse(refused.response, scope, receive, send, begun=len(body) > 0, whole=refused.whole)
         except _GoneError:
             return
         finally:

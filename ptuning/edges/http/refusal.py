@@ -15,7 +15,9 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 a connection that is closed on them before shows them an error of the network instead."""
 
 
-async def refuse(response: Response, scope: Message, receive: Receive, send: Send, *, whole: bool = False) -> None:
+async def refuse(
+    response: Response, scope: Message, receive: Receive, send: Send, *, begun: bool = False, whole: bool = False
+) -> None:
     """Answer, then read on and forget what the client still sends, to a bound, and close the connection.
 
     How long that may take is the connection's own time limit (:mod:`ptuning.edges.http.connections`).
@@ -23,7 +25,8 @@ async def refuse(response: Response, scope: Message, receive: Receive, send: Sen
     Args:
         response: small, and whole.
         scope: of the request; likewise ``receive`` and ``send``.
-        whole: all of the body was read already.
+        begun: some of the body was asked for already.
+        whole: all of it was.
     """
     headers = dict(scope["headers"])
     has_body = b"transfer-encoding" in headers or headers.get(b"content-length", b"0").strip(b" 0") != b""
@@ -33,7 +36,7 @@ async def refuse(response: Response, scope: Message, receive: Receive, send: Sen
     response.headers["connection"] = "close"
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": response.body, "more_body": True})
-    if b"expect" not in headers:  # who asked first sends nothing any more
+    if begun or b"expect" not in headers:  # who waits to be asked for a body sends none
         await _discard(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

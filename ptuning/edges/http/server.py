@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable
 from threading import Timer
@@ -110,6 +111,8 @@ def serve(
     if log_requests:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # The event loop asks for Python's lock several times a request, and waits so long for a thread that computes.
+    sys.setswitchinterval(0.001)
     service.start()
     try:
         Server(config, service, seconds, at_end).run(sockets=[opened])
