@@ -189,3 +189,16 @@ def test_mistakes_are_one_line_and_leave_nothing(flags, golden, tmp_path, words,
     assert message in command.text()
     assert "Traceback" not in command.text()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("more", [{"per_device_eval_batch_size": 300}, {"per_device_eval_batch_size": 8, "num_beams": 256}])
+def test_memory_that_does_not_suffice_says_what_to_lower(flags, tmp_path, more):
+    rows = tmp_path / "rows.json"
+    row = {"content": "类型#裙*颜色#白色" * 40, "summary": "白色的裙子" * 20}
+    rows.write_text((json.dumps(row, ensure_ascii=False) + "\n") * 300, encoding="utf-8")
+    settings = {"model_name_or_path": "tiny-chatglm", "max_source_length": 512, "max_target_length": 128, **more}
+    started = Command(flags(tmp_path / "run", rows=rows, **settings), tmp_path / "out", limit_memory=200 * 2**20)
+    assert started.wait() == 1, started.text()
+    assert "Traceback" not in started.text()
+    assert "out of memory while answering" in started.text()
+    assert "a smaller --per_device_eval_batch_size or fewer --num_beams" in started.text()

@@ -9,6 +9,7 @@ import json
 import logging
 
 import pytest
+from checkpoints import whole_checkpoint
 
 from ptuning.edges.cli import VERBS
 from ptuning.loops.settings_checks import check_before_loading
@@ -119,6 +120,26 @@ def test_a_settings_file_is_taken_or_refused_whatever_it_holds(tmp_path_factory,
         for value in values[suffix]:
             path.write_text(f"{{{json.dumps(name)}: {value}}}\n", encoding="utf-8")
             check(lambda argv: parse_arguments(argv), [str(path), *RUN], [name.partition("=")[0]])
+
+
+SAVED = (
+    '{"max_target_length": "abc"}', '{"max_target_length": [1]}', '{"seed": -1}', '{"learning_rate": NaN}',
+    '{"num_beams": 0}', '{"do_eval": "maybe"}', '{"model_name_or_path": ""}', '{"encoding": {"a": 1}}', "[1]", "{",
+    '{"sparkle": 1}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", SAVED)
+def test_the_saved_settings_of_a_run_are_held_to_the_same(tmp_path_factory, content):
+    """``ptuning evaluate FOLDER`` reads them: the file is named."""
+    folder = tmp_path_factory.mktemp("run")
+    whole_checkpoint(folder, 5)
+    (folder / "arguments.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        parse_arguments([str(folder), *RUN[2:-2]], task="evaluate")
+    assert caught.value.args[0].isprintable()
+    (name,) = json.loads(content) if content.startswith('{"') else ("arguments.json",)
+    assert name in str(caught.value)
 
 
 WORDS = ("", "a\x00b", "x" * 300, "y/" * 3000, "~nosuchuser/x", "\x1b[31m", "~nosuchuser/a.yaml", "\ud800")

@@ -140,3 +140,10 @@ def test_the_measured_peak_is_within_15_percent():
     with ThreadPoolExecutor(2) as both:
         for result in both.map(lambda case: in_own_process({**case, "device": "cpu"}), (tuning, answering)):
             assert abs(result["off_by"]) < TOLERANCE, result
+
+
+@pytest.mark.parametrize("value", [0, -1, "many", 1.5, True])
+def test_a_size_that_no_model_has_is_not_taken_for_none(value):
+    assert ModelSizes.from_config({"num_layers": None}).num_layers == 28
+    with pytest.raises(UserError, match=r"num_layers is .*; must be a whole number, 1 or more"):
+        ModelSizes.from_config({"num_layers": value})

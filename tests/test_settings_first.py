@@ -224,6 +224,22 @@ def test_an_evaluation_that_cannot_be_is_told_before_anything_is_loaded(nothing_
     assert not missing, f"{missing} not in: {message}"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "inductor", "leave it out"),
+        ("ACCELERATE_USE_FSDP", "true", "torchrun"),
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "ACCELERATE_MIXED_PRECISION=fp16: a CPU does no mixed precision"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "deepspeed"),
+        ("WORLD_SIZE", "many", "many"),
+        ("ACCELERATE_TORCH_DEVICE", "gpu0", "gpu0"),
+    ],
+)
+def test_what_a_launcher_left_in_the_environment_is_held_to_the_same(nothing_loaded, monkeypatch, name, value, words):
+    monkeypatch.setenv(name, value)
+    assert words in nothing_loaded(RUN)
+
+
 def test_a_settings_file_is_held_to_the_same(nothing_loaded, tmp_path_factory):
     path = tmp_path_factory.mktemp("settings") / "a.json"
     wrong = {"learning_rate": "nan", "seed": -1, "output_dir": "", "lr_scheduler_kwargs": {"lr_end": "x"}}

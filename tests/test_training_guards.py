@@ -90,10 +90,14 @@ def test_init_from_takes_weights_and_starts_at_step_0(command, tmp_path):
 def test_changes_are_named_when_a_run_goes_on(command, tmp_path, caplog, golden_cases):
     train(command(tmp_path / "run", max_steps=4, save_steps=2))
     caplog.clear()
-    train([*command(tmp_path / "run", max_steps=6, seed=7, max_train_samples=9), "--resume_from_checkpoint", "auto"])
-    for change in ("max_steps: 4 → 6", "seed: 42 → 7", "training rows: 11 rows, "):
+    changed = command(tmp_path / "run", max_steps=6, seed=7, max_train_samples=9, label_smoothing_factor=0.1)
+    train([*changed, "--resume_from_checkpoint", "auto"])
+    for change in (
+        "max_steps: 4 → 6", "seed: 42 → 7", "training rows: 11 rows, ", "label_smoothing_factor: (not set) → 0.1",
+    ):  # fmt: skip
         assert f"going on from checkpoint-4 with a change: {change}" in caplog.text
     assert "learning_rate" not in caplog.text
+    assert "adam_beta1" not in caplog.text
 
 
 def test_overwriting_sets_the_old_checkpoints_aside(command, tmp_path):

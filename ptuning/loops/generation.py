@@ -103,7 +103,7 @@ def _in_memory(answers: Iterator[Answer], batch_size: int) -> Iterator[Answer]:
     """The answers; memory that does not suffice is one line."""
     try:
         yield from answers
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise GenerationError(

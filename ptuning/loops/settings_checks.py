@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -259,6 +260,13 @@ def _check_packages(names: Iterable[str]) -> None:
             INTEGRATION_TO_CALLBACK[name]()
 
 
+_LAUNCHER = {
+    "ACCELERATE_DYNAMO_BACKEND": REFUSED["torch_compile"],
+    "ACCELERATE_USE_FSDP": REFUSED["fsdp"],
+    "ACCELERATE_USE_DEEPSPEED": REFUSED["deepspeed"],
+}
+
+
 def check_before_loading(training: Any) -> None:
     """Refuse what this machine cannot do, or what leaves nothing to do, before a model is loaded for it.
 
@@ -272,11 +280,15 @@ def check_before_loading(training: Any) -> None:
                 "and score rows instead, give --do_predict --test_file FILE"
             )
         return
+    for name, why in _LAUNCHER.items():
+        if os.environ.get(name, "no").lower() not in ("", "0", "no", "false"):
+            raise UserError(f"{name}={shown(os.environ[name])} (accelerate launch sets it): {why}")
     if training.device.type != "cpu":
         return
-    if training.fp16:
+    if training.mixed_precision not in ("no", "bf16"):
+        flag = "--fp16" if training.fp16 else f"ACCELERATE_MIXED_PRECISION={training.mixed_precision}"
         raise UserError(
-            "--fp16: a CPU does no mixed precision in float16; leave it out, or take --dtype bfloat16, which holds and "
+            f"{flag}: a CPU does no mixed precision but bf16; leave it out, or take --dtype bfloat16, which holds and "
             "computes the frozen model in half precision"
         )
     if (training.gradient_checkpointing_kwargs or {}).get("offload"):
@@ -299,7 +311,7 @@ def check_against_model(model: ModelArguments, training: Any, given: Mapping[str
     for flag in ("max_source_length", "max_target_length", "val_max_target_length"):
         if (given.get(flag) or 0) > limit:
             raise UserError(f"--{flag} {given[flag]}: the model holds {limit} tokens, prompt and reply together")
-    if training.do_train and training.bf16 and training.device.type == "cpu":
+    if training.do_train and training.mixed_precision == "bf16" and training.device.type == "cpu":
         quantised = config.quantization_bit or model.quantization_bit
         if quantised or model.dtype == "float16":
             what = "quantised linears have a number format of their own" if quantised else "it does not suit float16 weights"

@@ -23,7 +23,6 @@ from ptuning.plain.errors import UserError
 from ptuning.plain.parsing import Given, SettingsParser
 from ptuning.plain.paths import working_directory
 from ptuning.plain.setting_limits import Limits, check_text
-from ptuning.plain.settings_file import read_mapping
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.tuned.placement import pick_device
 
@@ -200,7 +199,7 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
         )
     every = bool(given.values.get("all_checkpoints"))
     found = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
-    values = {} if given.config_file else _saved_arguments(Path(folder).expanduser())
+    values = {} if given.config_file else _saved_arguments(Path(folder), task)
     if "row_format" in given.values:  # said now: other rows than that run's, and its columns do not belong to them
         values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
     named = given.values.get("ptuning_checkpoint")
@@ -216,7 +215,7 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
     Raises:
         UserError: no such folder, or all are wanted and it is no run's folder.
     """
-    path = Path(folder).expanduser()
+    path = Path(folder)
     if not path.is_dir():
         raise UserError(
             f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
@@ -261,11 +260,11 @@ _PATH_SETTINGS = {"output_dir"} | {
 }
 
 
-def _saved_arguments(folder: Path) -> dict[str, Any]:
+def _saved_arguments(folder: Path, task: Task) -> dict[str, Any]:
     """The settings saved in a run's folder, or in the folder above a checkpoint; empty where there are none."""
     for place in (folder, folder.resolve().parent):
         if (place / _SAVED_NAME).is_file():
-            return read_mapping(place / _SAVED_NAME)[0]
+            return _parser(task).parse_file(place / _SAVED_NAME)
     return {}
 
 

@@ -109,6 +109,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "hub_revision": _HUB,
         "accelerator_config": _ORDER,
         "dataloader_in_order": _ORDER,
+        "ddp_static_graph": "it does not go with --gradient_accumulation_steps, and every step uses the whole prefix anyway",
         "parallelism_config": _SHARDED,
         "fsdp": _SHARDED,
         "fsdp_config": _SHARDED,
@@ -138,7 +139,7 @@ WORKS = frozenset(
         "save_only_model", "save_strategy", "save_on_each_node", "load_best_model_at_end", "metric_for_best_model",
         "greater_is_better", "ignore_data_skip", "full_determinism", "use_cpu", "dataloader_drop_last",
         "dataloader_pin_memory", "dataloader_persistent_workers", "ddp_find_unused_parameters", "ddp_broadcast_buffers",
-        "ddp_static_graph", "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
+        "skip_memory_metrics", "do_train", "do_eval", "do_predict", "resume_from_checkpoint",
         "predict_with_generate", "overwrite_output_dir", "prefix_format", "init_from", "project", "trackio_space_id",
         "trackio_bucket_id", "trackio_static_space_id",
         # of older releases of transformers 5

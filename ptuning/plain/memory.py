@@ -40,6 +40,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.setting_limits import shown
 
 GIB = 2**30
 _KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}
@@ -81,14 +82,18 @@ class ModelSizes:
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> ModelSizes:
-        """From the values of a ``config.json``; what is missing is the 6B model's."""
-        hidden = int(values.get("hidden_size") or 4096)
+        """From the values of a ``config.json``; what is missing is the 6B model's.
+
+        Raises:
+            UserError: a size that is no whole number, or less than 1.
+        """
+        hidden = _size(values, "hidden_size", 4096)
         return cls(
-            vocab_size=int(values.get("vocab_size") or 130528),
+            vocab_size=_size(values, "vocab_size", 130528),
             hidden_size=hidden,
-            num_layers=int(values.get("num_layers") or 28),
-            num_attention_heads=int(values.get("num_attention_heads") or 32),
-            inner_hidden_size=int(values.get("inner_hidden_size") or 4 * hidden),
+            num_layers=_size(values, "num_layers", 28),
+            num_attention_heads=_size(values, "num_attention_heads", 32),
+            inner_hidden_size=_size(values, "inner_hidden_size", 4 * hidden),
         )
 
     @property
@@ -371,6 +376,16 @@ def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -
 def size_text(amount: int) -> str:
     """Bytes as a message says them."""
     return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
+
+
+def _size(values: Mapping[str, Any], name: str, usual: int) -> int:
+    """A size of a model, of which 0 is a value (that no model has) and None is none."""
+    value = values.get(name)
+    if value is None:
+        return usual
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"config.json: {name} is {shown(value)}; must be a whole number, 1 or more")
+    return value
 
 
 def _positive(**values: int) -> None:

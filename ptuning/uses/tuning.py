@@ -59,6 +59,10 @@ _DECIDING_RUN = (
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
     "train_sampling_strategy", "bf16", "fp16", "prefix_dropout",
 )
+_DECIDING_WHERE_GIVEN = (
+    "label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "dataloader_drop_last",
+)
 
 def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunResult:
     """Train a prefix, and evaluate it where the settings name test rows.
@@ -241,6 +245,10 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
         )
         for name in names
     }
+    for name in _DECIDING_WHERE_GIVEN:
+        value = getattr(arguments.training, name)
+        if value != TuningArguments.__dataclass_fields__[name].default:
+            settings[name] = value
     plain = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in settings.items()}
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
