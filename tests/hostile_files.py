@@ -65,6 +65,8 @@ YAML = {
     + b"".join(b"%c: &%c {<<: [%s]}\n" % (n, n, b", ".join([b"*%c" % (n - 1)] * 9)) for n in range(98, 108)),
     "an alias within itself": b"a: &a [*a]\n",
     "digits": b"seed: " + b"9" * 5000 + b"\n",
+    "digits in another base": b"seed: 0x" + b"f" * 5000 + b"\n",
+    "digits by sixties": b"seed: 1" + b":59" * 3000 + b"\n",
     "a name twice": b"seed: 1\nseed: 2\n",
     "a name twice, inside": b"a: {b: 1, b: 2}\n",
     "a number for a name": b"1: 2\n",

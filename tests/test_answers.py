@@ -83,3 +83,16 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path):
         read_answers(tmp_path / "none.txt")
     with pytest.raises(UserError, match="is a folder: name the file in it"):
         read_answers(tmp_path)
+
+
+def test_halves_of_characters_become_what_can_be_scored_and_shown(tmp_path):
+    line = '{"labels": "a\\ud800", "predict": "\\udfff", "prompt": "\\ud83d\\ude00", '
+    line += '"history": [["\\ud800", "b"]], "index": 3}'
+    (answer,) = read_answers(write(tmp_path / "p", line))
+    assert (answer.reference, answer.answer, answer.prompt, answer.history) == ("a\ufffd", "\ufffd", "😀", [["\ufffd", "b"]])
+
+
+@pytest.mark.parametrize("value", ["Infinity", "1e999", '"x"', "[1]"])
+def test_odd_counts_are_named_with_their_line(tmp_path, value):
+    with pytest.raises(UserError, match=r"p:1: "):
+        read_answers(write(tmp_path / "p", f'{{"index": 0, "reference": "a", "answer": "b", "tokens": {value}}}'))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from checkpoints import make_checkpoint
 
 from ptuning.edges.cli import main
 
@@ -180,7 +181,39 @@ OTHER_VERBS = [
         {"r.json": ROW}),
 ]  # fmt: skip
 
-CASES = [*FILES, *BROKEN, *COLUMNS_AND_TYPES, *FORMS, *LIMITS_AND_FLAGS, *OTHER_VERBS]
+def a_model_of_ten_million_layers(folder: Path) -> None:
+    make_checkpoint(folder / "m", config={"num_layers": 10**7})
+
+
+DEEP = '{"content": "a", "summary": "b", "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+HARMFUL = [
+    row_file("a name twice in a row", f'{ROW}\n{{"content": "a", "content": "b", "summary": "c"}}', "rows.json:2",
+             "'content' stands twice", "correct this row"),
+    row_file("a NUL byte", '{"content": "ab\0cd", "summary": "x"}', "rows.json:1:16: a NUL byte", "damaged"),
+    row_file("a deep row", f"{ROW}\n{DEEP}", "rows.json:2", "nested too deeply"),
+    row_file("a number without end", f'{ROW}\n{{"content": "a", "summary": {"9" * 5000}}}', "rows.json:2",
+             "too many digits"),
+    row_file("nothing that can be seen", '{"content": "\u200b", "summary": "\ufeff"}', "no usable row",
+             "1 empty content and summary"),
+    row_file("halves of characters", r'{"content": "\ud800", "summary": "b"}', "no usable row", "1 empty content"),
+    row_file("semicolons with too many fields", "content;summary\na;b;c\n", "rows.csv:2", "3 fields", "semicolons",
+             name="rows.csv"),
+    Bad("a deep settings file", "train {rows}", ("s.json", "nested too deeply"), {"s.json": DEEP}),
+    Bad("a deep settings file in YAML", "train {rows}", ("s.yaml", "nested too deeply"), {"s.yaml": "a: " + "[" * 9999}),
+    Bad("a number without end in YAML", "train {rows}", ("s.yaml", "digits"), {"s.yaml": "seed: " + "9" * 5000}),
+    Bad("a setting twice in YAML", "train {rows}", ("s.yaml:2:1", "seed stands twice"), {"s.yaml": "seed: 1\nseed: 2"}),
+    Bad("a setting twice in JSON", "train {rows}", ("s.json", "'seed' stands twice"), {"s.json": '{"seed": 1, "seed": 2}'}),
+    Bad("a pipe for rows", f"{TRAIN} {COLUMNS} --train_file rows.json", ("rows.json: this is a pipe",),
+        prepare=lambda folder: os.mkfifo(folder / "rows.json")),
+    Bad("a device for settings", "train s.yaml", ("s.yaml: this is a device",),
+        prepare=lambda folder: (folder / "s.yaml").symlink_to("/dev/zero")),
+    Bad("deep predictions", "evaluate --metrics-only {rows}", ("p.txt:1", "nested too deeply"), {"p.txt": "[" * 99_999}),
+    Bad("a model folder of another world", f"{TRAIN} --train_file {{rows}} {COLUMNS} --model_name_or_path m",
+        ("config.json has num_layers 10000000", "1 to 1000"), {"rows.json": GOOD}, a_model_of_ten_million_layers),
+]  # fmt: skip
+
+CASES = [*HARMFUL, *FILES, *BROKEN, *COLUMNS_AND_TYPES, *FORMS, *LIMITS_AND_FLAGS, *OTHER_VERBS]
 
 
 def everything_in(folder: Path) -> list[tuple[str, bytes]]:

@@ -186,7 +186,10 @@ def test_every_hostile_file_is_one_line_with_its_name_in_bounded_memory(reader, 
     assert not faults, "\n".join(faults)
 
 
-@pytest.mark.parametrize("factory", [AutoConfig, AutoModel, AutoTokenizer], ids=lambda factory: factory.__name__)
+FACTORIES = (AutoConfig, AutoModel, AutoTokenizer, ptuning.ChatGLMConfig)
+
+
+@pytest.mark.parametrize("factory", FACTORIES, ids=lambda factory: factory.__name__)
 def test_the_auto_classes_refuse_a_damaged_folder_of_ours_alike(factory, tmp_path):
     faults = []
     for number, (name, content) in enumerate(JSON.items()):
@@ -311,7 +314,7 @@ def test_a_wrong_value_in_tokenizer_config_json_is_refused_by_name(key, tmp_path
     ("name", "values"),
     [
         ("special_tokens_map.json", ({"bos_token": 3}, {"additional_special_tokens": 3}, {"eos_token": {"content": 3}})),
-        ("added_tokens.json", ({"a": -1}, {"a": "x"}, {"a": 10**30}, {"a": 1.5}, {"a": True})),
+        ("added_tokens.json", ({"a": -1}, {"a": "x"}, {"a": 10**30}, {"a": 1.5}, {str(n): n for n in range(11_000)})),
     ],
 )
 def test_wrong_tokens_beside_a_vocabulary_are_refused_by_name(name, values, tmp_path):

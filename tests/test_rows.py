@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptuning.plain.errors import UserError
+from ptuning.tuned.row_files import read_records
 from ptuning.tuned.rows import Row, read_rows
 
 RECORDS = [
@@ -234,10 +235,102 @@ def test_values_of_the_wrong_type(tmp_path, record, message):
         ("prompt,response\na,b\n\nc,d,e\n", r"a\.csv:4: 3 fields, but the header names 2 \(prompt, response\)"),
         ('prompt,response\na,"b\nc,d\n', r"a\.csv:3: not valid CSV"),
         ('prompt,response\na,"b"c"\n', r"a\.csv:2: not valid CSV"),
-        ("prompt;response\na;b\n", r"column 'prompt' not in .*has: prompt;response"),
+        ("prompt;response\na;b;c\n", r"a\.csv:2: 3 fields, but the header names 2 .* put texts with semicolons"),
+        ("prompt，response\na，b\n", r"column 'prompt' not in .*has: prompt，response"),
         ("prompt,response\n", "no rows in this file"),
     ],
 )
 def test_broken_csv(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_rows(write(tmp_path / "a.csv", text), **COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("a.csv", "prompt;response\n你好;a,b\n", "semicolons"),
+        ("a.csv", "prompt\tresponse\n你好\ta,b\n", "tabs"),
+        ("a.csv", "prompt|response\n你好|a,b\n", "bars"),
+        ("a.tsv", "prompt\tresponse\n你好\ta,b\n", "tabs"),
+        ("a.tsv", 'prompt,response\n你好,"a,b"\n', None),
+        ("a.csv", '"prompt";"response"\n"你好";"a,b"\n', "semicolons"),
+        ("a.csv", "sep=;\r\nprompt;response\r\n你好;a,b\r\n", "semicolons"),
+        ("a.csv", '"a;b",prompt,response\n1,你好,"a,b"\n', None),
+        ("a.csv", "\n\n prompt , response\n你好,\"a,b\"\n", None),
+    ],
+)
+def test_tables_with_other_separators_are_read_and_it_is_said(tmp_path, caplog, name, text, what):
+    caplog.set_level(logging.INFO)
+    rows = read_rows(write(tmp_path / name, text))
+    assert [(row.prompt, row.response) for row in rows] == [("你好", "a,b")]
+    assert int(rows[0].source.rpartition(":")[2]) == text.rstrip().count("\n") + 1
+    assert (f"fields separated by {what}" in caplog.text) == (what is not None)
+
+
+INVISIBLE = (
+    "\u200b", "\ufeff", "\u2060\u00ad", "\x07", "\u3164", "\u2800\u3000", "\ufe0f", "\u2028", "\ufffd", "\u202e", "\udc00",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", INVISIBLE, ids=ascii)
+def test_a_text_of_which_nothing_can_be_seen_is_empty(tmp_path, text):
+    records = [*RECORDS, {"prompt": text, "response": "a"}, {"prompt": "q", "response": text * 3}]
+    path = write(tmp_path / "a.json", "\n".join(json.dumps(record) for record in records))
+    rows = read_rows(path, **COLUMNS)
+    assert len(rows) == 3
+    assert rows.dropped == {"empty prompt": 1, "empty response": 1}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": text}]
+    good = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    path = write(tmp_path / "b.json", "\n".join(json.dumps({"messages": each}) for each in (turns, good)))
+    assert read_rows(path).dropped == {"empty reply": 1}
+
+
+@pytest.mark.parametrize("text", ["a\u200bb", "👍🏽", "é", "\u0301", "中\ufe0f", "🏳️\u200d🌈", "\ue000", "。"], ids=ascii)
+def test_what_can_be_seen_stays_as_it_is(tmp_path, text):
+    path = write(tmp_path / "a.json", as_json({"prompt": text, "response": text}))
+    rows = read_rows(path)
+    assert (rows[0].prompt, rows[0].response, rows.dropped, rows.changed) == (text, text, {}, {})
+
+
+def test_halves_of_characters_are_mended_and_counted(tmp_path, caplog):
+    """They come from broken JSON escapes; no tokenizer takes them, and no UTF-8 file."""
+    history = [["\udc00早", "b"]]
+    records = [{"prompt": "a\ud800b", "response": "\ud83d\ude00", "history": history}, *RECORDS]
+    path = write(tmp_path / "a.json", "\n".join(json.dumps(record) for record in records))
+    rows = read_rows(path, **COLUMNS)
+    assert (rows[0].prompt, rows[0].response, rows[0].history) == ("a\ufffdb", "😀", [("\ufffd早", "b")])
+    assert list(rows.changed.values()) == [1]
+    assert f"1 halves of characters (lone surrogates) replaced by \ufffd (first: {path}:1)" in caplog.text
+    whole = {"prompt": "\ud83d\ude00", "response": "a"}
+    assert read_rows(write(tmp_path / "b.json", json.dumps(whole))).changed == {}
+
+
+def test_bytes_in_parquet_are_texts_where_they_can_be(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    path = tmp_path / "a.parquet"
+    texts = ["你好", "a", "你好"]
+    for kind in (pyarrow.binary(), pyarrow.large_binary()):
+        columns = {"prompt": pyarrow.array([text.encode() for text in texts], kind), "response": texts}
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        assert [row.prompt for row in read_rows(path)] == texts
+    pyarrow.parquet.write_table(pyarrow.table({"prompt": [text.encode("gbk") for text in texts], "response": texts}), path)
+    with pytest.raises(UserError, match=r"row 1: column 'prompt' must be a text, but holds bytes that are no UTF-8 text"):
+        read_rows(path)
+    assert [row.prompt for row in read_rows(path, encoding="gbk")] == texts
+
+
+def test_parquet_gives_the_same_rows_whatever_it_holds_twice(tmp_path):
+    """Texts are read as dictionaries; nulls, other types and several row groups come through."""
+    pyarrow = pytest.importorskip("pyarrow")
+    records = [
+        {"prompt": f"q{n % 5}" if n % 7 else None, "response": f"a{n}", "number": n, "list": [{"x": "y"}]}
+        for n in range(500)
+    ]
+    table = pyarrow.Table.from_pylist(records)
+    for number, dictionary in enumerate((True, False)):
+        path = tmp_path / f"{number}.parquet"
+        pyarrow.parquet.write_table(table, path, row_group_size=90, use_dictionary=dictionary)
+        assert [record for _, record in read_records(path)] == records
+    encoded = table.set_column(0, "prompt", table["prompt"].dictionary_encode())
+    pyarrow.parquet.write_table(encoded, path)
+    assert [record for _, record in read_records(path)] == records

@@ -60,3 +60,31 @@ def test_utf8_is_read_as_such_whatever_the_flag_says(tmp_path, caplog):
     assert decode_text(tmp_path / "a.json", b"plain", "gbk") == "plain"
     assert decode_text(tmp_path / "a.json", SIMPLIFIED.encode(), "utf8") == SIMPLIFIED
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b'{"content": "ab\0cd"}', "1:16"),
+        (SIMPLIFIED.encode() * 200 + b"\0", "201:1"),
+        ("类型\0裙".encode(), "1:3"),
+        (b"ok\n" + b"\0" * 10_000, "2:1"),
+        (b"\0" * 100, "1:1"),
+        (b"a,b\n\0\0,c\n" + b"x" * 100, "2:1"),
+    ],
+)
+def test_a_nul_byte_is_called_so_with_its_place(tmp_path, data, place):
+    with pytest.raises(UserError, match=rf"x\.json:{place}: a NUL byte \(0x00\)"):
+        decode_text(tmp_path / "x.json", data)
+    with pytest.raises(UserError, match=rf"x\.json:{place}: a NUL byte"):
+        decode_text(tmp_path / "x.json", data, "gbk")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+@pytest.mark.parametrize("text", [SIMPLIFIED, "content,summary\na,b\n", "类型,裙子\n裙子衣服好,衣服\n"])
+def test_text_that_is_wide_is_not_called_damaged(tmp_path, text, encoding):
+    with pytest.raises(UserError, match=r"x\.csv:\d: invalid UTF-8 .*looks like (UTF-16|UTF-32)"):
+        decode_text(tmp_path / "x.csv", text.encode(encoding))
+    assert decode_text(tmp_path / "x.csv", text.encode(encoding), encoding) == text
+    with pytest.raises(UserError, match="a NUL byte"):
+        decode_text(tmp_path / "x.csv", (text + "\0").encode(encoding), encoding)

@@ -6,12 +6,13 @@ import inspect
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import check_kinds, guarded, listed, shortened
+from ptuning.plain.reading import check_kinds, guarded, is_regular, listed, read_json, shortened
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,17 @@ class ChatGLMConfig(PreTrainedConfig):
             "pad_token_id": (20003 if early else 3) if pad_token_id is None else pad_token_id,
         }
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As transformers', with a damaged ``config.json`` of a local folder refused by name."""
+        name = pretrained_model_name_or_path
+        path = Path(name, str(kwargs.get("subfolder") or ""), "config.json")
+        if os.path.isdir(name) and is_regular(path):
+            read_json(path)
+        return super().get_config_dict(name, **kwargs)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:

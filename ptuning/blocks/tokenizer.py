@@ -107,8 +107,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.init_kwargs.update(gmask_token=self.gmask_token, end_token=self.end_token)  # so that they are saved
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
         """As transformers', with every damaged file of a local folder refused by name."""
+        name = pretrained_model_name_or_path
         if not os.path.isdir(name):
             return super().from_pretrained(name, *args, **kwargs)
         folder = Path(name, kwargs.get("subfolder") or "")

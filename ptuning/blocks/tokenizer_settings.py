@@ -4,7 +4,7 @@ transformers hands their values on as they are, and trips over a wrong one far f
 tokenised.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ MAX_IMAGE_TOKENS = 10**6
 """Ids before the text's; published are 0 and 20000."""
 
 _MAX_ID = 2**24
+_MAX_ADDED = 10_000  # every one of them is looked for in every text
 _KINDS: dict[str, tuple[type, ...]] = {
     "tokenizer_class": (str,), "name_or_path": (str,), "remove_space": (bool,), "do_lower_case": (bool,),
     "num_image_tokens": (int,), "padding_side": (str,), "truncation_side": (str,), "model_max_length": (int, float),
@@ -72,6 +73,7 @@ def _check_config(values: Mapping[str, Any], where: Path) -> None:
         raise UserError(f"{where} has model_input_names {shortened(names, 60)}; allowed are input_ids and attention_mask")
     if "auto_map" in values and values["auto_map"] is None:
         raise UserError(f"{where} has auto_map null; leave it out")
+    _check_count(values.get("added_tokens_decoder") or {}, "added_tokens_decoder", where)
     for index, token in (values.get("added_tokens_decoder") or {}).items():
         what = f"added_tokens_decoder {shortened(repr(index), 60)}"
         _check_id(int(index[:12]) if index.isascii() and index.isdigit() else index, what, where)
@@ -91,13 +93,20 @@ def _check_special(values: Mapping[str, Any], where: Path) -> None:
         tokens = values.get(key) or []
         if not isinstance(tokens, list | dict):
             raise UserError(f"{where} has {key} {shortened(repr(tokens), 60)}; allowed is a list of tokens")
+        _check_count(tokens, key, where)
         for token in tokens.values() if isinstance(tokens, dict) else tokens:
             _check_token(token, key, where)
 
 
 def _check_added(values: Mapping[str, Any], where: Path) -> None:
+    _check_count(values, "tokens", where)
     for token, index in values.items():
         _check_id(index, shortened(repr(token), 60), where)
+
+
+def _check_count(tokens: Sized, what: str, where: Path) -> None:
+    if len(tokens) > _MAX_ADDED:
+        raise UserError(f"{where} has {len(tokens)} {what}; at most {_MAX_ADDED} can be added to a vocabulary")
 
 
 def _check_id(index: Any, what: str, where: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ptuning.plain.characters import whole_characters
 from ptuning.plain.errors import UserError
 from ptuning.plain.paths import working_directory
 from ptuning.plain.reading import guarded, is_regular, listed, open_regular, parse_json, read_lines
@@ -92,7 +93,7 @@ def parse_answer(record: dict[str, Any]) -> ScoredAnswer:
         reference=record["reference"],
         answer=record["answer"],
         prompt=str(record.get("prompt", "")),
-        history=[list(map(str, turn)) for turn in record.get("history") or ()],
+        history=[[whole_characters(str(text)) for text in turn] for turn in record.get("history") or ()],
         source=str(record.get("source", "")),
         finish_reason=str(record.get("finish_reason", "")),
         tokens=None if record.get("tokens") is None else int(record["tokens"]),
@@ -101,7 +102,8 @@ def parse_answer(record: dict[str, Any]) -> ScoredAnswer:
 
 
 def read_answers(path: Path) -> list[ScoredAnswer]:
-    """Read a predictions file in any of the forms, in the order of its rows; the scores in it are left out.
+    """Read a predictions file in any of the forms, in the order of its rows; the scores in it are left out. A half of a
+    character (a lone surrogate), which nothing can score or show, is U+FFFD.
 
     Each line is an object with ``labels`` and ``predict`` (the published trainer), ``prompt``, ``predict`` and ``label``
     (LLaMA-Factory), or ``reference`` and ``answer`` (ours; of an unfinished run the rows that are there, each once).
@@ -138,6 +140,7 @@ def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
         raise UserError(f"{where}: not valid JSON: {error}; {_WANTED}") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: {_kind(record)} instead of an object; {_WANTED}")
+    record = {name: whole_characters(value) if isinstance(value, str) else value for name, value in record.items()}
     names = next((form for form in _FORMS if set(form) <= set(record)), None)
     if names is None:
         has = listed(record) or "nothing"
@@ -152,7 +155,8 @@ def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
     try:
         return parse_answer(values)
     except (TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"{where}: {error}; {_WANTED}") from None
+        reason = error if "of another type" in str(error) else "tokens or history is of another type"
+        raise UserError(f"{where}: {reason}; {_WANTED}") from None
 
 
 def _kind(value: Any) -> str:

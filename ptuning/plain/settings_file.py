@@ -12,10 +12,11 @@ from ptuning.plain.reading import MAX_DEPTH, guarded, is_regular, parse_json, re
 SETTINGS_SUFFIXES = (".json", ".yaml", ".yml")
 """A command-line word that ends so is a settings file."""
 
-MAX_SETTINGS_FILE = 2**20
-"""Bytes that a settings file may have. The largest that ships has 2 kB; the YAML reader takes seconds for a megabyte."""
+MAX_SETTINGS_FILE = 2**18
+"""Bytes that a settings file may have. The largest that ships has 2 kB; the YAML reader takes 20 seconds for a megabyte."""
 
 _MAX_VALUES = 100_000  # values of a YAML file after its aliases are written out
+_MAX_DIGITS = 400  # of a whole number; a float has 309 at most
 _YAML_KINDS = ("str", "int", "float", "bool", "null", "seq", "map", "merge", "value")
 
 
@@ -86,6 +87,8 @@ def _check_yaml(path: Path, root: Any) -> None:
             node.tag = "tag:yaml.org,2002:str"
         elif kind not in _YAML_KINDS:
             raise UserError(f"{where}: a value of the kind {shortened(kind, 60)}; settings are texts, numbers and lists")
+        elif kind == "int" and len(node.value) > _MAX_DIGITS:
+            raise UserError(f"{where}: a number with too many digits")
         open_nodes.add(id(node))
         if isinstance(node, yaml.MappingNode):
             _refuse_twice(path, node)
