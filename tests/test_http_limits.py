@@ -10,6 +10,7 @@ import statistics
 import struct
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -105,6 +106,24 @@ def test_a_second_request_that_trickles_on_a_kept_connection(address):
 def test_an_answer_may_take_longer_than_its_request(address):
     body = {"prompt": "你好", "max_new_tokens": 1900} | ENDLESS
     assert httpx.post(address, json=body, timeout=120).status_code == 200
+
+
+def test_who_does_not_read_answers_is_closed(address):
+    """Ten large answers, one after the other, which no network holds for somebody who takes none of them."""
+    body = json.dumps({"prompt": "x", "history": [["a", "b" * 1_900_000]], "max_new_tokens": 1}).encode()
+    asked = head("/", f"Content-Length: {len(body)}") + body
+
+    def send(connection):
+        with contextlib.suppress(OSError):
+            connection.sendall(asked * 10)
+
+    with connected(address) as connection:
+        sender = threading.Thread(target=send, args=(connection,))
+        sender.start()
+        sender.join(30)  # the server does not read on before it can answer, and closes the connection in the end
+        assert not sender.is_alive()
+        with contextlib.suppress(ConnectionResetError):
+            assert len(rest_of(connection)) < 10 * len(body)
 
 
 def test_idle_connections_make_room(address):

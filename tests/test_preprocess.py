@@ -7,10 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import ptuning
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import QuestionTooLongError, UserError
 from ptuning.plain.prompts import build_prompt
-from ptuning.tuned.preprocess import fit_prompt, prompt_ids, reply_ids, training_example
+from ptuning.tuned.preprocess import fit_prompt, fitting_prompt_ids, prompt_ids, reply_ids, training_example
 from ptuning.tuned.rows import Row
 
 GOLDEN = Path(__file__).parent / "golden" / "chatglm-tiny"
@@ -172,6 +173,47 @@ def test_limits_count_special_tokens():
     assert fits.input_ids == [*whole[0], GMASK, SOP, *whole[1], EOP]
     assert prompt_ids(TOKENIZER, row.prompt) == [*whole[0], GMASK, SOP]
     assert reply_ids(TOKENIZER, "", max_target_length=2) == [EOP]
+
+
+class CountingTokenizer(ChatGLMTokenizer):
+    """Counts the characters that it is given."""
+
+    characters = 0
+
+    def encode_text(self, text):
+        self.characters += len(text)
+        return super().encode_text(text)
+
+
+@pytest.mark.parametrize(
+    ("query", "history", "limit"),
+    [
+        ("x", [("a", "b")] * 190_000, 2048),
+        ("x", [("问" * 500, "答" * 500)] * 2000, 2048),
+        ("x", [("a", "b" * 1_900_000)], 2048),
+        ("x", [("a", "b" * 1_900_000), ("a", "b")], 100),
+        ("x", [("\u200b" * 1_000_000, "")] * 3, 2048),
+        ("x", [("", "")] * 100_000, 64),
+    ],
+)
+def test_a_long_history_takes_no_longer_than_one_that_fits(query, history, limit):
+    """What cannot fit is never made into ids."""
+    tokenizer = CountingTokenizer.from_pretrained(ptuning.load_tokenizer("tiny-chatglm").name_or_path)
+    ids, dropped = fitting_prompt_ids(tokenizer, query, history, limit=limit, room=8)
+    assert tokenizer.characters < 40 * limit  # rounds of a letter have twenty characters around them
+    assert len(ids) + 8 <= limit
+    assert ids == prompt_ids(tokenizer, query, history[dropped:])
+    if "\u200b" not in history[-1][0]:  # nobody sees it, and it takes no token
+        assert len(prompt_ids(tokenizer, query, history[dropped - 1 :])) + 8 > limit
+
+
+def test_a_question_that_cannot_fit_is_not_even_counted():
+    tokenizer = CountingTokenizer.from_pretrained(ptuning.load_tokenizer("tiny-chatglm").name_or_path)
+    for query in ("长" * 500_000, " " * 170_000, "\u200b" * 170_000):
+        with pytest.raises(QuestionTooLongError, match="the question has more than 2048 tokens"):
+            fitting_prompt_ids(tokenizer, query, limit=2048)
+    assert tokenizer.characters == 0
+    assert len(fitting_prompt_ids(tokenizer, " " * 160_000, limit=2048)[0]) < 2048
 
 
 @pytest.mark.parametrize(("flag", "value"), [("max_source_length", 0), ("max_target_length", 1)])

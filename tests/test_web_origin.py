@@ -1,11 +1,17 @@
 """The page and other sites: its own requests pass, those of strangers do not, and a link to it opens it."""
 
 import contextlib
+import functools
+import http.server
+import re
+import threading
 
 import httpx
 import pytest
 from gradio_client import Client
 from servers import running
+
+from scripts.chromium import chromium, missing, wait_for
 
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document", "accept": "text/html"}
 
@@ -64,3 +70,35 @@ def test_large_bodies_are_refused_in_time(address):
         values = httpx.post(f"{address}{path}", content=b"[" + b"[]," * 300_000 + b"[]]", timeout=60)
         assert values.status_code == 413
         assert "values" in values.json()["error"]["message"]
+
+
+STRANGER = """<!doctype html><title>waiting</title><a id=link href="ADDRESS">a link</a><script>
+const asked = [
+  fetch("ADDRESS", {method: "POST", mode: "no-cors", body: '{"prompt": "x", "max_new_tokens": 1}'}),
+  fetch("ADDRESS", {method: "POST", headers: {"content-type": "application/json"}, body: '{"prompt": "x"}'}),
+  fetch("ADDRESS/v1/models"), fetch("ADDRESS/health", {mode: "no-cors"}),
+];
+Promise.allSettled(asked).then(found => document.title = found.map(one => one.status).join(" "));
+</script>"""
+
+
+@pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
+def test_a_strangers_page_in_a_browser(address, tmp_path):
+    """It may send what it likes and be heard by nobody; its link opens the page."""
+
+    def requests():
+        text = httpx.get(f"{address}/metrics").text
+        return float(re.search(r"^ptuning_request_seconds_count (\S+)$", text, re.M)[1])
+
+    (tmp_path / "index.html").write_text(STRANGER.replace("ADDRESS", address), encoding="utf-8")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    before = requests()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as stranger, chromium() as driver:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        driver.get(f"http://localhost:{stranger.server_port}/")
+        wait_for(lambda: driver.title != "waiting", "the stranger's requests")
+        assert driver.title == "fulfilled rejected rejected fulfilled"  # no-cors: sent, and nothing is to be seen of it
+        assert requests() == before
+        driver.find_element("id", "link").click()
+        wait_for(lambda: driver.find_elements("css selector", "#question textarea"), "the page behind the link")
+        stranger.shutdown()

@@ -21,6 +21,110 @@ _OTHER_FILES = 200  # the model's, the program's, and what is opened for a momen
 _LINGER = 5.0  # seconds that a last answer may take to leave
 
 
+class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection with limits; those of :func:`timed_protocol`."""
+
+    seconds: float
+    max_connections: int
+
+    _began = _ended = False
+    _sending: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to count, and make room."""
+        super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _MAX_READ
+        self._await_request()
+        if len(self.connections) > self.max_connections:
+            idle = [one for one in self.connections if one is not self and getattr(one, "idle", False)]
+            if idle:
+                min(idle, key=lambda one: one.deadline).end()
+            else:
+                self.end(503, "the server has no room for more connections; try again a little later")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop to count."""
+        self._stop("_sending")
+        self._stop("_reading")
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Something of a request."""
+        if self._ended:
+            return
+        self._began = True
+        super().data_received(data)
+        if self.answering:
+            self._stop("_sending")
+
+    def on_response_complete(self) -> None:
+        """An answer is over; the next request may come."""
+        super().on_response_complete()
+        if not self.answering and not self.transport.is_closing():
+            self._await_request()
+
+    def pause_writing(self) -> None:
+        """The client does not read what it asked for."""
+        super().pause_writing()
+        self._stop("_reading")
+        self._reading = self.loop.call_later(self.seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does."""
+        super().resume_writing()
+        self._stop("_reading")
+
+    @property
+    def answering(self) -> bool:
+        """Whether a request came in whole and its answer is not over."""
+        return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for anything here."""
+        return (self.cycle is None or self.cycle.response_complete) and not self._ended
+
+    @property
+    def deadline(self) -> float:
+        """By when the request has to be whole, in the event loop's time."""
+        return self._sending.when() if self._sending is not None else 0.0
+
+    def end(self, status: int | None = None, message: str = "") -> None:
+        """Close the connection, with a last word where one is given.
+
+        What the client still sends is not looked at, but taken: otherwise it would not get to see the last word.
+        """
+        if self.transport.is_closing() or self._ended:
+            return
+        self._ended = True
+        self.connections.discard(self)
+        self.loop.call_later(_LINGER, self.transport.abort)
+        started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if status is None or started or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self.transport.write(_last_word(status, message))
+        self.flow.resume_reading()
+        self.transport.write_eof()
+
+    def _await_request(self) -> None:
+        self._began = False
+        self._stop("_sending")
+        self._sending = self.loop.call_later(self.seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        if not self.answering:
+            self.end(408 if self._began else None, f"the request was not whole after {self.seconds:g} seconds")
+
+    def _stop(self, name: str) -> None:
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+        setattr(self, name, None)
+
+
 def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """uvicorn's protocol for one connection, with limits.
 
@@ -30,108 +134,7 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
         max_connections: at a time. For one more, the one that has been idle for the longest is closed; where all are busy,
             the new one is refused.
     """
-
-    class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-        """A connection with limits."""
-
-        _began = _ended = False
-        _sending: asyncio.TimerHandle | None = None
-        _reading: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            """Begin to count, and make room."""
-            super().connection_made(transport)
-            if hasattr(transport, "max_size"):
-                transport.max_size = _MAX_READ
-            self._await_request()
-            if len(self.connections) > max_connections:
-                idle = [one for one in self.connections if one is not self and getattr(one, "idle", False)]
-                if idle:
-                    min(idle, key=lambda one: one.deadline).end()
-                else:
-                    self.end(503, "the server has no room for more connections; try again a little later")
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            """Stop to count."""
-            self._stop("_sending")
-            self._stop("_reading")
-            super().connection_lost(exc)
-
-        def data_received(self, data: bytes) -> None:
-            """Something of a request."""
-            if self._ended:
-                return
-            self._began = True
-            super().data_received(data)
-            if self.answering:
-                self._stop("_sending")
-
-        def on_response_complete(self) -> None:
-            """An answer is over; the next request may come."""
-            super().on_response_complete()
-            if not self.answering and not self.transport.is_closing():
-                self._await_request()
-
-        def pause_writing(self) -> None:
-            """The client does not read what it asked for."""
-            super().pause_writing()
-            self._stop("_reading")
-            self._reading = self.loop.call_later(seconds, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            """It does."""
-            super().resume_writing()
-            self._stop("_reading")
-
-        @property
-        def answering(self) -> bool:
-            """Whether a request came in whole and its answer is not over."""
-            return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-
-        @property
-        def idle(self) -> bool:
-            """Whether nobody waits for anything here."""
-            return (self.cycle is None or self.cycle.response_complete) and not self._ended
-
-        @property
-        def deadline(self) -> float:
-            """By when the request has to be whole, in the event loop's time."""
-            return self._sending.when() if self._sending is not None else 0.0
-
-        def end(self, status: int | None = None, message: str = "") -> None:
-            """Close the connection, with a last word where one is given.
-
-            What the client still sends is not looked at, but taken: otherwise it would not get to see the last word.
-            """
-            if self.transport.is_closing() or self._ended:
-                return
-            self._ended = True
-            self.connections.discard(self)
-            self.loop.call_later(_LINGER, self.transport.abort)
-            started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
-            if status is None or started or not self.transport.can_write_eof():
-                self.transport.close()
-                return
-            self.transport.write(_last_word(status, message))
-            self.flow.resume_reading()
-            self.transport.write_eof()
-
-        def _await_request(self) -> None:
-            self._began = False
-            self._stop("_sending")
-            self._sending = self.loop.call_later(seconds, self._too_late)
-
-        def _too_late(self) -> None:
-            if not self.answering:
-                self.end(408 if self._began else None, f"the request was not whole after {seconds:g} seconds")
-
-        def _stop(self, name: str) -> None:
-            timer = getattr(self, name)
-            if timer is not None:
-                timer.cancel()
-            setattr(self, name, None)
-
-    return TimedProtocol
+    return type("TimedProtocol", (TimedProtocol,), {"seconds": seconds, "max_connections": max_connections})
 
 
 def _last_word(status: int, message: str) -> bytes:
