@@ -242,15 +242,15 @@ def test_parts_of_other_settings_are_not_taken_over(tmp_path, caplog):
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "unlisted"])
 def test_a_finished_layer_that_is_damaged_is_rounded_again(tmp_path, caplog, damage):
-    def stop_at_the_end(title, total, unit):
+    def stop_in_the_third_layer(title, total, unit):
         def advance(amount):
-            if list((tmp_path / ".parts.calibration").glob("layer-002*")):
+            if list((tmp_path / ".parts.calibration").glob("layer-001*")):
                 raise KeyboardInterrupt
 
         return advance
 
     with pytest.raises(KeyboardInterrupt):
-        calibrate(MODEL, tmp_path / "parts", progress=stop_at_the_end)
+        calibrate(MODEL, tmp_path / "parts", progress=stop_in_the_third_layer)
     part = tmp_path / ".parts.calibration" / "layer-001.safetensors"
     data = bytearray(part.read_bytes())
     data[-7] ^= 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ptuning.plain.errors import OutputError
 
-_TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "Parent directory")
+_TORCH_WRITER = ("inline_container.cc", "PytorchStreamWriter", "Parent directory", "iostream error")
 """What PyTorch's RuntimeError says where its writer in C++ fails; the system's own error is lost by then."""
 
 _ALMOST_FULL = 1 << 16  # bytes: a file system with less free is taken for full
