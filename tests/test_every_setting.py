@@ -12,6 +12,7 @@ import pytest
 from checkpoints import whole_checkpoint
 
 from ptuning.edges.cli import VERBS
+from ptuning.edges.output import inline
 from ptuning.loops.settings_checks import check_before_loading
 from ptuning.loops.training_arguments import TuningArguments, parse_arguments
 from ptuning.loops.training_fields import CHOICES, FORCED, KNOWN, LIMITS, REFUSED, WORKS
@@ -80,7 +81,7 @@ def check(read, argv, names):
     try:
         read(argv)
     except UserError as error:
-        said = str(error)
+        said = inline(str(error))  # as it is printed
         assert any(name in said for name in names), f"{argv[0][:60]!r}: {names} not in: {said[:300]}"
         assert said.isprintable(), f"{argv[0][:60]!r}: {said[:300]!r}"
         assert len(said) < 1500, f"{argv[0][:60]!r}: {said[:300]!r}"
@@ -119,7 +120,7 @@ def test_a_settings_file_is_taken_or_refused_whatever_it_holds(tmp_path_factory,
     for name in names:
         for value in values[suffix]:
             path.write_text(f"{{{json.dumps(name)}: {value}}}\n", encoding="utf-8")
-            check(lambda argv: parse_arguments(argv), [str(path), *RUN], [name.partition("=")[0]])
+            check(lambda argv: parse_arguments(argv), [str(path), *RUN], [name.partition("=")[0], f"{path}:1:"])
 
 
 SAVED = (
@@ -137,7 +138,7 @@ def test_the_saved_settings_of_a_run_are_held_to_the_same(tmp_path_factory, cont
     (folder / "arguments.json").write_text(content, encoding="utf-8")
     with pytest.raises(UserError) as caught:
         parse_arguments([str(folder), *RUN[2:-2]], task="evaluate")
-    assert caught.value.args[0].isprintable()
+    assert inline(caught.value.args[0]).isprintable()
     (name,) = json.loads(content) if content.startswith('{"') else ("arguments.json",)
     assert name in str(caught.value)
 
@@ -151,7 +152,7 @@ def test_words_before_the_flags_are_paths(verb, word):
     """A folder or file named first; where it is none, one line says so before anything is loaded."""
     with pytest.raises(UserError) as caught:
         importlib.import_module(VERBS[verb][0]).main([word])
-    assert str(caught.value).isprintable()
+    assert inline(str(caught.value)).isprintable()
 
 
 def test_every_field_of_transformers_is_classified_once():

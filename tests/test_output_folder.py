@@ -129,7 +129,7 @@ def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
         pass
     for argv in (["evaluate", "--metrics-only", "x"], ["train", "x.yaml"], ["inspect", "x.json"], ["evaluate", "run"]):
         assert main(argv) == 2
-        assert "the working directory was deleted" in whole_line(capsys.readouterr().err)
+        assert "the working directory does not exist any more" in whole_line(capsys.readouterr().err)
     with pytest.raises(UserError, match="working directory deleted"):  # it went away after the start
         read_prefix("checkpoint")
     with claimed(tmp_path / "run") as place:

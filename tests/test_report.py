@@ -71,7 +71,7 @@ def arguments(folder, *more):
     words = [
         "--model_name_or_path=tiny-chatglm", "--train_file=train.json", "--test_file=test.json", "--prompt_column=content",
         "--response_column=summary", f"--output_dir={folder}", "--pre_seq_len=8", "--do_train", "--do_predict",
-        "--token=hf_x", f"--source_prefix={EVIL}", "--label_names", "a", "b", "--use_cpu", *more,
+        "--token=hf_x", f"--source_prefix={EVIL}", "--report_to", "tensorboard", "--use_cpu", *more,
     ]
     return parse_arguments(words, task="train")
 

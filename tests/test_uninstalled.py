@@ -21,11 +21,12 @@ def test_a_checkout_that_is_not_installed_trains_and_evaluates(command, tmp_path
         for item in Path(place).iterdir():
             if "ptuning" not in item.name and not (packages / item.name).exists():
                 (packages / item.name).symlink_to(item)
+    (packages / "ptuning").symlink_to(ROOT / "ptuning")  # and not ROOT, where an installation leaves what tells of it
     argv = command(tmp_path / "run", max_steps=1, do_predict=True, test_file=rows_file, max_predict_samples=1)
     done = subprocess.run(
         [sys.executable, "-S", "-m", "ptuning", "train", *argv, "--val_max_target_length=4"],
         capture_output=True, text=True, timeout=280, check=False, cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"},
+        env=os.environ | {"PYTHONPATH": str(packages)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     report = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
@@ -33,6 +34,7 @@ def test_a_checkout_that_is_not_installed_trains_and_evaluates(command, tmp_path
     assert report["versions"]["ptuning"] == config["versions"]["ptuning"]
     asked = subprocess.run(
         [sys.executable, "-S", "-c", "import importlib.metadata as m; m.version('ptuning')"],
-        capture_output=True, text=True, timeout=60, check=False, env=os.environ | {"PYTHONPATH": str(packages)},
+        capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(packages)},
     )  # fmt: skip
     assert "PackageNotFoundError" in asked.stderr  # else this test tests nothing

@@ -38,6 +38,7 @@ class TuningArguments(Seq2SeqTrainingArguments):
     """
 
     LIMITS: ClassVar[Mapping[str, Limits]] = LIMITS
+    PATHS: ClassVar[tuple[str, ...]] = ("output_dir",)
 
     overwrite_output_dir: bool = field(
         default=False,

@@ -10,12 +10,13 @@ of its value (see :mod:`ptuning.plain.setting_limits`).
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ptuning.plain.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked
 from ptuning.plain.errors import UserError
-from ptuning.plain.setting_limits import check_fields, shown
+from ptuning.plain.setting_limits import Limits, check_fields, shown
 
 Truncation = Literal["smart", "published"]
 """What goes where a prompt is too long; see the setting of this name."""
@@ -269,6 +270,10 @@ def check_encoding(name: str) -> str:
 @dataclass
 class AnswerArguments:
     """How a chat answers, in the terminal and on the web page; the defaults are those of the published chat."""
+
+    LIMITS: ClassVar[Mapping[str, Limits]] = {
+        name: Limits(max=bounds.maximum) for name, bounds in SAMPLING.items() if bounds.whole
+    }
 
     max_length: int = _setting(
         2048, "Limit of prompt (with its history) and answer together, in tokens; what the model can hold is the end of it."

@@ -28,4 +28,16 @@ def path_argument(path: str | os.PathLike[str]) -> str:
 
 def pasted(path: str | os.PathLike[str]) -> str:
     """The same with quotes where a shell needs them."""
-    return shlex.quote(path_argument(path))
+    return quoted(path_argument(path))
+
+
+def quoted(word: str) -> str:
+    """A word for a shell; control characters by number, in bash's ``$'...'``: as they are they could not be shown."""
+    if word.isprintable():
+        return shlex.quote(word)
+    marks = {"'": "\\'", "\\": "\\\\"}
+    return f"$'{''.join(marks.get(char, char) if char.isprintable() else _by_number(char) for char in word)}'"
+
+
+def _by_number(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))

@@ -2,8 +2,8 @@
 
 Numbers are finite, whole numbers have at most 64 bits, and both stay inside the limits of their field: ``min`` and ``max``
 (allowed themselves), ``above`` and ``below`` (not allowed themselves), with ``why`` behind the message. Texts can be written
-down as UTF-8, hold no control characters, and are not empty unless that is the default: an empty text is what an unset
-variable of a shell leaves. In content (metadata ``free``) and in JSON line breaks are allowed.
+down as UTF-8, hold no control characters (a path: no NUL), and are not empty unless that is the default: an empty text is
+what an unset variable of a shell leaves. In content (metadata ``free``) and in JSON line breaks are allowed.
 """
 
 import dataclasses
@@ -59,7 +59,8 @@ class Limits:
 def check_values(kind: type, values: Mapping[str, Any]) -> None:
     """Check values for the fields of a dataclass, by their names; names it does not have are left alone.
 
-    Limits stand in the fields' metadata; those of fields that are somebody else's in a mapping ``LIMITS`` of the class.
+    Limits stand in the fields' metadata; those of fields that are somebody else's in a mapping ``LIMITS`` of the
+    class, and which of those name files or folders in its ``PATHS``.
 
     Raises:
         UserError: the first value that does not fit, with its flag, the value and what is allowed.
@@ -77,10 +78,8 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
                 check_number(f"--{field.name}", value, limits)
             elif isinstance(value, str):
                 free = bool(field.metadata.get("free")) or value.lstrip().startswith("{")
-                check_text(
-                    f"--{field.name}", value,
-                    path=bool(field.metadata.get("path")), free=free, may_be_empty=value == field.default,
-                )
+                path = bool(field.metadata.get("path")) or field.name in getattr(kind, "PATHS", ())
+                check_text(f"--{field.name}", value, path=path, free=free, may_be_empty=value == field.default)
 
 
 def check_fields(settings: Any) -> None:
@@ -123,7 +122,9 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
         raise UserError(f"{name} {shown(text)}: not UTF-8 text") from None
     if size > _LONGEST_PATH and not free:
         raise UserError(f"{name} {shown(text)}: {size} bytes long; at most {_LONGEST_PATH} are allowed")
-    control = next((char for char in text if _is_control(char) and not (free and char in "\n\r\t")), None)
+    # A file may be called anything but NUL; how its name is shown is the business of who shows it.
+    acts = "\0".__contains__ if path else _is_control
+    control = next((char for char in text if acts(char) and not (free and char in "\n\r\t")), None)
     if control is not None:
         raise UserError(f"{name} {shown(text)}: holds the control character U+{ord(control):04X}")
     if path and max(len(part.encode("utf-8")) for part in text.split("/")) > _LONGEST_NAME:

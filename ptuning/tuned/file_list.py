@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ptuning.plain.errors import UserError
-from ptuning.plain.reading import guarded, read_json
+from ptuning.plain.reading import guarded, open_regular, read_json
 from ptuning.tuned.atomic import replace_when_whole
 
 LIST_FILE = "files.json"
@@ -123,5 +123,5 @@ def _difference(file: Path, wanted: ListedFile, contents: bool) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import random
-import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ptuning.plain.answers import ScoredAnswer
 from ptuning.plain.errors import UserError
 from ptuning.plain.metrics import SCORE_NAMES
-from ptuning.plain.paths import path_argument, working_directory
+from ptuning.plain.paths import path_argument, quoted, working_directory
 from ptuning.plain.reading import is_regular, read_json
 from ptuning.tuned.atomic import replace_when_whole
 from ptuning.uses.loss_curve import PICTURE_FILE, draw_loss_curve, points_of, read_log_history
@@ -268,7 +267,7 @@ def command_of(arguments: Arguments) -> str:
             words += [f"--{name}", *map(str, value)]
         else:
             words.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return shlex.join(words)
+    return " ".join(map(quoted, words))
 
 
 def _write(path: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from ptuning.plain.answers import ScoredAnswer, read_answers
 from ptuning.plain.metrics import score_pair
-from ptuning.plain.paths import path_argument
+from ptuning.plain.paths import path_argument, quoted
 from ptuning.tuned.output_folder import claimed
 from ptuning.uses.report import write_report
 from ptuning.uses.run_result import RunResult, ScoredModel, evaluation_of, save_metrics
@@ -47,6 +46,7 @@ def _rescore(
     result = RunResult(folder or path.parent, None, answers, [model])
     if folder is not None:
         save_metrics(folder, "predict", evaluation.metrics)
-        command = shlex.join(["ptuning", "evaluate", "--metrics-only", path_argument(path), f"--output_dir={folder}"])
+        words = ["ptuning", "evaluate", "--metrics-only", path_argument(path), f"--output_dir={folder}"]
+        command = " ".join(map(quoted, words))
         write_report(None, result, {"test": answers}, command=command)
     return result

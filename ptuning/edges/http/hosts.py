@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ptuning.plain.errors import UserError
+from ptuning.plain.setting_limits import shown
 
 ANY = "*"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))(?::(\d{0,5}))?")
@@ -96,7 +97,7 @@ def allowed_host(text: str) -> str:
         plain = ""
     if plain == ANY or parse_host(plain):
         return plain
-    raise UserError(f"--allowed_hosts {text!r}: allowed is a host's name as browsers send it (chat.example.com, "
+    raise UserError(f"--allowed_hosts {shown(text)}: allowed is a host's name as browsers send it (chat.example.com, "
                     "chat.example.com:8443), or * for any")  # fmt: skip
 
 
@@ -111,11 +112,11 @@ def allowed_origin(text: str) -> str:
         return plain
     origin = parse_origin(plain)
     if origin is None:
-        raise UserError(f"--cors_origins {text!r}: allowed is an origin with its scheme and without a path "
+        raise UserError(f"--cors_origins {shown(text)}: allowed is an origin with its scheme and without a path "
                         "(https://example.com, http://localhost:3000), or * for all")  # fmt: skip
-    shown = f"[{origin.host.name}]" if ":" in origin.host.name else origin.host.name
+    name = f"[{origin.host.name}]" if ":" in origin.host.name else origin.host.name
     port = "" if origin.port == _DEFAULT_PORTS[origin.scheme] else f":{origin.port}"
-    return f"{origin.scheme}://{shown}{port}"
+    return f"{origin.scheme}://{name}{port}"
 
 
 def hosts_of(texts: Sequence[str]) -> list[Host]:
