@@ -124,4 +124,4 @@ def _difference(file: Path, wanted: ListedFile, contents: bool) -> str | None:
 
 def _sha256(path: Path) -> str:
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a buffered reader
