@@ -82,6 +82,17 @@ def test_bytes_become_whole_characters(tokenizer):
     assert reply_text(tokenizer, ids[:-2]) == "a"  # cut within the character
 
 
+@pytest.mark.parametrize(
+    "text", ["a! ' !", "a ' b", "a ' , ' ' !", "n ' t", "it ' s", "a  ' m", "' ' ' '", "中 ' ,中", "a n ' t!", "!! 's ' ?"]
+)
+def test_blanks_beside_quotation_marks_are_decided_before_they_are_shown(tokenizer, text):
+    """The clean-up takes blanks on either side of one, and an English mark takes them first."""
+    ids = tokenizer.encode_text(text)
+    for length in range(len(ids) + 1):
+        pieces, _ = pieces_of(tokenizer, ids[:length])
+        assert "".join(pieces) == reply_text(tokenizer, ids[:length])
+
+
 REPEATED = {
     "sentences": "今天天气很好我们一起去公园玩，这件衣服的版型很好看。", "words": "the shirt isn't made of cotton, is it? ",
     "marks": "!", "full stops": "。", "brackets": "[", "halves of the year": "[[训练", "quotes": "'", "pictures": "😀",
