@@ -115,7 +115,7 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
     Raises:
         UserError: with name, value and reason.
     """
-    if not text.strip() and not may_be_empty:
+    if not (text if free else text.strip()) and not may_be_empty:
         raise UserError(f"{name} '{shown(text)}': is empty (an unset shell variable?); leave it out, or give a value")
     try:
         size = len(text.encode("utf-8"))
