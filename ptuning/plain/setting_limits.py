@@ -76,11 +76,11 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
             if isinstance(value, int | float):
                 check_number(f"--{field.name}", value, limits)
             elif isinstance(value, str):
+                free = bool(field.metadata.get("free")) or value.lstrip().startswith("{")
                 check_text(
                     f"--{field.name}", value,
-                    path=bool(field.metadata.get("path")), free=bool(field.metadata.get("free")),
-                    may_be_empty=value == field.default,
-                )  # fmt: skip
+                    path=bool(field.metadata.get("path")), free=free, may_be_empty=value == field.default,
+                )
 
 
 def check_fields(settings: Any) -> None:
@@ -109,7 +109,7 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
         name: of the setting, as it is to be shown.
         text: its value.
         path: it names a file or a folder.
-        free: it is content: it may hold line breaks (as JSON may, too) and be long.
+        free: it may hold line breaks.
         may_be_empty: no text at all is a value.
 
     Raises:
@@ -121,10 +121,9 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         raise UserError(f"{name} {shown(text)}: not UTF-8 text") from None
-    if size > _LONGEST_PATH and not free:
+    if size > _LONGEST_PATH and (not free or text.lstrip().startswith("{")):  # JSON is free, but not long
         raise UserError(f"{name} {shown(text)}: {size} bytes long; at most {_LONGEST_PATH} are allowed")
-    breaks = "\n\r\t" if free or text.lstrip().startswith("{") else ""
-    control = next((char for char in text if _is_control(char) and char not in breaks), None)
+    control = next((char for char in text if _is_control(char) and not (free and char in "\n\r\t")), None)
     if control is not None:
         raise UserError(f"{name} {shown(text)}: holds the control character U+{ord(control):04X}")
     if path and max(len(part.encode("utf-8")) for part in text.split("/")) > _LONGEST_NAME:
