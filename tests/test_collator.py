@@ -42,6 +42,7 @@ def test_padding_to_a_fixed_length():
 def test_labels_of_padding_as_ids():
     batch = TrainingCollator(TOKENIZER, pad_to=6, ignore_index=TOKENIZER.pad_token_id)(EXAMPLES)
     assert batch["labels"].tolist() == [[-100, -100, -100, 89, 90, 3], [-100, -100, 89, 3, 3, 3]]
+    assert batch["attention_mask"].all(), "padding that is learnt is real"
 
 
 def test_prompts_are_padded_on_the_left():

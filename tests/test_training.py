@@ -274,3 +274,28 @@ def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
     assert len(batches) == 2
     assert sum(losses) == pytest.approx(sum(loss for loss, _ in batches) / sum(count for _, count in batches), rel=1e-5)
     assert log_of(tmp_path / "run" / "checkpoint-1")[0]["loss"] == pytest.approx(sum(losses), rel=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0, 0.2])
+def test_padding_that_is_learnt_has_the_loss_of_plain_torch(command, tmp_path, smoothing):
+    """The published --ignore_pad_token_for_loss false: padding behind the reply is a text like any other."""
+    folder = tmp_path / "run"
+    argv = command(
+        folder, max_steps=1, logging_steps=1, gradient_accumulation_steps=1, per_device_train_batch_size=4, prefix_dropout=0,
+        ignore_pad_token_for_loss=False, label_smoothing_factor=smoothing,
+    )  # fmt: skip
+    found = []
+    compute_loss = PrefixTrainer.compute_loss
+
+    def watched(self, model, inputs, *args, **kwargs):
+        with torch.no_grad():
+            logits = model(input_ids=inputs["input_ids"]).logits[:, :-1].float()
+        labels = inputs["labels"][:, 1:]
+        assert (labels[:, -1] == 3).all()
+        found.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing))
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        train(argv)
+    assert log_of(folder / "checkpoint-1")[0]["loss"] == pytest.approx(float(found[0]), rel=1e-5)

@@ -251,6 +251,8 @@ def _check_packages(names: Iterable[str]) -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     for name in names:
+        if name in ("none", "all"):
+            raise UserError(f"--report_to {name}: stands alone, without other packages beside it")
         if name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise UserError(f"--report_to {shown(name)}: no such reporting package; there are none, all, {known}")

@@ -44,7 +44,7 @@ LIMITS: Mapping[str, Limits] = MappingProxyType(
         "seed": _SEED,
         "data_seed": _SEED,
         "dataloader_num_workers": Limits(min=0, max=MAX_PROCESSES),
-        "dataloader_prefetch_factor": _ONE,
+        "dataloader_prefetch_factor": Limits(min=1, max=1000),
         "ddp_bucket_cap_mb": _ONE,
         "ddp_timeout": Limits(min=1, max=10**9, why=" seconds"),
         "local_rank": Limits(min=-1, max=10**6),

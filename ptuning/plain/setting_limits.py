@@ -114,13 +114,13 @@ def check_text(name: str, text: str, *, path: bool = False, free: bool = False, 
     Raises:
         UserError: with name, value and reason.
     """
-    if not text.strip() and not may_be_empty:
+    if not (text if free else text.strip()) and not may_be_empty:
         raise UserError(f"{name} '{shown(text)}': is empty (an unset shell variable?); leave it out, or give a value")
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
         raise UserError(f"{name} {shown(text)}: not UTF-8 text") from None
-    if size > _LONGEST_PATH and not free:
+    if size > _LONGEST_PATH and (not free or text.lstrip().startswith("{")):  # JSON is free, but not long
         raise UserError(f"{name} {shown(text)}: {size} bytes long; at most {_LONGEST_PATH} are allowed")
     # A file may be called anything but NUL; how its name is shown is the business of who shows it.
     acts = "\0".__contains__ if path else _is_control

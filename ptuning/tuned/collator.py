@@ -18,7 +18,8 @@ class TrainingCollator:
     Called with examples (or mappings with ``input_ids`` and ``labels``) it gives int64 tensors ``input_ids``,
     ``labels`` and ``attention_mask`` (1 = real), each [B, T]. Padded labels are ``ignore_index``; the published
     ``ignore_pad_token_for_loss=False``, which also learns to emit padding, is ``ignore_index=tokenizer.pad_token_id``
-    (its loss depends on the padding, so it wants ``pad_to=max_source_length + max_target_length`` as well).
+    (its loss depends on the padding, so it wants ``pad_to=max_source_length + max_target_length`` as well). Padding that
+    is learnt is real, as published: what was before it is seen from there.
     """
 
     tokenizer: ChatGLMTokenizer
@@ -28,11 +29,11 @@ class TrainingCollator:
     def __call__(self, examples: Sequence[Example | Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [_ids_and_labels(example) for example in examples]
         length = _length([ids for ids, _ in rows], self.pad_to)
-        pad = self.tokenizer.pad_token_id
+        pad, learnt = self.tokenizer.pad_token_id, int(self.ignore_index != IGNORE_INDEX)
         return {
             "input_ids": torch.tensor([[*ids, *[pad] * (length - len(ids))] for ids, _ in rows]),
             "labels": torch.tensor([[*labels, *[self.ignore_index] * (length - len(labels))] for _, labels in rows]),
-            "attention_mask": torch.tensor([[1] * len(ids) + [0] * (length - len(ids)) for ids, _ in rows]),
+            "attention_mask": torch.tensor([[1] * len(ids) + [learnt] * (length - len(ids)) for ids, _ in rows]),
         }
 
 

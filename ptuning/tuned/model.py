@@ -154,6 +154,8 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         chosen = chosen.to(self.device)
         output = run(wanted=chosen) if alone else run()
         states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
+        if len(states) != len(targets):
+            raise UserError("a label stands where attention_mask says padding: mark it real there, or give that label -100")
         result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
         result["loss"] = loss(states, targets)
         every = run if alone else lambda: output

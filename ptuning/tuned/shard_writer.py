@@ -31,7 +31,7 @@ def parse_size(text: str) -> int:
     unit = _UNITS.get(found[2].upper()) if found else None
     size = int(float(found[1]) * unit) if found and unit else 0
     if size < 1:
-        raise UserError(f"size {shown(text)!r} was given; write a number with MB or GB behind it, such as 2GB")
+        raise UserError(f"--max_shard_size: size {shown(text)!r} was given; write a number with MB or GB behind it (2GB)")
     return size
 
 
