@@ -124,7 +124,7 @@ class DataArguments:
     """Where the rows lie, which columns count and how long texts may be. Lengths are in tokens."""
 
     train_file: str | None = _setting(
-        None, "Training rows: .json (lines or one array), .jsonl, .csv, .parquet.", path=True
+        None, "Training rows: .json (lines or one array), .jsonl, .csv, .tsv, .parquet.", path=True
     )
     validation_file: str | None = _setting(
         None, "Rows for the loss and the scores during training (with --do_eval or --eval_strategy).", path=True

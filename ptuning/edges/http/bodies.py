@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from ptuning.edges.http.errors import whole_characters
 from ptuning.edges.http.fields import IGNORED, NEUTRAL, Fields
 from ptuning.loops.engine.request import Sampling
 from ptuning.plain.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS
+from ptuning.plain.characters import whole_characters
 
 MAX_MESSAGES, MAX_PARTS = 2 * MAX_ROUNDS, 1000
 _LARGEST = 2**31 - 1  # of whole numbers that count tokens

@@ -12,21 +12,13 @@ from starlette.exceptions import HTTPException
 
 from ptuning.edges.http.words import words_for
 from ptuning.loops.engine.request import QueueFullError
+from ptuning.plain.characters import whole_characters
 from ptuning.plain.errors import GenerationError, UserError
 from ptuning.uses.prefix_store import UnknownPrefixError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CLIENT_GONE = 499  # what servers log for a client that went away; nobody reads it
 _MAX_MESSAGE = 1500  # characters; what was sent may be part of it
-
-
-def whole_characters(text: str) -> str:
-    """A text without halves of characters, which broken JSON escapes give and no answer could be sent with."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 class ApiError(Exception):

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ptuning.edges.http.bodies import whole_characters
 from ptuning.edges.http.inbox import Inbox, ask
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
 from ptuning.loops.engine.request import Generation, QueueFullError
 from ptuning.plain.arguments import AnswerArguments
+from ptuning.plain.characters import whole_characters
 from ptuning.plain.errors import QuestionTooLongError, UserError
 from ptuning.uses.chat_service import Asked, ChatService, Question
 from ptuning.uses.conversation import sampling_of
