@@ -129,6 +129,10 @@ def test_nothing_happens_at_import(path):
         )
 
 
+def test_every_test_has_a_time_limit(pytestconfig):
+    assert 0 < float(pytestconfig.getini("timeout")) <= 300
+
+
 def tracked_files() -> list[Path]:
     try:
         done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
