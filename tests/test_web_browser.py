@@ -364,10 +364,11 @@ def test_markdown_code_and_formulas_are_shown(browser, tmp_path):
         page.paste(text)
         page.answer()
         bot = "#chat-1 [data-testid=bot]"
-        assert page.one(f"{bot} strong").text == "粗体"
-        assert page.one(f"{bot} p code").text == "a < b && <c>"
-        assert 'print("<b>")' in page.one(f"{bot} pre code").text
-        assert [one.text for one in page.all(f"{bot} td")] == ["1", "2"]
+        # The page draws the finished answer once more: what is looked at may be gone the next moment.
+        wait_for(lambda: page.one(f"{bot} strong").text == "粗体", "bold text")
+        wait_for(lambda: page.one(f"{bot} p code").text == "a < b && <c>", "code in a line")
+        wait_for(lambda: 'print("<b>")' in page.one(f"{bot} pre code").text, "a block of code")
+        wait_for(lambda: [one.text for one in page.all(f"{bot} td")] == ["1", "2"], "a table")
         assert page.one(f"{bot} .katex")
         assert complaints(browser) == []
 
