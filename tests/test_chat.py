@@ -162,3 +162,21 @@ def test_a_stream_does_not_decode_everything_again_at_every_token(base, tokenize
     assert len(items) > len(ids) / 3
     assert sum(decoded) < 60 * len(ids)
     assert max(decoded) < 100
+
+
+@pytest.mark.parametrize(
+    ("query", "settings", "message"),
+    [
+        (None, {}, "query None was given; allowed is a text"),
+        (["x"], {}, "query "),
+        ("x", {"do_sample": "no"}, "do_sample 'no' was given; allowed are True and False"),
+        ("x", {"do_sample": 1}, "do_sample 1 was given"),
+        ("x", {"stop": ["a"]}, "transformers' generate does not take these settings: .*stop"),
+        ("x", {"foo": 1}, "does not take these settings: .*foo"),
+    ],
+)
+def test_what_is_no_question_or_setting_is_one_clear_error(base, tokenizer, query, settings, message):
+    with pytest.raises(UserError, match=message):
+        base.chat(tokenizer, query, **settings)
+    with pytest.raises(UserError, match=message):
+        list(base.stream_chat(tokenizer, query, **settings))

@@ -748,3 +748,29 @@ def test_a_thread_that_dies_leaves_nobody_waiting(parts, monkeypatch):
     worker._thread.join(30)
     assert not worker.alive
     assert engine.submit([Request(prompt_ids(tokenizer, "你好"))])[0].finish_reason == "error"
+
+
+def test_a_request_that_is_cancelled_while_others_are_dropped_ends_as_well(parts):
+    """Stop is pressed just after the engine looked at it: it leaves with the next step, and is not lost between."""
+
+    class Late(Generation):
+        looks = 0
+
+        @property
+        def cancelled(self):
+            Late.looks += 1
+            return Late.looks > 1
+
+        @cancelled.setter
+        def cancelled(self, value):
+            pass
+
+    model, tokenizer = parts
+    engine = Engine(model, tokenizer, max_rows=1)
+    first, late, last = engine.submit([Request(prompt_ids(tokenizer, "你好"), max_new_tokens=4)] * 3)
+    late.__class__ = Late
+    first.cancel()
+    while engine.step():
+        pass
+    assert late.wait(0)
+    assert [one.finish_reason for one in (first, late, last)] == ["cancelled", "cancelled", "length"]

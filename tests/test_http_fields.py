@@ -408,3 +408,16 @@ def test_the_documents_load_nothing(address):
     assert "$ref" not in json.dumps(schema["paths"]["/v1/chat/completions"]["post"]["requestBody"])
     fields = schema["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
     assert fields["required"] == ["model", "messages"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_tokens", 10**18), ("max_completion_tokens", 2**31), ("max_new_tokens", 2**31), ("max_length", 2**40),
+        ("no_repeat_ngram_size", 101), ("repetition_penalty", 0.001), ("seed", -1), ("num_beams", True), ("min_p", False),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_told_by_the_name_it_was_sent_under(address, field, value):
+    error = refused(post(address, ROUTES[1], body_of(ROUTES[1], **{field: value})), ROUTES[1])
+    assert error["param"] == field
+    assert error["message"].startswith(f"{field}: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Event, Thread
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from ptuning.plain.answer_limits import checked
+from ptuning.plain.answer_limits import checked, shown
 from ptuning.plain.errors import UserError
 from ptuning.plain.text_stream import TextStream, reply_text
 from ptuning.tuned.preprocess import prompt_ids
@@ -67,7 +68,8 @@ class ChatMixin:
         settings |= sampling_settings(
             do_sample=do_sample, top_p=top_p, temperature=temperature, num_beams=num_beams
         )
-        ids = self.generate(inputs, **settings)[0, inputs.shape[1] :]  # type: ignore[attr-defined]
+        with _named_settings():
+            ids = self.generate(inputs, **settings)[0, inputs.shape[1] :]  # type: ignore[attr-defined]
         response = reply_text(tokenizer, _without_end(ids.tolist(), tokenizer))
         return response, [*_turns(history), (query, response)]
 
@@ -108,6 +110,8 @@ class ChatMixin:
         self, tokenizer: Any, query: str, history: Any, max_length: int, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]]:
         """The prompt [1, T] and the limits of the answer."""
+        if not isinstance(query, str):
+            raise UserError(f"query {shown(query)} was given; allowed is a text")
         ids = prompt_ids(tokenizer, query, _turns(history), **self.prompt_settings)
         settings: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
         settings |= kwargs
@@ -132,9 +136,10 @@ class ChatMixin:
 
         def work() -> None:
             try:
-                self.generate(  # type: ignore[attr-defined]
-                    inputs, **settings, streamer=_TokenQueue(tokens), stopping_criteria=[_StopWhenSet(stop)]
-                )
+                with _named_settings():
+                    self.generate(  # type: ignore[attr-defined]
+                        inputs, **settings, streamer=_TokenQueue(tokens), stopping_criteria=[_StopWhenSet(stop)]
+                    )
                 tokens.put(None)
             except BaseException as error:  # noqa: BLE001  # handed to the reader, who raises it
                 tokens.put(error)
@@ -149,6 +154,18 @@ class ChatMixin:
         finally:
             stop.set()
             thread.join()
+
+
+@contextmanager
+def _named_settings() -> Iterator[None]:
+    """transformers' complaints about keywords as an error of the user's."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UserError(f"transformers' generate does not take these settings: {said}") from error
 
 
 class _TokenQueue(BaseStreamer):

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from ptuning.plain.answer_limits import checked
-from ptuning.plain.errors import GenerationError
+from ptuning.plain.answer_limits import checked, shown
+from ptuning.plain.errors import GenerationError, UserError
 
 
 class FiniteScores(LogitsProcessor):
@@ -68,6 +68,8 @@ def sampling_settings(
     temperature, top_p, num_beams = (
         checked(name, value) for name, value in (("temperature", temperature), ("top_p", top_p), ("num_beams", num_beams))
     )
+    if not isinstance(do_sample, bool):
+        raise UserError(f"do_sample {shown(do_sample)} was given; allowed are True and False")
     if not do_sample or temperature == 0:
         # Without sampling these settings mean nothing; None keeps a generation_config.json from bringing them back.
         return {"do_sample": False, "top_p": None, "top_k": None, "temperature": None, "num_beams": num_beams}

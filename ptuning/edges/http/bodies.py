@@ -9,11 +9,17 @@ from pydantic_core import PydanticCustomError
 
 from ptuning.edges.http.fields import IGNORED, NEUTRAL, Fields
 from ptuning.loops.engine.request import Sampling
-from ptuning.plain.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS
+from ptuning.plain.answer_limits import (
+    MAX_CHOICES,
+    MAX_ROUNDS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOPS,
+    MAX_TOKENS,
+    SAMPLING,
+)
 from ptuning.plain.characters import whole_characters
 
 MAX_MESSAGES, MAX_PARTS = 2 * MAX_ROUNDS, 1000
-_LARGEST = 2**31 - 1  # of whole numbers that count tokens
 
 
 def _number(value: Any) -> Any:
@@ -59,10 +65,15 @@ def _parts(value: Any) -> Any:
     return value
 
 
+def _within(name: str) -> Any:
+    """The engine's bounds of a setting, so that an error names the field."""
+    return Field(ge=SAMPLING[name].minimum, le=SAMPLING[name].maximum)
+
+
 Text = Annotated[str, AfterValidator(whole_characters)]
 Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float), Field(allow_inf_nan=False)]
 Whole = Annotated[int, BeforeValidator(_whole, json_schema_input_type=int)]
-Count = Annotated[Whole, Field(ge=1)]
+Count = Annotated[Whole, Field(ge=1, le=MAX_TOKENS)]
 Flag = Annotated[bool, Field(strict=True)]
 _TEXTS_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_STOPS}]}
 Stops = Annotated[list[Text], Field(max_length=MAX_STOPS), BeforeValidator(_stops), WithJsonSchema(_TEXTS_SCHEMA)]
@@ -77,10 +88,10 @@ class SamplingFields(Fields):
 
     temperature: Annotated[Number, Field(ge=0, le=100, description="0 takes the likeliest token each time")] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[Whole, Field(ge=0, le=_LARGEST)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
-    no_repeat_ngram_size: Annotated[Whole, Field(ge=0, le=_LARGEST)] | None = None
-    seed: Whole | None = None
+    top_k: Annotated[Whole, Field(ge=0, le=SAMPLING["top_k"].maximum)] | None = None
+    repetition_penalty: Annotated[Number, _within("repetition_penalty")] | None = None
+    no_repeat_ngram_size: Annotated[Whole, Field(ge=0, le=SAMPLING["no_repeat_ngram_size"].maximum)] | None = None
+    seed: Annotated[Whole, _within("seed")] | None = None
     do_sample: Annotated[Flag, Field(description="false takes the likeliest token each time")] | None = None
     max_length: Annotated[Count, Field(description="prompt and answer, in tokens")] | None = None
     max_new_tokens: Annotated[Count, Field(description="answer alone, in tokens")] | None = None

@@ -63,7 +63,7 @@ class Fields(BaseModel):
     @classmethod
     def _refuse(cls, name: str, value: Any) -> None:
         if name in cls.neutral:
-            if value in cls.neutral[name]:
+            if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in cls.neutral[name]):
                 return
             hint = "; repetition_penalty is there" if name.endswith("_penalty") else ""
             raise PydanticCustomError(

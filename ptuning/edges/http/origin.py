@@ -44,9 +44,11 @@ class OriginGuard:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request in, or refuse it before anything of it was read."""
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)  # type: ignore[operator]
+            return
         try:
-            if scope["type"] in ("http", "websocket"):
-                self.check(scope)
+            self.check(scope)
         except ApiError as error:
             if scope["type"] == "websocket":
                 await receive()
@@ -54,7 +56,16 @@ class OriginGuard:
                 return
             await refuse(error_response(error.status, error.message, code=error.code), scope, receive, send)
             return
-        await self.app(scope, receive, send)  # type: ignore[operator]
+        await self.app(self._with_own_names(scope), receive, send)  # type: ignore[operator]
+
+    def _with_own_names(self, scope: Message) -> Message:
+        """Without a proxy's word for the host that was asked for, where that is a stranger's: the page would believe it."""
+        forwarded = _values(scope, b"x-forwarded-host")
+        hosts = [parse_host(value.partition(",")[0].strip()) for value in forwarded]
+        if all(host is not None and (host.is_loopback or host.name in self.names) for host in hosts):
+            return scope
+        kept = [(name, value) for name, value in scope["headers"] if name.lower() != b"x-forwarded-host"]
+        return scope | {"headers": kept}
 
     def check(self, scope: Message) -> None:
         """Look at the headers of a request.
@@ -77,6 +88,8 @@ class OriginGuard:
         """The host that was asked for, if it is one of the server's."""
         values = _values(scope, b"host")
         host = parse_host(values[0].strip()) if len(values) == 1 else None
+        if not values and scope.get("http_version") == "1.0":
+            return None  # simple probes: every browser sends one
         if host is None and (values or self.own_names_only):
             raise ApiError(400, "one Host header is needed, with the server's name or address", code="invalid_host")
         if host is None or not self.own_names_only:

@@ -110,7 +110,9 @@ def serve(
     )
     if log_requests:
         logging.getLogger("uvicorn.access").setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    # What a client can cause with a broken request or by leaving is no news; a failure of ours is logged as an error.
+    for library in ("uvicorn.error", "asyncio", "python_multipart.multipart"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     # The event loop asks for Python's lock several times a request, and waits so long for a thread that computes.
     sys.setswitchinterval(0.001)
     service.start()

@@ -84,10 +84,12 @@ class RequestQueue:
 
     def drop(self, unwanted: Callable[[Generation], bool]) -> list[Generation]:
         """Take out of those that wait whatever is unwanted, to be ended by the caller."""
+        dropped: list[Generation] = []
+        kept: deque[Generation] = deque()
         with self._lock:
-            dropped = [generation for generation in self.waiting if unwanted(generation)]
-            if dropped:
-                self.waiting = deque(generation for generation in self.waiting if not unwanted(generation))
+            for generation in self.waiting:  # asked once: somebody may cancel it meanwhile
+                (dropped if unwanted(generation) else kept).append(generation)
+            self.waiting = kept
         return dropped
 
     def cancel(self) -> None:
