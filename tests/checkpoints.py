@@ -104,7 +104,8 @@ def whole_checkpoint(folder, step):
     """A checkpoint-N folder of a run, as far as looking for one goes."""
     path = folder / f"checkpoint-{step}"
     path.mkdir(parents=True)
-    (path / "trainer_state.json").write_text("{}")
+    state = {"global_step": step, "max_steps": step, "stateful_callbacks": {"TrainerControl": {}}}
+    (path / "trainer_state.json").write_text(json.dumps(state))
     torch.save({"state": {}, "param_groups": []}, path / "optimizer.pt")
     torch.save({}, path / "scheduler.pt")
     states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}

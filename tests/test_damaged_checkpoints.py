@@ -41,6 +41,13 @@ def resumed(folder, wish):
     return starting_point(TuningArguments(output_dir=str(folder), use_cpu=True, resume_from_checkpoint=str(wish)))
 
 
+def forget_the_list(checkpoint):
+    """As written before there were lists of files."""
+    values = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    del values["file_list"]
+    (checkpoint / "run.json").write_text(json.dumps(values), encoding="utf-8")
+
+
 def flip(path, place):
     """Change one bit; ``place``: which share of the file lies before it."""
     data = bytearray(path.read_bytes())
@@ -78,9 +85,76 @@ def test_without_a_list_the_state_of_the_run_must_still_be_there(run, caplog, na
     """As the published trainer writes it, and our own did before there were lists."""
     last = run / "checkpoint-4"
     (last / LIST_FILE).unlink()
+    forget_the_list(last)
     assert resumed(run, last) == resumed(run, "auto") == str(last)
     (last / name).unlink()
     refused(run, caplog, f"no {name}: the state of the run is not in it")
+
+
+def test_a_list_that_was_lost_is_named(run, caplog):
+    (run / "checkpoint-4" / LIST_FILE).unlink()
+    refused(run, caplog, f"{LIST_FILE} is missing")
+    (run / "checkpoint-4" / LIST_FILE).symlink_to("nowhere")
+    refused(run, caplog, LIST_FILE)
+
+
+def _state(values):
+    return values["state"][0]
+
+
+# Well-formed files whose values would end in a traceback, a crash or a run that trains nothing.
+WRONG_VALUES = {
+    "numbers without a place": (
+        "optimizer.pt", lambda v: _state(v).update(exp_avg=torch.zeros(1).expand(_state(v)["exp_avg"].shape)), "exp_avg",
+    ),
+    "many steps": ("optimizer.pt", lambda v: _state(v).update(step=torch.ones(4)), "step"),
+    "betas": ("optimizer.pt", lambda v: v["param_groups"][0].update(betas=3), "betas"),
+    "a rate": ("optimizer.pt", lambda v: v["param_groups"][0].update(lr="x"), "lr"),
+    "no eps": ("optimizer.pt", lambda v: v["param_groups"][0].update(eps=None), "eps"),
+    "no rates": ("scheduler.pt", lambda v: v.update(base_lrs=[]), "learning rates"),
+    "rates": ("scheduler.pt", lambda v: v.update(base_lrs="x"), "learning rates"),
+    "an epoch": ("scheduler.pt", lambda v: v.update(last_epoch="x"), "counts"),
+    "a method": ("scheduler.pt", lambda v: v.update(step=5), "step"),
+    "another method": ("scheduler.pt", lambda v: v.update(get_lr=5), "get_lr"),
+    "no log steps": ("trainer_state.json", lambda v: v.update(logging_steps=None), "no number"),
+    "save steps": ("trainer_state.json", lambda v: v.update(save_steps=[1]), "no number"),
+    "no operations": ("trainer_state.json", lambda v: v.update(total_flos=None), "no number"),
+    "no callbacks": ("trainer_state.json", lambda v: v.update(stateful_callbacks=None), "stateful_callbacks"),
+    "odd callbacks": ("trainer_state.json", lambda v: v.update(stateful_callbacks={"a": 1}), "stateful_callbacks"),
+    "a step far ahead": ("trainer_state.json", lambda v: v.update(global_step=10**12), "is not the step"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG_VALUES)
+def test_values_that_no_run_writes_are_named(run, caplog, case):
+    name, change, word = WRONG_VALUES[case]
+    path = run / "checkpoint-4" / name
+    values = json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
+    change(values)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(values))
+    else:
+        torch.save(values, path)
+    (run / "checkpoint-4" / LIST_FILE).unlink()
+    forget_the_list(run / "checkpoint-4")
+    refused(run, caplog, name, word)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [({"amsgrad": True}, "amsgrad"), ({"weight_decay": None}, "weight_decay")], ids=["switch", "lacking"]
+)
+def test_settings_of_another_optimiser_are_one_line(run, command, change, word):
+    path = run / "checkpoint-4" / "optimizer.pt"
+    values = torch.load(path, weights_only=True)
+    for name, value in change.items():
+        if value is None:
+            del values["param_groups"][0][name]
+        else:
+            values["param_groups"][0][name] = value
+    torch.save(values, path)
+    write_file_list(path.parent)
+    with pytest.raises(UserError, match=word):
+        train(command(run, **SIX, resume_from_checkpoint="auto"))
 
 
 class Hostile:
@@ -114,6 +188,7 @@ def test_foreign_contents_are_refused_and_never_run(run, tmp_path, caplog, monke
     name, contents, words = FOREIGN[case]
     last = run / "checkpoint-4"
     (last / LIST_FILE).unlink()
+    forget_the_list(last)
     if isinstance(contents, str):
         (last / name).write_text(contents)
     else:

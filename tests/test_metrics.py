@@ -143,3 +143,9 @@ def test_nobody_else_decides_how_words_are_cut(beside, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == score_pair(*pair)
+
+
+def test_texts_of_which_nothing_can_be_seen_are_empty():
+    assert set(metrics.score_pair("\u200b", "\u200b").values()) == {0.0}
+    found = metrics.score(["\u200b", "\ufeff\u2060", "好"], ["好", "\u200b", "好"])
+    assert (found["empty_predictions"], found["empty_references"]) == (2, 1)

@@ -330,3 +330,13 @@ def test_nobody_is_left_behind_when_a_run_is_killed_while_it_tokenises(command, 
     while (left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < until:
         time.sleep(0.05)
     assert not left
+
+
+@posix
+def test_a_folder_of_somebody_else_in_the_same_place_stays(tmp_path):
+    """The folder that was made here was moved away; what stands there now was not made here, although it is empty."""
+    place = tmp_path / "run"
+    with claimed(place):
+        place.rename(tmp_path / "moved")
+        place.mkdir()
+    assert place.is_dir()

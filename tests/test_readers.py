@@ -239,7 +239,7 @@ WRONG_SIZES = {
     "quantization_config": ({"quant_method": "gptq"}, 3),
     "num_hidden_layers": (7,),
     "architectures": (3, "x"),
-    "auto_map": (3, None, {"AutoConfig": 3}),
+    "auto_map": (3, {"AutoConfig": 3}, {"AutoConfig": ["x", 3]}),
     "model_type": (3, None, "llama", ["chatglm"]),
 }
 

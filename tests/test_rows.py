@@ -229,6 +229,17 @@ def test_values_of_the_wrong_type(tmp_path, record, message):
         read_rows(write(tmp_path / "a.json", as_json(record)), **COLUMNS)
 
 
+def test_a_separator_cuts_every_row_alike(tmp_path):
+    """A comma inside one name is no separator where the row after it has none."""
+    path = tmp_path / "rows.csv"
+    path.write_text("content;summary;note, x\n你好;好的;c\n", encoding="utf-8")
+    (row,) = read_rows(path, prompt_column="content", response_column="summary")
+    assert (row.prompt, row.response) == ("你好", "好的")
+    path.write_text('content,summary\n"你;好","a;b"\n', encoding="utf-8")
+    (row,) = read_rows(path)
+    assert (row.prompt, row.response) == ("你;好", "a;b")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

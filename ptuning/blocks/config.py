@@ -211,8 +211,9 @@ def _known_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     own = set(inspect.signature(ChatGLMConfig.__init__).parameters) - {"self", "kwargs"}
     known = {key: value for key, value in values.items() if key in own or key == "tie_word_embeddings"}
     check_kinds(values, _ABOUT_THE_FILE, where)
-    named = values.get("auto_map", {})
-    if named is None or not all(isinstance(value, str) for value in named.values()):
+    classes = (values.get("auto_map") or {}).values()
+    named = [name for value in classes for name in (value if isinstance(value, list) else [value])]
+    if not all(name is None or isinstance(name, str) for name in named):
         raise UserError(f"{where} has auto_map {shortened(repr(values['auto_map']), 60)}; allowed are names of classes")
     known |= {key: values[key] for key in _ABOUT_THE_FILE if values.get(key) is not None}
     for key in _SWITCHES:

@@ -23,7 +23,7 @@ from ptuning.loops.run_state import STATE_FILE, warn_of_other_processes, what_is
 from ptuning.plain.errors import OutputError, UserError
 from ptuning.plain.reading import read_json
 from ptuning.tuned.atomic import remove_tree, replace_when_whole
-from ptuning.tuned.file_list import what_disagrees, write_file_list
+from ptuning.tuned.file_list import LIST_FILE, what_disagrees, write_file_list
 from ptuning.tuned.output_folder import LOCK_FILE
 from ptuning.tuned.weight_files import check_whole
 
@@ -79,10 +79,17 @@ def why_not_resumable(checkpoint: Path) -> str | None:
     """
     return (
         what_is_broken(checkpoint)
+        or _lost_list(checkpoint)
         or what_disagrees(checkpoint)
         or what_is_missing(checkpoint)
         or what_is_unreadable(checkpoint)
     )
+
+
+def _lost_list(checkpoint: Path) -> str | None:
+    """Say that a checkpoint was written with a list of its files, and has none now."""
+    lost = read_run(checkpoint).get("file_list") and not (checkpoint / LIST_FILE).is_file()
+    return f"{LIST_FILE} is missing: nothing tells whether its files are as they were written" if lost else None
 
 
 def starting_point(training: Seq2SeqTrainingArguments) -> str | None:
@@ -267,7 +274,7 @@ def write_run(checkpoint: str | Path, description: Mapping[str, Any], loss: Mapp
         description: settings and rows, to be compared when the run goes on.
         loss: the sums that the next log line needs.
     """
-    values = {"description": dict(description), "loss": dict(loss)}
+    values = {"description": dict(description), "loss": dict(loss), "file_list": LIST_FILE}
     with replace_when_whole(Path(checkpoint) / RUN_FILE) as temporary:
         temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -7,8 +7,10 @@ or a plain container is refused.
 from __future__ import annotations
 
 import logging
+import math
 import pickle
 import random
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -59,7 +61,7 @@ def what_is_unreadable(checkpoint: Path) -> str | None:
     Of the optimiser's tensors only the names and shapes are looked at.
     """
     readers: list[tuple[str, Callable[[Path], object]]] = [
-        (STATE_FILE, _read_trainer_state), (OPTIMIZER_FILE, _read_optimizer), (SCHEDULER_FILE, read_state),
+        (STATE_FILE, _read_trainer_state), (OPTIMIZER_FILE, _read_optimizer), (SCHEDULER_FILE, _read_scheduler),
         (SCALER_FILE, read_state), ("rng_state*.pth", _read_random_state),
     ]
     try:
@@ -107,20 +109,83 @@ def _read_trainer_state(path: Path) -> TrainerState:
         counts = (state.global_step, state.max_steps)
         if any(type(count) is not int or count < 0 for count in counts):
             raise UserError(f"{path}: global_step and max_steps must be whole numbers, 0 or more; take another checkpoint")
+        _check_counts(path, state)
         entries = isinstance(state.log_history, list) and all(isinstance(entry, dict) for entry in state.log_history)
-        if not entries or not isinstance(state.stateful_callbacks, dict):
+        callbacks = state.stateful_callbacks
+        known = isinstance(callbacks, dict) and all(isinstance(one, dict | list) for one in callbacks.values())
+        if not entries or not known or "TrainerControl" not in callbacks:
             raise UserError(f"{path}: log_history or stateful_callbacks is damaged; take another checkpoint")
     return state
 
 
+def _check_counts(path: Path, state: TrainerState) -> None:
+    """The numbers that a run counts on with, and the step that the folder's name says."""
+    numbers = (state.logging_steps, state.save_steps, state.eval_steps, state.total_flos, state.num_train_epochs)
+    if any(isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) for one in numbers):
+        raise UserError(f"{path}: one of its counts is no number; take another checkpoint")
+    named = re.fullmatch(r"checkpoint-(\d{1,18})", path.parent.name)
+    if (named and int(named[1]) != state.global_step) or state.global_step > state.max_steps:
+        raise UserError(f"{path}: global_step {state.global_step} is not the step of this checkpoint; take another one")
+
+
+def _read_scheduler(path: Path) -> dict[Any, Any]:
+    state = read_state(path)
+    counts = all(type(state.get(name, 0)) is int for name in ("last_epoch", "_step_count"))
+    rates = [state.get(name, [0.0]) for name in ("base_lrs", "_last_lr")]
+    if not counts or not all(isinstance(some, list) and some and all(map(_is_number, some)) for some in rates):
+        raise UserError(f"{path}: its counts or learning rates are damaged; {_REMEDY}")
+    if wrong := sorted(name for name in map(str, state) if name in _OF_THE_SCHEDULER):
+        raise UserError(f"{path}: holds {wrong[0]}, which is no state of a schedule; {_REMEDY}")
+    return state
+
+
+_SCHEDULER = torch.optim.lr_scheduler.LRScheduler
+_OF_THE_SCHEDULER = frozenset(("optimizer", *(name for name in dir(_SCHEDULER) if callable(getattr(_SCHEDULER, name)))))
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_groups(path: Path, groups: list[dict[str, Any]]) -> None:
+    """Settings of an optimiser are numbers, pairs of numbers and switches."""
+    for group in groups:
+        for name, value in group.items():
+            numbers = value if name == "betas" and isinstance(value, tuple | list) and len(value) in (2, 3) else [value]
+            if name in _NUMBERS and not all(map(_is_number, numbers)) and not (name == "lr" and value is None):
+                raise UserError(f"{path}: {name} of a group of parameters is damaged; {_REMEDY}")
+        if isinstance(group.get("betas"), int | float):
+            raise UserError(f"{path}: betas of a group of parameters is damaged; {_REMEDY}")
+
+
+_NUMBERS = frozenset(("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "alpha", "initial_lr"))
+_SWITCHES = ("amsgrad", "nesterov", "centered", "maximize", "differentiable")
+
+
+def _check_storage(path: Path, state: Mapping[Any, Any]) -> None:
+    """Every number of a tensor has a place of its own: a stride of 0 would be written into many times over."""
+    for values in state.values():
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta or value.is_quantized:
+                continue
+            apart = all(stride > 0 for stride, size in zip(value.stride(), value.shape, strict=True) if size > 1)
+            if not apart or (name == "step" and value.numel() != 1):
+                raise UserError(f"{path}: {name} of a parameter is damaged; {_REMEDY}")
+
+
 def _read_optimizer(path: Path) -> dict[Any, Any]:
     state = read_state(path)
-    groups = state.get("param_groups")
+    groups: Any = state.get("param_groups")
     whole = isinstance(groups, list) and all(
         isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
     )
     if not whole or not isinstance(state.get("state"), dict):
         raise UserError(f"{path}: holds no state of an optimiser (state and param_groups); {_REMEDY}")
+    with guarded(path, "state of an optimiser", _REMEDY):
+        _check_groups(path, groups)
+        _check_storage(path, state["state"])
     return state
 
 
@@ -149,6 +214,7 @@ def check_optimizer(path: Path, optimizer: Any, before: object, now: object) -> 
         groups, others = saved["param_groups"], own["param_groups"]
         names, own_names = (set().union(*(set(group) for group in many)) for many in (groups, others))
         _refuse_other_kind(path, "optim", (names, before), (own_names, now))
+        _refuse_other_settings(path, groups, others)
         counts = [[len(group["params"]) for group in many] for many in (groups, others)]
         if counts[0] != counts[1]:
             raise UserError(f"{path} was written for {counts[0]} parameters by group; this run has {counts[1]}; {_REMEDY}")
@@ -158,6 +224,16 @@ def check_optimizer(path: Path, optimizer: Any, before: object, now: object) -> 
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in zip(indices, parameters, strict=True):
             _check_tensors(path, saved["state"].get(index), parameter)
+
+
+def _refuse_other_settings(path: Path, groups: list[dict[str, Any]], others: list[dict[str, Any]]) -> None:
+    """What a step needs must be there, and switches that decide what state there is must stand as in this run."""
+    for group, own in zip(groups, others, strict=False):
+        if lacking := sorted(name for name in _NUMBERS & own.keys() if name not in group and name != "initial_lr"):
+            raise UserError(f"{path}: a group of parameters has no {lacking[0]}; {_REMEDY}")
+        for name in _SWITCHES:
+            if name in group and name in own and bool(group[name]) != bool(own[name]):
+                raise UserError(f"{path} was written with {name} {group[name]}; this run has {own[name]}; {_REMEDY}")
 
 
 def check_scheduler(path: Path, scheduler: Any, before: object, now: object) -> None:
@@ -172,7 +248,8 @@ def check_scheduler(path: Path, scheduler: Any, before: object, now: object) -> 
         UserError: what was written and what this run uses.
     """
     with guarded(path, "state of a schedule", _REMEDY):
-        _refuse_other_kind(path, "lr_scheduler_type", (set(read_state(path)), before), (set(scheduler.state_dict()), now))
+        saved, own = set(_read_scheduler(path)), set(scheduler.state_dict())
+        _refuse_other_kind(path, "lr_scheduler_type", (saved, before), (own, now))
 
 
 def _refuse_other_kind(path: Path, flag: str, saved: tuple[set[Any], object], own: tuple[set[Any], object]) -> None:

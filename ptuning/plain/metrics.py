@@ -15,6 +15,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ptuning.plain.characters import is_blank
+
 SCORE_NAMES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 SET_SCORE_NAMES = ("chrf", "sacrebleu-zh")
 """Scores of a whole set by sacrebleu; there where it is installed."""
@@ -35,7 +37,7 @@ def score_pair(prediction: str, reference: str) -> dict[str, float]:
 
     Always finite: where one of the two has nothing but blanks, every score is 0.
     """
-    if not prediction.strip() or not reference.strip():
+    if is_blank(prediction) or is_blank(reference):
         return dict.fromkeys(SCORE_NAMES, 0.0)
     tools = _tools()
     words = [" ".join(tools.cut(text)) for text in (prediction, reference)]
@@ -72,8 +74,8 @@ def summary(
         whole set where sacrebleu is installed.
     """
     means: dict[str, float] = {name: math.fsum(pair[name] for pair in pairs) / len(pairs) for name in SCORE_NAMES}
-    means["empty_predictions"] = sum(not prediction.strip() for prediction in predictions)
-    means["empty_references"] = sum(not reference.strip() for reference in references)
+    means["empty_predictions"] = sum(map(is_blank, predictions))
+    means["empty_references"] = sum(map(is_blank, references))
     means["punctuation_predictions"] = sum(is_punctuation(prediction) for prediction in predictions)
     return means | set_scores(predictions, references)
 

@@ -83,7 +83,7 @@ def claimed(folder: str | os.PathLike[str], *, flag: str = "--output_dir", besid
         UserError: it cannot be made or written, or another run is writing there.
         OutputError: the disk is full.
     """
-    made: list[Path] = []
+    made: list[tuple[Path, int]] = []
     try:
         try:
             path = Path(os.path.abspath(folder))
@@ -98,12 +98,13 @@ def claimed(folder: str | os.PathLike[str], *, flag: str = "--output_dir", besid
             held.release()
     finally:
         with suppress(OSError):
-            for place in made:  # the lowest first
-                place.rmdir()
+            for place, number in made:  # the lowest first
+                if place.lstat().st_ino == number:  # else somebody else's stands there by now
+                    place.rmdir()
 
 
-def _make(folder: Path, made: list[Path]) -> None:
-    """Make a folder and those above it; ``made`` gets those that were not there."""
+def _make(folder: Path, made: list[tuple[Path, int]]) -> None:
+    """Make a folder and those above it; ``made`` gets those that were not there, with their inodes."""
     if folder.is_dir():
         return
     if folder.is_symlink() and not folder.exists():
@@ -117,7 +118,7 @@ def _make(folder: Path, made: list[Path]) -> None:
         if not folder.is_dir():
             raise
     else:
-        made.insert(0, folder)
+        made.insert(0, (folder, folder.lstat().st_ino))
 
 
 def _refusal(error: OSError | ValueError, flag: str, folder: str | os.PathLike[str]) -> Exception:

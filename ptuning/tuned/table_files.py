@@ -73,16 +73,19 @@ def _csv_rows(path: Path, reader: Any, skipped: int, separator: str) -> Iterator
 
 
 def _separator(text: str, tabs_first: bool) -> str:
-    """The separator that cuts the header into several names; a comma where none does."""
+    """The separator that cuts the header into several names, and the row after it into as many; a comma where none does."""
+    possible = []
     for separator in sorted(_SEPARATORS, key=lambda sign: sign != "\t") if tabs_first else _SEPARATORS:
         try:
             rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-            header = next((row for row in rows if row), [])
+            header, after = (next((row for row in rows if row), []) for _ in range(2))
         except csv.Error:
             continue
-        if len(header) > 1:
+        if len(header) > 1 and len(after) in (0, len(header)):
             return separator
-    return ","
+        if len(header) > 1:
+            possible.append(separator)
+    return next(iter(possible), ",")
 
 
 def refuse_twice(names: Sequence[str], place: str) -> None:
