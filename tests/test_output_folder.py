@@ -313,15 +313,41 @@ def children(pid):
     return found
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
-def test_nobody_is_left_behind_when_a_run_is_killed_while_it_tokenises(command, tmp_path):
-    rows = tmp_path / "rows.json"
+@pytest.fixture
+def many_rows(tmp_path):
+    """A file that takes several processes a while."""
     row = json.dumps({"content": "类型#裙*颜色#白色" * 40, "summary": "白色的裙子" * 40}) + "\n"
-    rows.write_text(row * 20_000, encoding="utf-8")
-    run = Command(
-        ["train", *command(tmp_path / "run", train_file=rows, preprocessing_num_workers=3, overwrite_cache=True)],
-        tmp_path / "out",
-    )
+    (tmp_path / "rows.json").write_text(row * 20_000, encoding="utf-8")
+    return {"train_file": tmp_path / "rows.json", "preprocessing_num_workers": 3, "overwrite_cache": True}
+
+
+in_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+
+
+@in_proc
+@pytest.mark.parametrize("work", ["tokenising", "batches"])
+def test_a_process_of_a_run_that_is_killed_is_one_line(command, tmp_path, many_rows, work):
+    folder = tmp_path / "run"
+    more = many_rows if work == "tokenising" else LONG | {"dataloader_num_workers": 2, "dataloader_persistent_workers": True}
+    run = Command(["train", *command(folder, **more)], tmp_path / "out")
+    if work == "tokenising":
+        helpers = workers = run.wait_for(lambda: children(run.pid))
+    else:  # here their parent is the server that forks them
+        run.wait_for(lambda: (folder / "checkpoint-20").exists())
+        workers = [pid for server in children(run.pid) for pid in children(server)]
+        helpers = [*children(run.pid), *workers]
+    os.kill(workers[0], signal.SIGKILL)
+    assert run.wait() == 1
+    said = whole_line(run.text())
+    assert ("lower --preprocessing_num_workers" if work == "tokenising" else "lower --dataloader_num_workers") in said
+    for pid in helpers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+@in_proc
+def test_nobody_is_left_behind_when_a_run_is_killed_while_it_tokenises(command, tmp_path, many_rows):
+    run = Command(["train", *command(tmp_path / "run", **many_rows)], tmp_path / "out")
     workers = run.wait_for(lambda: len(found := children(run.pid)) >= 3 and found)
     assert workers, run.text()
     run.send(signal.SIGKILL)

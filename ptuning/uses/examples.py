@@ -15,7 +15,7 @@ import numpy as np
 
 from ptuning.blocks.tokenizer import ChatGLMTokenizer
 from ptuning.plain.arguments import DataArguments
-from ptuning.plain.errors import UserError
+from ptuning.plain.errors import TrainingError, UserError
 from ptuning.plain.version import __version__
 from ptuning.tuned.example_store import (
     Arrays,
@@ -126,11 +126,18 @@ def _made(make: Callable[[Row], Example], rows: Sequence[Row], workers: int | No
         return joined([_packed(make, *chunk) for chunk in chunks])
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     logger.info("Running tokenizer on %s (%d rows, %d processes)", name, len(rows), workers)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        return joined(list(pool.map(partial(_packed, make), *zip(*chunks, strict=True))))
+    try:
+        with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
+            return joined(list(pool.map(partial(_packed, make), *zip(*chunks, strict=True))))
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            f"{name}: one of {workers} processes that tokenise rows was killed, most often for want of memory: lower "
+            "--preprocessing_num_workers"
+        ) from error
 
 
 def _end_with_parent() -> None:

@@ -189,6 +189,12 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
     try:
         result = trainer.train(resume_from_checkpoint=start)
     except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):  # killed, most often for want of memory
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"a process that prepares batches ended before its time, after step {trainer.state.global_step} ({reason}): "
+                "lower --dataloader_num_workers, and go on with the same command and --resume_from_checkpoint auto"
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise TrainingError(out_of_memory_message(trainer.model, arguments, error)) from error
