@@ -301,3 +301,22 @@ def test_a_list_grows_by_single_files(tmp_path):
     assert what_disagrees(tmp_path) == "b is damaged: its contents are not those that files.json states (SHA-256)"
     (tmp_path / "一.txt").unlink()
     assert what_disagrees(tmp_path, contents=False) == "一.txt is missing (files.json lists it)"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"optim": "adafactor"}, {"optim": "sgd", "optim_args": "momentum=0.9"}, {"optim": "adagrad"}, {"optim": "rmsprop"},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 1}, {"lr_scheduler_type": "reduce_lr_on_plateau", "eval": True},
+    ],
+    ids=lambda settings: next(iter(settings.values())),
+)  # fmt: skip
+def test_every_kind_of_optimiser_and_schedule_goes_on(command, rows_file, tmp_path, settings):
+    """What is looked for in a state is what every kind of run writes."""
+    settings = SIX | settings
+    if settings.pop("eval", False):
+        settings |= {"eval_strategy": "steps", "eval_steps": 2, "validation_file": rows_file}
+    train(command(tmp_path / "run", **settings | {"max_steps": 2}))
+    assert resumed(tmp_path / "run", "auto") == str(tmp_path / "run" / "checkpoint-2")
+    train(command(tmp_path / "run", **settings | {"max_steps": 4}, resume_from_checkpoint="auto"))
+    assert (tmp_path / "run" / "checkpoint-4").is_dir()

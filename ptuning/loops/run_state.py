@@ -150,14 +150,15 @@ def _is_number(value: object) -> bool:
 
 
 def _check_groups(path: Path, groups: list[dict[str, Any]]) -> None:
-    """Settings of an optimiser are numbers, pairs of numbers and switches."""
+    """Settings of an optimiser are numbers, or a few of them: always for ``betas``, and for Adafactor's ``eps``."""
     for group in groups:
-        for name, value in group.items():
-            numbers = value if name == "betas" and isinstance(value, tuple | list) and len(value) in (2, 3) else [value]
-            if name in _NUMBERS and not all(map(_is_number, numbers)) and not (name == "lr" and value is None):
+        for name in sorted(_NUMBERS & group.keys()):
+            value = group[name]
+            several = isinstance(value, tuple | list) and len(value) in (2, 3)
+            numbers = value if several and name in ("betas", "eps") else [value]
+            fine = all(map(_is_number, numbers)) and (several or name != "betas")
+            if not fine and not (name == "lr" and value is None):  # Adafactor may find its own
                 raise UserError(f"{path}: {name} of a group of parameters is damaged; {_REMEDY}")
-        if isinstance(group.get("betas"), int | float):
-            raise UserError(f"{path}: betas of a group of parameters is damaged; {_REMEDY}")
 
 
 _NUMBERS = frozenset(("lr", "betas", "eps", "weight_decay", "momentum", "dampening", "alpha", "initial_lr"))
