@@ -24,14 +24,14 @@ import torch
 from torch.nn import functional as F
 
 from benchmarks.machine import json_line, table
-from ptuning.blocks.config import ChatGLMConfig
-from ptuning.tuned.calibrate_checkpoint import calibrate_checkpoint
-from ptuning.tuned.hub import embedded_folder
-from ptuning.tuned.load import load_model, load_tokenizer
-from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.preprocess import training_example
-from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkpoint
-from ptuning.tuned.rows import read_rows
+from ptuning.checkpoint.hub import embedded_folder
+from ptuning.checkpoint.load import load_model, load_tokenizer
+from ptuning.data.preprocess import training_example
+from ptuning.data.rows import read_rows
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.quantize.calibration import calibrate_checkpoint
+from ptuning.quantize.folder import plan_quantization, quantize_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 MID: dict[str, Any] = {

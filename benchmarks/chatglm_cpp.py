@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 
 import ptuning
-from ptuning.blocks.config import ChatGLMConfig
+from ptuning.model.config import ChatGLMConfig
 
 _F32, _Q4_0, _CHATGLM = 0, 2, 1
 _BLOCK, _BLOCK_BYTES, _ALIGNMENT = 32, 18, 16

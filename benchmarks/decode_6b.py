@@ -26,8 +26,8 @@ import torch
 from benchmarks import chatglm_cpp
 from benchmarks.machine import json_line, read_gigabytes_per_second, table
 from benchmarks.random_checkpoint import SIZES, write_random_checkpoint
-from ptuning.blocks.kernels import choose
-from ptuning.blocks.kernels.choose import PRECISIONS
+from ptuning.kernels import dispatch as choose
+from ptuning.kernels.dispatch import PRECISIONS
 
 
 def main(arguments: list[str]) -> int:
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt")
     parser.add_argument("--new", type=int, default=32, help="tokens to decode")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--memory", default="lean", help="lean or fast[:GB], see ptuning.blocks.kernels.choose")
+    parser.add_argument("--memory", default="lean", help="lean or fast[:GB], see ptuning.kernels.dispatch")
     parser.add_argument("--precision", choices=PRECISIONS, nargs="+", default=["highest"], help="of INT4 products")
     parser.add_argument("--dtype", default=None, help="of the activations (default: what load_model chooses)")
     parser.add_argument("--chatglm_cpp", metavar="PYTHON", help="a Python that has the package chatglm-cpp")
@@ -98,7 +98,7 @@ def _in_subprocess(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
-    from ptuning.tuned.load import load_answering_model
+    from ptuning.checkpoint.load import load_answering_model
 
     start = time.perf_counter()
     model: Any = load_answering_model(options.inside, device="cpu", dtype=options.dtype)
@@ -119,8 +119,8 @@ def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
 
 def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, float]:
     """Tokens of prompts and of answers a second, from the time of the engine's steps: medians."""
-    from ptuning.loops.engine.core import Engine
-    from ptuning.loops.engine.request import Request
+    from ptuning.engine.engine import Engine
+    from ptuning.engine.request import Request
 
     config = model.config
     engine = Engine(model, SimpleNamespace(eos_token_id=-1), max_rows=batch, max_length=options.prompt + options.new + 2)

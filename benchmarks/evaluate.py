@@ -20,7 +20,7 @@ import torch
 from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, default_dtypes, device_of, made_model, made_prompts, tokenizer
 from benchmarks.plain_generation import plain_copy
-from ptuning.loops.generation import PRESETS, generate_answers
+from ptuning.engine.generation import PRESETS, generate_answers
 
 HEADS = (
     "way", "dtype", "rows", "median s", "spread", "rows/s", "tokens/s", "times as fast", "times first dtype",

@@ -19,8 +19,8 @@ import torch
 from benchmarks.machine import cell, json_line, read_gigabytes_per_second, table
 from benchmarks.models import add_model_options, bytes_a_token, device_of, made_model, tokenizer
 from benchmarks.plain_generation import plain_copy
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.request import GREEDY, Request
+from ptuning.engine.engine import Engine
+from ptuning.engine.request import GREEDY, Request
 
 HEADS = (
     "way", "weights", "batch", "prompt ms", "prompt tokens/s", "step ms", "spread", "tokens/s", "of ceiling",

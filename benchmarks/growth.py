@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from benchmarks.machine import cell, json_line, median_seconds, table
 from benchmarks.models import add_model_options, device_of, made_model, random_encoder, tokenizer
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.request import GREEDY, Request
+from ptuning.engine.engine import Engine
+from ptuning.engine.request import GREEDY, Request
 
 HEADS = ("what grows", "size", "prompt ms", "attention ms", "exponent", "step ms", "step exponent", "flag")
 POSITIONS = 8192

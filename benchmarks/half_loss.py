@@ -15,7 +15,7 @@ import torch
 from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, read_examples
 from benchmarks.plain_habits import batch_of
-from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
+from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
 ROWS = Path(__file__).resolve().parent.parent / "data" / "adgen-tiny" / "train.json"
 HEADS = ("weights", "first loss", "mean of the last tenth", "final loss", "mean difference", "largest", "final difference")

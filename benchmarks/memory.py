@@ -22,20 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import json_line, table
-from ptuning.blocks.config import ChatGLMConfig
-from ptuning.blocks.kernels import choose
-from ptuning.loops.generation import PRESETS, generate_answers
-from ptuning.plain.memory import (
-    GIB,
-    MemoryEstimate,
-    ModelSizes,
-    PrefixSizes,
-    Storage,
-    answering_memory,
-    tuning_memory,
-)
-from ptuning.tuned.load import load_model
-from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.checkpoint.load import load_model
+from ptuning.engine.generation import PRESETS, generate_answers
+from ptuning.kernels import dispatch as choose
+from ptuning.memory.estimates import GIB, MemoryEstimate, ModelSizes, PrefixSizes, Storage, answering_memory, tuning_memory
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.network import ChatGLMForConditionalGeneration
 
 TOLERANCE = 0.15
 IDS: dict[str, Any] = {"bos_token_id": 89, "eos_token_id": 90, "mask_token_id": 85, "gmask_token_id": 86, "pad_token_id": 3}
@@ -194,7 +186,7 @@ def random_model(
         else:
             parameter.normal_(0, 0.02)
     if case.get("prefix"):
-        from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
+        from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
         model.attach_prefix(PrefixEncoder(prefix_config_of(config, case["prefix"], False)))
     return model

@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from benchmarks.memory import IDS
-from ptuning.blocks.config import ChatGLMConfig
-from ptuning.blocks.kernels.cpu import has_fast_bfloat16
-from ptuning.blocks.onednn import prefer_onednn_products
-from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
-from ptuning.plain.errors import UserError
-from ptuning.tuned.hub import embedded_folder
-from ptuning.tuned.load import load_model, load_tokenizer
-from ptuning.tuned.model import ChatGLMForConditionalGeneration
-from ptuning.tuned.preprocess import Example, training_example
-from ptuning.tuned.rows import read_rows
+from ptuning.checkpoint.hub import embedded_folder
+from ptuning.checkpoint.load import load_model, load_tokenizer
+from ptuning.core.errors import UserError
+from ptuning.data.preprocess import Example, training_example
+from ptuning.data.rows import read_rows
+from ptuning.kernels.cpu import has_fast_bfloat16
+from ptuning.kernels.onednn import prefer_onednn_products
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {},

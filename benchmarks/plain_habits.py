@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ptuning.blocks.kernels import cpu
-from ptuning.blocks.kernels.packed import dequantize_weight
-from ptuning.blocks.quantization import QuantizedLinear
-from ptuning.tuned.model import ChatGLMForConditionalGeneration
+from ptuning.kernels import cpu
+from ptuning.kernels.packed import dequantize_weight
+from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.quantization import QuantizedLinear
 
 HABITS = {
     "every row padded to the maximum": "padding",
@@ -148,7 +148,7 @@ def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
 
 @contextmanager
 def default_products() -> Iterator[None]:
-    """Within this context float32 products on a CPU go where torch itself sends them (ptuning.blocks.onednn undone)."""
+    """Within this context float32 products on a CPU go where torch itself sends them (ptuning.kernels.onednn undone)."""
     matmul: Any = getattr(torch.backends.mkldnn, "matmul", None)
     before = getattr(matmul, "fp32_precision", None)
     if before is not None:

@@ -17,9 +17,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, read_examples, tokenizer
 from benchmarks.plain_habits import HABITS, PlainStep, batch_of, made_rows
-from ptuning.blocks.kernels import choose, compiled
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.request import GREEDY, Request
+from ptuning.engine.engine import Engine
+from ptuning.engine.request import GREEDY, Request
+from ptuning.kernels import dispatch as choose
+from ptuning.kernels import native as compiled
 
 HEADS = ("step", "operator", "calls", "ms", "share")
 COMPILED = ("product", "input_gradient", "half_product", "attend", "screen", "gelu")

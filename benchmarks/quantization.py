@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import json_line, median_seconds, read_gigabytes_per_second, table
-from ptuning.blocks.kernels import choose, cpu
-from ptuning.blocks.kernels.packed import PackedWeight, tile_int4
+from ptuning.kernels import cpu
+from ptuning.kernels import dispatch as choose
+from ptuning.kernels.packed import PackedWeight, tile_int4
 
 HIDDEN = {"tiny": 256, "mid": 1024, "6b": 4096}
 _PAST_THE_CACHE = 100_000_000  # bytes of packed weights that are walked through

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.blocks.config import ChatGLMConfig
+from ptuning.model.config import ChatGLMConfig
 
 SIZES = {
     "6b": {"hidden_size": 4096, "inner_hidden_size": 16384, "num_layers": 28, "num_attention_heads": 32},

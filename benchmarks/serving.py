@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.machine import json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, random_encoder, tokenizer
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.prefix_bank import SharedPrefix
-from ptuning.loops.engine.request import Generation, Request
+from ptuning.engine.engine import Engine
+from ptuning.engine.prefix_pool import SharedPrefix
+from ptuning.engine.request import Generation, Request
 
 HEADS = ("way", "clients", "prefixes", "tokens/s", "spread", "requests/s", "first token p50 ms", "p99 ms", "times as fast")
 

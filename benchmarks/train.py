@@ -27,7 +27,7 @@ from benchmarks.models import add_model_options, default_dtypes, device_of, made
 from benchmarks.peft_baseline import PeftStep, importable
 from benchmarks.plain_habits import HABITS, PlainStep, Row, batch_of, made_rows
 from benchmarks.work import Work
-from ptuning.blocks.kernels import choose
+from ptuning.kernels import dispatch as choose
 
 Options = argparse.Namespace
 EVERY = tuple(HABITS.values())

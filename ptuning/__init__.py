@@ -15,14 +15,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ptuning.auto_classes import register_when_imported
-from ptuning.plain.version import __version__ as __version__
+from ptuning.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ptuning.blocks.config import ChatGLMConfig
-    from ptuning.blocks.tokenizer import ChatGLMTokenizer
-    from ptuning.plain.errors import GenerationError, UserError
-    from ptuning.tuned.load import load_model, load_tokenizer
-    from ptuning.tuned.model import ChatGLMForConditionalGeneration
+    from ptuning.checkpoint.load import load_model, load_tokenizer
+    from ptuning.core.errors import GenerationError, UserError
+    from ptuning.data.tokenizer import ChatGLMTokenizer
+    from ptuning.model.config import ChatGLMConfig
+    from ptuning.model.network import ChatGLMForConditionalGeneration
 
 __all__ = [
     "ChatGLMConfig",
@@ -35,13 +35,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ChatGLMConfig": "ptuning.blocks.config",
-    "ChatGLMForConditionalGeneration": "ptuning.tuned.model",
-    "ChatGLMTokenizer": "ptuning.blocks.tokenizer",
-    "GenerationError": "ptuning.plain.errors",
-    "UserError": "ptuning.plain.errors",
-    "load_model": "ptuning.tuned.load",
-    "load_tokenizer": "ptuning.tuned.load",
+    "ChatGLMConfig": "ptuning.model.config",
+    "ChatGLMForConditionalGeneration": "ptuning.model.network",
+    "ChatGLMTokenizer": "ptuning.data.tokenizer",
+    "GenerationError": "ptuning.core.errors",
+    "UserError": "ptuning.core.errors",
+    "load_model": "ptuning.checkpoint.load",
+    "load_tokenizer": "ptuning.checkpoint.load",
 }
 
 register_when_imported()

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
-_CONFIG, _TOKENIZER, _MODEL = "ptuning.blocks.config", "ptuning.blocks.tokenizer", "ptuning.tuned.model"
+_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.model.network"
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),
@@ -89,10 +89,10 @@ def _check_local_folder(config: Any, name: Any, kwargs: dict[str, Any]) -> None:
     Raises:
         UserError: with file, name and value.
     """
-    from ptuning.blocks.config import check_config
-    from ptuning.blocks.tokenizer_settings import check_tokenizer_files
-    from ptuning.plain.errors import UserError
-    from ptuning.plain.reading import is_regular, read_bytes, read_json
+    from ptuning.core.errors import UserError
+    from ptuning.core.reading import is_regular, read_bytes, read_json
+    from ptuning.data.tokenizer_settings import check_tokenizer_files
+    from ptuning.model.config import check_config
 
     if not isinstance(name, str | os.PathLike) or not os.path.isdir(name):
         return

@@ -14,10 +14,10 @@ import ptuning
 from ptuning.edges.http.app import create_app
 from ptuning.edges.web.one_address import OneAddress
 from ptuning.edges.web.page_app import create_page_app, end_heartbeats
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.request import Generation, Request
-from ptuning.uses.chat_service import Asked, ChatService
-from ptuning.uses.prefix_store import PrefixStore
+from ptuning.engine.engine import Engine
+from ptuning.engine.request import Generation, Request
+from ptuning.serving.chat_service import Asked, ChatService
+from ptuning.serving.prefix_store import PrefixStore
 
 
 class EchoService(ChatService):

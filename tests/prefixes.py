@@ -2,8 +2,8 @@
 
 import torch
 
-from ptuning.blocks.prefix_encoder import PrefixEncoder, prefix_config_of
-from ptuning.tuned.prefix_checkpoint import save_prefix
+from ptuning.checkpoint.prefix_checkpoint import save_prefix
+from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
 
 def random_encoder(model_config, length, seed):

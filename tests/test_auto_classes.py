@@ -43,7 +43,7 @@ for trust in (None, True):
             assert made.bos_token_id == 89 and made("你好")["input_ids"][-2:] == [86, 89]
 assert not [name for name in sys.modules if "transformers_modules" in name]
 # Tools that look for a module's source must find it: the modules have their own loaders.
-names = ("transformers.models.auto.modeling_auto", "ptuning.tuned.model", "ptuning.blocks.config")
+names = ("transformers.models.auto.modeling_auto", "ptuning.model.network", "ptuning.model.config")
 modules = [sys.modules[name] for name in names]
 assert [type(module.__spec__.loader).__name__ for module in modules] == ["SourceFileLoader"] * 3
 assert all(module.__loader__ is module.__spec__.loader for module in modules)
@@ -55,11 +55,11 @@ EXPECTED = {
     f"{name} {trust}": where
     for trust in (None, True)
     for name, where in {
-        "AutoConfig": "ptuning.blocks.config.ChatGLMConfig",
-        "AutoTokenizer": "ptuning.blocks.tokenizer.ChatGLMTokenizer",
-        "AutoModel": "ptuning.tuned.model.ChatGLMForConditionalGeneration",
-        "AutoModelForCausalLM": "ptuning.tuned.model.ChatGLMForConditionalGeneration",
-        "AutoModelForSeq2SeqLM": "ptuning.tuned.model.ChatGLMForConditionalGeneration",
+        "AutoConfig": "ptuning.model.config.ChatGLMConfig",
+        "AutoTokenizer": "ptuning.data.tokenizer.ChatGLMTokenizer",
+        "AutoModel": "ptuning.model.network.ChatGLMForConditionalGeneration",
+        "AutoModelForCausalLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
+        "AutoModelForSeq2SeqLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
     }.items()
 }
 
@@ -69,8 +69,8 @@ EXPECTED = {
     [
         f"import ptuning\nfrom transformers import {AUTO}",
         f"from transformers import {AUTO}\nimport ptuning",
-        f"from ptuning.tuned.model import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
-        f"import ptuning.tuned.load\nimport importlib; importlib.reload(ptuning)\nfrom transformers import {AUTO}",
+        f"from ptuning.model.network import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
+        f"import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\nfrom transformers import {AUTO}",
     ],
     ids=["ptuning first", "transformers first", "model first", "reloaded"],
 )
@@ -101,7 +101,7 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
 
 @pytest.mark.parametrize(
     "module",
-    [f"ptuning.{name}" for name in ("backbone.model", "blocks.tokenizer", "tuned.answering", "tuned.chat", "tuned.model")],
+    [f"ptuning.{name}" for name in ("model.backbone", "data.tokenizer", "model.answering", "engine.chat", "model.network")],
 )
 def test_any_module_may_be_imported_first(module):
     """The model imports an Auto module on its way, which must not ask for the model again."""

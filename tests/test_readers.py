@@ -19,24 +19,24 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import ptuning
-from ptuning.blocks.prefix_encoder import PrefixConfig, PrefixEncoder
-from ptuning.blocks.sentencepiece_file import load_processor
-from ptuning.loops.training_arguments import parse_arguments
-from ptuning.plain.answers import read_answers
-from ptuning.plain.errors import UserError
-from ptuning.plain.settings_file import read_mapping
-from ptuning.tuned.calibrate_checkpoint import CalibrationSettings, _Workshop
-from ptuning.tuned.calibration_rows import RowSettings, calibration_ids
-from ptuning.tuned.example_store import pack, read_arrays, write_arrays
-from ptuning.tuned.peft_adapter import save_adapter
-from ptuning.tuned.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
-from ptuning.tuned.preprocess import Example
-from ptuning.tuned.quantize_checkpoint import plan_quantization
-from ptuning.tuned.rows import read_rows
-from ptuning.uses.loss_curve import read_log_history
-from ptuning.uses.prefix_store import named_checkpoints
-from ptuning.uses.report import _data_counts
-from ptuning.uses.run_result import save_metrics
+from ptuning.checkpoint.peft_adapter import save_adapter
+from ptuning.checkpoint.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
+from ptuning.core.errors import UserError
+from ptuning.data.calibration_rows import RowSettings, calibration_ids
+from ptuning.data.example_store import pack, read_arrays, write_arrays
+from ptuning.data.preprocess import Example
+from ptuning.data.rows import read_rows
+from ptuning.data.sentencepiece_file import load_processor
+from ptuning.evaluation.answers import read_answers
+from ptuning.evaluation.report.loss_curve import read_log_history
+from ptuning.evaluation.report.report import _data_counts
+from ptuning.evaluation.run_result import save_metrics
+from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
+from ptuning.quantize.calibration import CalibrationSettings, _Workshop
+from ptuning.quantize.folder import plan_quantization
+from ptuning.serving.prefix_store import named_checkpoints
+from ptuning.settings.settings_file import read_mapping
+from ptuning.settings.training_arguments import parse_arguments
 
 resource = pytest.importorskip("resource", reason="memory cannot be bounded on this system")
 ROOM = 3 * 2**29  # bytes that reading a file of a few kilobytes may take, at most
@@ -461,31 +461,31 @@ READING_METHODS = {
 }  # fmt: skip
 # file:function -> why no guard is needed there.
 OUTSIDE_THE_GUARD = {
-    "plain/reading.py:open_regular": "the guarded reader itself",
-    "plain/reading.py:parse_json": "the guarded reader itself",
-    "plain/settings_file.py:_read_yaml": "called within the guard of read_mapping",
-    "tuned/pickled_tensors.py:*": "called within the guard of weight_files",
-    "tuned/table_files.py:read_csv": "parses a text that was read; what the csv module raises is caught there",
-    "tuned/table_files.py:_separator": "parses a text that was read; what the csv module raises is caught there",
-    "tuned/calibrate_checkpoint.py:calibrate_checkpoint": "a method of the workshop, no file",
-    "tuned/mapped_pages.py:_places": "/proc/self/maps",
-    "blocks/sentencepiece_file.py:literal_processor": "made from a vocabulary that was read before",
-    "blocks/allocator.py:zeros_when_read": "memory without a file",
+    "core/reading.py:open_regular": "the guarded reader itself",
+    "core/reading.py:parse_json": "the guarded reader itself",
+    "settings/settings_file.py:_read_yaml": "called within the guard of read_mapping",
+    "checkpoint/pickled_tensors.py:*": "called within the guard of weight_files",
+    "data/table_files.py:read_csv": "parses a text that was read; what the csv module raises is caught there",
+    "data/table_files.py:_separator": "parses a text that was read; what the csv module raises is caught there",
+    "quantize/calibration.py:calibrate_checkpoint": "a method of the workshop, no file",
+    "checkpoint/mapped_pages.py:_places": "/proc/self/maps",
+    "data/sentencepiece_file.py:literal_processor": "made from a vocabulary that was read before",
+    "kernels/allocator.py:zeros_when_read": "memory without a file",
     "edges/terminal.py:talk": "opens the null device for writing",
-    "blocks/kernels/*": "our own sources, and the system's figures; the compiled library has checks of its own",
-    "uses/machine.py:*": "/proc/cpuinfo",
-    "uses/report_page.py:*": "our own style sheet",
-    "uses/journal.py:_is_ours": "a value that was made the line before",
+    "kernels/*": "our own sources, and the system's figures; the compiled library has checks of its own",
+    "memory/machine.py:*": "/proc/cpuinfo",
+    "evaluation/report/page.py:*": "our own style sheet",
+    "evaluation/journal.py:_is_ours": "a value that was made the line before",
     "edges/web/look.py:*": "our own style sheet",
     "edges/web/reports.py:*": "checked and answered there",
     "edges/http/*": "the body of a request, not a file",
     "edges/output.py:*": "opens the null device",
-    "loops/engine/*": "opens and closes the engine's doors, no file",
-    "tuned/atomic.py:__init__": "opens a file of lines to append to",
-    "tuned/file_list.py:_sha256": "a regular file, whose bytes are only counted",
-    "tuned/output_folder.py:*": "opens the lock of a folder",
-    "loops/checkpoints.py:*": "guarded by the list of files with their checksums",
-    "loops/progress.py:_keep_until": "lines of our own log; damaged ones are dropped",
+    "engine/*": "opens and closes the engine's doors, no file",
+    "core/atomic.py:__init__": "opens a file of lines to append to",
+    "checkpoint/file_list.py:_sha256": "a regular file, whose bytes are only counted",
+    "core/output_folder.py:*": "opens the lock of a folder",
+    "checkpoint/run_checkpoints.py:*": "guarded by the list of files with their checksums",
+    "training/progress.py:_keep_until": "lines of our own log; damaged ones are dropped",
 }
 
 
@@ -510,7 +510,7 @@ def reads(call):
     """Whether a call reads a file, or parses one."""
     name = ast.unparse(call.func)
     owner, _, method = name.rpartition(".")
-    own = not owner and method in ("read_text", "read_bytes")  # of ptuning.plain.reading
+    own = not owner and method in ("read_text", "read_bytes")  # of ptuning.core.reading
     if (method in READING_METHODS and not own) or method in READING.get(owner, ()):
         return True
     if method == "open" and owner != "webbrowser":
@@ -530,7 +530,7 @@ def test_no_file_is_read_outside_the_guard():
             used.update(reasons)
             if not reasons:
                 found.append(f"{name}:{line} {function}: {what}")
-    assert not found, "read through ptuning.plain.reading, or say here why not:\n" + "\n".join(found)
+    assert not found, "read through ptuning.core.reading, or say here why not:\n" + "\n".join(found)
 
 
 def test_the_guard_is_missed_where_it_is_missing():

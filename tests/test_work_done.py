@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import ptuning
-from ptuning.loops.engine.core import Engine
-from ptuning.loops.engine.request import GREEDY, Request, Sampling
+from ptuning.engine.engine import Engine
+from ptuning.engine.request import GREEDY, Request, Sampling
 
 PREFIX, PROMPT, REPLY, BATCH = 5, 3, 20, 3
 LABELS = BATCH * (1 + REPLY)  # <sop> is one

@@ -9,8 +9,8 @@ from typing import Any
 
 from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice, language_of_environment
-from ptuning.plain.arguments import AnswerArguments, ServingArguments
-from ptuning.plain.parsing import SettingsParser
+from ptuning.settings.arguments import AnswerArguments, ServingArguments
+from ptuning.settings.parsing import SettingsParser
 
 
 @dataclass
@@ -71,7 +71,7 @@ def served_model(given: Any) -> ServingArguments:
 def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArguments) -> Any:
     """Load model and prefixes and begin a conversation."""
     with loading():
-        from ptuning.uses.chat_service import load_service
-        from ptuning.uses.conversation import Conversation
+        from ptuning.serving.chat_service import load_service
+        from ptuning.serving.conversation import Conversation
 
         return Conversation(load_service(model, max_rows=1).start(), answers, settings.no_history)

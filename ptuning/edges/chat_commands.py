@@ -9,14 +9,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptuning.core.errors import UserError
 from ptuning.edges.terminal_texts import Texts
-from ptuning.plain.arguments import AnswerArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import settings_of
+from ptuning.settings.arguments import AnswerArguments
+from ptuning.settings.parsing import settings_of
 
 if TYPE_CHECKING:
-    from ptuning.uses.conversation import Conversation
-    from ptuning.uses.prefix_store import StoredPrefix
+    from ptuning.serving.conversation import Conversation
+    from ptuning.serving.prefix_store import StoredPrefix
 
 COMMANDS = ("/prefix", "/base", "/set", "/save", "/clear", "/help", "/stop", "/exit")
 _WORDS = {"clear": "/clear", "stop": "/stop", "exit": "/exit"}  # as in the published chat, without a stroke

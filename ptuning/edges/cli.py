@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from ptuning import __version__
+from ptuning.core.errors import UserError
+from ptuning.core.paths import working_directory_is_gone
 from ptuning.edges.failures import EXIT_OK, GONE, explained
 from ptuning.edges.output import flush, prepare, say, say_text, settle, tell_text
-from ptuning.plain.errors import UserError
-from ptuning.plain.paths import working_directory_is_gone
 
 VERBS: dict[str, tuple[str, str]] = {
     "train": ("ptuning.edges.train", "tune a prefix on your own rows"),

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptuning.plain.arguments import RescoringArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import SettingsParser
+from ptuning.core.errors import UserError
+from ptuning.settings.arguments import RescoringArguments
+from ptuning.settings.parsing import SettingsParser
 
 _METRICS_ONLY = ("--metrics-only", "--metrics_only", "metrics_only")
 
@@ -20,11 +20,11 @@ def main(argv: Sequence[str]) -> int:
     """
     if any(word.partition("=")[0] in _METRICS_ONLY for word in argv):
         return _metrics_only(argv)
-    from ptuning.loops.training_arguments import parse_arguments
+    from ptuning.settings.training_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="evaluate")
     from ptuning.edges.results import print_result, progress_bar, quiet_logs
-    from ptuning.uses.evaluation_run import run_evaluation
+    from ptuning.evaluation.run import run_evaluation
 
     with quiet_logs():
         result = run_evaluation(arguments, progress_bar)
@@ -47,7 +47,7 @@ def _metrics_only(argv: Sequence[str]) -> int:
     if settings.metrics_only is None:
         raise UserError("--metrics-only: name a predictions file (generated_predictions.txt)")
     from ptuning.edges.results import print_result, progress_bar
-    from ptuning.uses.rescoring import rescore
+    from ptuning.evaluation.rescoring import rescore
 
     folder = Path(settings.output_dir) if settings.output_dir else None
     result = rescore(Path(settings.metrics_only), folder, lambda total: progress_bar("scoring", total, 0))

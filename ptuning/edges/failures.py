@@ -11,9 +11,9 @@ import os
 import select
 import traceback
 
-from ptuning.plain import errors
-from ptuning.plain.errors import StoppedError, UserError
-from ptuning.plain.paths import working_directory_is_gone
+from ptuning.core import errors
+from ptuning.core.errors import StoppedError, UserError
+from ptuning.core.paths import working_directory_is_gone
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_NO_READER = 0, 1, 2, 130, 141
 

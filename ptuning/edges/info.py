@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
-from ptuning.plain.arguments import BUILT_IN_MODEL, ModelArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.memory import (
+from ptuning.memory.estimates import (
     MemoryEstimate,
     ModelSizes,
     PrefixSizes,
@@ -22,7 +21,8 @@ from ptuning.plain.memory import (
     tuning_memory,
     weight_bytes,
 )
-from ptuning.plain.parsing import Given, SettingsParser
+from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
+from ptuning.settings.parsing import Given, SettingsParser
 
 
 @dataclass
@@ -120,12 +120,12 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     """Read ``config.json`` and the header of the prefix; nothing else."""
     import torch
 
-    from ptuning.blocks.kernels.choose import uses_compiled
-    from ptuning.tuned.hub import resolve_folder
-    from ptuning.tuned.load import cpu_dtype
-    from ptuning.tuned.placement import parse_dtype, pick_device
-    from ptuning.tuned.weights import choose_quantization, read_config
-    from ptuning.uses.preparation import base_model_name
+    from ptuning.checkpoint.hub import resolve_folder
+    from ptuning.checkpoint.load import cpu_dtype
+    from ptuning.checkpoint.placement import parse_dtype, pick_device
+    from ptuning.checkpoint.preparation import base_model_name
+    from ptuning.checkpoint.weights import choose_quantization, read_config
+    from ptuning.kernels.dispatch import uses_compiled
 
     name = base_model_name(settings)
     folder = resolve_folder(
@@ -160,7 +160,7 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
 def _prefix(settings: ModelArguments, config: Any) -> PrefixSizes:
     """The prefix of the checkpoint, of the flags, or of the model folder itself."""
     if settings.ptuning_checkpoint is not None:
-        from ptuning.tuned.prefix_checkpoint import read_prefix
+        from ptuning.checkpoint.prefix_checkpoint import read_prefix
 
         found = read_prefix(
             settings.ptuning_checkpoint,

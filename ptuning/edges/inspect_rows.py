@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptuning.core.errors import UserError
 from ptuning.edges.output import Green, say, say_json, say_text
-from ptuning.plain.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import SettingsParser
-from ptuning.plain.setting_limits import check_path
+from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
+from ptuning.settings.parsing import SettingsParser
+from ptuning.settings.setting_limits import check_path
 
 
 @dataclass
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
     built_in = model.model_name_or_path is None and model.ptuning_checkpoint is None
     if built_in:
         model.model_name_or_path = BUILT_IN_MODEL
-    from ptuning.uses.inspection import inspect_file
-    from ptuning.uses.preparation import base_model_name, prepare_tokenizer
+    from ptuning.checkpoint.preparation import base_model_name, prepare_tokenizer
+    from ptuning.data.inspection import inspect_file
 
     found = inspect_file(prepare_tokenizer(model), data, show.examples)
     name = model.tokenizer_name or base_model_name(model)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptuning.core.errors import UserError
 from ptuning.edges.output import inline, say
-from ptuning.plain.arguments import BUILT_IN_MODEL
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import SettingsParser
-from ptuning.plain.setting_limits import check_path
-from ptuning.plain.settings_file import SETTINGS_SUFFIXES
+from ptuning.settings.arguments import BUILT_IN_MODEL
+from ptuning.settings.parsing import SettingsParser
+from ptuning.settings.setting_limits import check_path
+from ptuning.settings.settings_file import SETTINGS_SUFFIXES
 
 
 @dataclass
@@ -133,7 +133,7 @@ def split_words(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
 
 def write(settings: QuantizeArguments, calibration: CalibrationArguments) -> None:
     """Plan, write, and say what there is now; one run at a time for each target."""
-    from ptuning.tuned.output_folder import claimed
+    from ptuning.core.output_folder import claimed
 
     target = Path(os.path.expanduser(str(settings.output_dir)))
     rows = calibration.calibration_file
@@ -144,8 +144,8 @@ def write(settings: QuantizeArguments, calibration: CalibrationArguments) -> Non
 
 
 def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArguments) -> None:
-    from ptuning.tuned.quantize_checkpoint import plan_quantization, quantize_checkpoint
-    from ptuning.tuned.shard_writer import parse_size
+    from ptuning.checkpoint.shard_writer import parse_size
+    from ptuning.quantize.folder import plan_quantization, quantize_checkpoint
 
     calibrated = settings.method == "gptq"
     hub = {
@@ -177,9 +177,9 @@ def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArgument
 
 def _calibrate(job: Any, settings: QuantizeArguments, calibration: CalibrationArguments) -> Any:
     """Read the rows and round the weights for them."""
-    from ptuning.tuned.calibrate_checkpoint import CalibrationSettings, calibrate_checkpoint
-    from ptuning.tuned.calibration_rows import RowSettings, calibration_ids
-    from ptuning.tuned.load import load_tokenizer
+    from ptuning.checkpoint.load import load_tokenizer
+    from ptuning.data.calibration_rows import RowSettings, calibration_ids
+    from ptuning.quantize.calibration import CalibrationSettings, calibrate_checkpoint
 
     if calibration.calibration_file is None and settings.model_name_or_path != BUILT_IN_MODEL:
         raise UserError(

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 
+from ptuning.core.paths import pasted
 from ptuning.edges.output import inline, say, tell
-from ptuning.plain.answers import ANSWERS_FILE, PREDICTIONS_FILE
-from ptuning.plain.paths import pasted
-from ptuning.uses.intervals import LEVEL
-from ptuning.uses.report import PAGE_FILE
-from ptuning.uses.run_result import COMPARISON_FILE, RunResult, ScoredModel, ScoreRow
+from ptuning.evaluation.answers import ANSWERS_FILE, PREDICTIONS_FILE
+from ptuning.evaluation.intervals import LEVEL
+from ptuning.evaluation.report.report import PAGE_FILE
+from ptuning.evaluation.run_result import COMPARISON_FILE, RunResult, ScoredModel, ScoreRow
 
 _COLUMNS = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
 _COUNTS = {"empty_predictions": "empty", "unfinished_predictions": "cut off"}

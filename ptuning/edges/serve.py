@@ -10,17 +10,17 @@ from pathlib import Path
 from socket import socket
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ptuning.core.errors import UserError
+from ptuning.core.paths import working_directory
 from ptuning.edges.collector import loading
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
-from ptuning.plain.arguments import ServingArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import Given, SettingsParser
-from ptuning.plain.paths import working_directory
+from ptuning.settings.arguments import ServingArguments
+from ptuning.settings.parsing import Given, SettingsParser
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from ptuning.uses.chat_service import ChatService
+    from ptuning.serving.chat_service import ChatService
 
 logger = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ def serving_settings(settings: ServerArguments) -> dict[str, Any]:
 def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | None) -> tuple[ChatService, FastAPI]:
     """Load the model and start its service; gives it and the API over it, which asks for ``api_key`` if there is one."""
     from ptuning.edges.http.app import create_app
-    from ptuning.uses.chat_service import load_service
+    from ptuning.serving.chat_service import load_service
 
     service = load_service(
         model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ptuning.core.errors import GenerationError, UserError
 from ptuning.edges.chat_commands import ChatCommands, Leave
 from ptuning.edges.output import inline, say, say_answer, say_text, tell, tell_text
-from ptuning.plain.errors import GenerationError, UserError
 
 if TYPE_CHECKING:
     from ptuning.edges.terminal_texts import Texts
-    from ptuning.uses.conversation import Conversation
+    from ptuning.serving.conversation import Conversation
 
 
 class Lines(Protocol):

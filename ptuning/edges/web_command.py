@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from ptuning.core.errors import UserError
 from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice
 from ptuning.edges.serve import (
@@ -22,9 +23,8 @@ from ptuning.edges.serve import (
     secret,
     serving_settings,
 )
-from ptuning.plain.arguments import ServingArguments
-from ptuning.plain.errors import UserError
-from ptuning.plain.parsing import SettingsParser
+from ptuning.settings.arguments import ServingArguments
+from ptuning.settings.parsing import SettingsParser
 
 logger = logging.getLogger(__name__)
 

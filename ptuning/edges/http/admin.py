@@ -9,13 +9,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
+from ptuning.core.errors import UserError
 from ptuning.edges.http.bodies import PrefixBody
 from ptuning.edges.http.errors import ApiError
 from ptuning.edges.http.gate import bearer, same_key
 from ptuning.edges.http.json_body import BodyReader, documented
-from ptuning.plain.errors import UserError
-from ptuning.uses.chat_service import ChatService
-from ptuning.uses.prefix_store import StoredPrefix, UnknownPrefixError, check_name
+from ptuning.serving.chat_service import ChatService
+from ptuning.serving.prefix_store import StoredPrefix, UnknownPrefixError, check_name
 
 
 def admin_router(service: ChatService, admin_key: str | None, root: Path) -> APIRouter:

@@ -18,7 +18,7 @@ from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.openai_routes import openai_router
 from ptuning.edges.http.published import published_router
 from ptuning.edges.http.spelling import PlainSpelling
-from ptuning.uses.chat_service import ChatService
+from ptuning.serving.chat_service import ChatService
 
 MOST_BYTES = 2_000_000
 

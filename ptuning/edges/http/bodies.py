@@ -7,17 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from ptuning.core.characters import whole_characters
 from ptuning.edges.http.fields import IGNORED, NEUTRAL, Fields
-from ptuning.loops.engine.request import Sampling
-from ptuning.plain.answer_limits import (
-    MAX_CHOICES,
-    MAX_ROUNDS,
-    MAX_STOP_CHARACTERS,
-    MAX_STOPS,
-    MAX_TOKENS,
-    SAMPLING,
-)
-from ptuning.plain.characters import whole_characters
+from ptuning.engine.request import Sampling
+from ptuning.settings.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOKENS, SAMPLING
 
 MAX_MESSAGES, MAX_PARTS = 2 * MAX_ROUNDS, 1000
 

@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from ptuning.core.characters import whole_characters
+from ptuning.core.errors import GenerationError, UserError
 from ptuning.edges.http.words import words_for
-from ptuning.loops.engine.request import QueueFullError
-from ptuning.plain.characters import whole_characters
-from ptuning.plain.errors import GenerationError, UserError
-from ptuning.uses.prefix_store import UnknownPrefixError
+from ptuning.engine.request import QueueFullError
+from ptuning.serving.prefix_store import UnknownPrefixError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 CLIENT_GONE = 499  # what servers log for a client that went away; nobody reads it

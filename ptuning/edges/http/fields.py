@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
-from ptuning.plain.characters import whole_characters
+from ptuning.core.characters import whole_characters
 
 IGNORED = frozenset(
     {

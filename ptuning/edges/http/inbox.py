@@ -12,8 +12,8 @@ from fastapi.responses import StreamingResponse
 from ptuning.edges.http.errors import ClientGoneError
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.threads import away
-from ptuning.loops.engine.request import Generation
-from ptuning.uses.chat_service import Asked, ChatService, Question
+from ptuning.engine.request import Generation
+from ptuning.serving.chat_service import Asked, ChatService, Question
 
 
 class Inbox:

@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 from fastapi import Request
 from pydantic import ValidationError
 
+from ptuning.core.reading import parse_json
 from ptuning.edges.http.errors import ApiError, validation_error
 from ptuning.edges.http.fields import Fields, settings_in_query
 from ptuning.edges.http.threads import away
-from ptuning.plain.reading import parse_json
 
 MAX_VALUES = 200_000
 """Values in a body, counted by the signs that begin or part them; as many take Python some 20 ms."""

@@ -8,8 +8,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from ptuning.loops.engine.request import Generation
-from ptuning.uses.chat_service import ChatService
+from ptuning.engine.request import Generation
+from ptuning.serving.chat_service import ChatService
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 

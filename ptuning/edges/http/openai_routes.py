@@ -10,15 +10,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from ptuning.core.errors import UserError
 from ptuning.edges.http.bodies import ChatCompletionBody
 from ptuning.edges.http.conversation_form import question_of
 from ptuning.edges.http.errors import ApiError, error_body, setting_error
 from ptuning.edges.http.inbox import EventStream, Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
-from ptuning.plain.errors import UserError
-from ptuning.uses.chat_service import Asked, ChatService, Question
-from ptuning.uses.prefix_store import StoredPrefix
+from ptuning.serving.chat_service import Asked, ChatService, Question
+from ptuning.serving.prefix_store import StoredPrefix
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "length"}
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from ptuning.core.errors import UserError
 from ptuning.edges.http.bodies import PublishedAnswer, PublishedBody
 from ptuning.edges.http.errors import setting_error
 from ptuning.edges.http.inbox import Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.threads import away
-from ptuning.plain.errors import UserError
-from ptuning.uses.chat_service import Asked, ChatService, Question
+from ptuning.serving.chat_service import Asked, ChatService, Question
 
 WRONG = 422  # what the published route answers to a body that is wrong
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from ptuning.core.errors import UserError
 from ptuning.edges.http.connections import room_for, timed_protocol
-from ptuning.plain.errors import UserError
 
 if TYPE_CHECKING:  # it imports torch, and a taken address is told before that
-    from ptuning.uses.chat_service import ChatService
+    from ptuning.serving.chat_service import ChatService
 
 logger = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ptuning.core.characters import whole_characters
+from ptuning.core.errors import QuestionTooLongError, UserError
 from ptuning.edges.http.inbox import Inbox, ask
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
-from ptuning.loops.engine.request import Generation, QueueFullError
-from ptuning.plain.arguments import AnswerArguments
-from ptuning.plain.characters import whole_characters
-from ptuning.plain.errors import QuestionTooLongError, UserError
-from ptuning.uses.chat_service import Asked, ChatService, Question
-from ptuning.uses.conversation import sampling_of
-from ptuning.uses.prefix_store import UnknownPrefixError
+from ptuning.engine.request import Generation, QueueFullError
+from ptuning.serving.chat_service import Asked, ChatService, Question
+from ptuning.serving.conversation import sampling_of
+from ptuning.serving.prefix_store import UnknownPrefixError
+from ptuning.settings.arguments import AnswerArguments
 
 HistoryUse = Literal["tuned", "always", "never"]
 _WHOLE = frozenset({"max_new_tokens", "top_k", "no_repeat_ngram_size", "seed"})

@@ -19,10 +19,10 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from ptuning.core.reading import parse_json
 from ptuning.edges.web.functions import Function, RefusedError, refuse_files
 from ptuning.edges.web.streams import Streams
 from ptuning.edges.web.visitor import Cookies, Visitor, sound_headers
-from ptuning.plain.reading import parse_json
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -11,16 +11,16 @@ from typing import Any
 
 import gradio as gr
 
+from ptuning.core.errors import UserError
 from ptuning.edges.language import Language, LanguageChoice, language_of
 from ptuning.edges.web.answers import Answers, Wishes
 from ptuning.edges.web.reports import framed, read_report, reports_below
 from ptuning.edges.web.safe_markdown import literal, safe_markdown
 from ptuning.edges.web.texts import Texts
 from ptuning.edges.web.visits import Column, Visit, Visits
-from ptuning.plain.arguments import AnswerArguments
-from ptuning.plain.errors import UserError
-from ptuning.uses.chat_service import ChatService
-from ptuning.uses.prefix_store import StoredPrefix
+from ptuning.serving.chat_service import ChatService
+from ptuning.serving.prefix_store import StoredPrefix
+from ptuning.settings.arguments import AnswerArguments
 
 Updates = dict[Any, Any]
 _LANGUAGES: list[tuple[str, Language]] = [("中文", "zh"), ("English", "en")]

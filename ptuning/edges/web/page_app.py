@@ -20,7 +20,7 @@ from ptuning.edges.web.page import Page
 from ptuning.edges.web.streams import Streams
 from ptuning.edges.web.texts import Texts
 from ptuning.edges.web.visits import MAX_VISITS
-from ptuning.uses.chat_service import ChatService
+from ptuning.serving.chat_service import ChatService
 
 
 def create_page_app(

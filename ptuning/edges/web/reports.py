@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from ptuning.plain.errors import UserError
+from ptuning.core.errors import UserError
 
 REPORT_FILE = "report.html"
 MOST_REPORTS, DEEPEST = 200, 4

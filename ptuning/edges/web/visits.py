@@ -7,8 +7,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from ptuning.edges.language import Language
-from ptuning.loops.engine.request import Generation
-from ptuning.uses.chat_service import Asked
+from ptuning.engine.request import Generation
+from ptuning.serving.chat_service import Asked
 
 Pair = tuple[str, str]
 Note = tuple[str, tuple[object, ...]]

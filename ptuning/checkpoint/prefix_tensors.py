@@ -1,0 +1,138 @@
+"""What the tensors of a prefix say about it: its length, its projection, the model it belongs to.
+
+Legend: P prefix slots, L layers, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptuning.core.errors import UserError
+from ptuning.core.reading import listed
+
+PREFIX_KEY = "transformer.prefix_encoder."
+"""Where the published state dict keeps the prefix encoder."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes that weights may be stored in where they are not quantised."""
+
+_PLAIN = frozenset({"embedding.weight"})
+_PROJECTED = _PLAIN | {f"trans.{part}.{kind}" for part in (0, 2) for kind in ("weight", "bias")}
+_FAMILIES = {2 * 28 * 4096: "ChatGLM-6B", 28 * 2 * 2 * 128: "ChatGLM2-6B or ChatGLM3-6B"}
+
+
+@dataclass(frozen=True)
+class PrefixShape:
+    """The shape of a prefix, read off its tensors.
+
+    Attributes:
+        pre_seq_len: P.
+        projection: whether the two-layer projection is there.
+        width: 2·L·D, the numbers of one slot over all layers.
+        hidden_size: D where a projection tells it, else None.
+    """
+
+    pre_seq_len: int
+    projection: bool
+    width: int
+    hidden_size: int | None
+
+    def check_model(self, config: Any, where: Path) -> None:
+        """Refuse a prefix of another backbone; both are named.
+
+        Args:
+            config: the backbone's :class:`~ptuning.model.config.ChatGLMConfig`.
+            where: the prefix's file.
+
+        Raises:
+            UserError: another size or family.
+        """
+        wanted = 2 * config.num_layers * config.hidden_size
+        if self.width == wanted and self.hidden_size in (None, config.hidden_size):
+            return
+        hidden = "" if self.hidden_size is None else f" and hidden size {self.hidden_size}"
+        raise UserError(
+            f"{where} holds a prefix of {self.width} numbers a slot{hidden}{_family(self.width)}; this model has "
+            f"{config.num_layers} layers of hidden size {config.hidden_size} and needs {wanted}{_family(wanted)}: give the "
+            "base model that the prefix was trained on"
+        )
+
+
+def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShape:
+    """Read the shape of a prefix off its tensors' shapes.
+
+    Args:
+        shapes: by the encoder's own names (``embedding.weight``, …).
+        where: their file, for messages.
+
+    Raises:
+        UserError: tensors that are missing, unknown, or do not fit together.
+    """
+    if set(shapes) not in (_PLAIN, _PROJECTED):
+        found = listed(sorted(shapes)) or "none"
+        raise UserError(
+            f"{where} holds no usable prefix: tensors under {PREFIX_KEY} are {found}; needed is embedding.weight, with "
+            "projection also trans.0 and trans.2. A whole model without a prefix goes to --model_name_or_path"
+        )
+    embedding, projection = shapes["embedding.weight"], set(shapes) == _PROJECTED
+    slots, hidden = embedding if len(embedding) == 2 else (0, 0)
+    width = next(iter(shapes["trans.2.weight"]), 0) if projection else hidden
+    wanted: dict[str, tuple[int, ...]] = {"embedding.weight": (slots, hidden)}
+    if projection:
+        wanted |= {
+            "trans.0.weight": (hidden, hidden), "trans.0.bias": (hidden,),
+            "trans.2.weight": (width, hidden), "trans.2.bias": (width,),
+        }
+    wrong = [f"{name} {list(shapes[name])}" for name in sorted(wanted) if tuple(shapes[name]) != wanted[name]]
+    if wrong or 0 in (slots, hidden, width):
+        raise UserError(
+            f"{where} holds a prefix whose tensors do not fit together: {', '.join(wrong) or 'it is empty'}; needed are "
+            "embedding.weight [P, 2*layers*hidden], or with projection embedding.weight [P, hidden], trans.0.weight "
+            "[hidden, hidden], trans.2.weight [2*layers*hidden, hidden] and their biases"
+        )
+    return PrefixShape(slots, projection, width, hidden if projection else None)
+
+
+def refuse_not_float(dtypes: Mapping[str, torch.dtype], where: Path) -> None:
+    """Refuse a prefix that is stored as anything but ordinary numbers: cast, it would be another one without a word.
+
+    Args:
+        dtypes: of its tensors, by name.
+        where: their file, for the message.
+
+    Raises:
+        UserError: with the tensor's name and dtype.
+    """
+    for name, dtype in dtypes.items():
+        if dtype not in FLOATS:
+            raise UserError(
+                f"{where}: {name} is stored as {dtype}; a prefix is float16, bfloat16 or float32: export it again"
+            )
+
+
+def refuse_not_finite(state: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse a prefix with NaN or infinity: a training run that went wrong, which could only answer blanks.
+
+    Args:
+        state: tensors by name.
+        where: their file, for the message.
+
+    Raises:
+        UserError: with the tensor's name.
+    """
+    broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise UserError(
+            f"{where} holds NaN or infinity in {', '.join(broken)}: its training run went wrong; take an earlier checkpoint"
+        )
+
+
+def _family(width: int) -> str:
+    """What a prefix width tells about the model family, in brackets."""
+    return f" ({_FAMILIES[width]})" if width in _FAMILIES else ""

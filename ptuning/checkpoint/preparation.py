@@ -1,0 +1,147 @@
+"""From settings to what a run works on: tokenizer, rows, examples, model. Rows are checked before the model is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ptuning.checkpoint.hub import resolve_folder
+from ptuning.checkpoint.load import load_answering_model, load_model, load_tokenizer
+from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.weights import read_config
+from ptuning.core.errors import UserError
+from ptuning.data.examples import prepare_examples
+from ptuning.data.row_forms import MissingColumnError
+from ptuning.data.rows import Rows, every_round, mixed, read_rows
+from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.model.config import ChatGLMConfig
+from ptuning.settings.arguments import DataArguments, ModelArguments
+
+if TYPE_CHECKING:
+    from ptuning.model.answering import AnsweringModel
+    from ptuning.model.network import ChatGLMForConditionalGeneration
+
+__all__ = [
+    "base_model_name",
+    "model_config",
+    "prepare_answering_model",
+    "prepare_examples",
+    "prepare_model",
+    "prepare_rows",
+    "prepare_tokenizer",
+    "prepare_training_rows",
+]
+
+
+def base_model_name(model: ModelArguments) -> str:
+    """The backbone to load: the flag, or what the prefix checkpoint says of itself.
+
+    Raises:
+        UserError: neither tells.
+    """
+    if model.model_name_or_path is not None:
+        return model.model_name_or_path
+    base = read_prefix(model.ptuning_checkpoint).settings.get("base_model") if model.ptuning_checkpoint else None
+    if not base:
+        raise UserError(
+            f"--model_name_or_path is missing, and {model.ptuning_checkpoint} does not say which base model it belongs to"
+        )
+    return str(base)
+
+
+def model_config(model: ModelArguments) -> ChatGLMConfig:
+    """The configuration of the backbone to load; nothing else of it is read."""
+    folder = resolve_folder(
+        base_model_name(model),
+        weights=False,
+        revision=model.model_revision,
+        cache_dir=model.cache_dir,
+        token=model.token,
+        local_files_only=model.local_files_only,
+    )
+    return read_config(folder)
+
+
+def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:
+    """The tokenizer of a run."""
+    return load_tokenizer(
+        model.tokenizer_name or base_model_name(model),
+        revision=model.model_revision,
+        cache_dir=model.cache_dir,
+        token=model.token,
+        local_files_only=model.local_files_only,
+    )
+
+
+def prepare_model(model: ModelArguments, *, new_prefix: bool = False) -> ChatGLMForConditionalGeneration:
+    """The model of a run, with the prefix of ``--ptuning_checkpoint``.
+
+    Args:
+        model: which, and how it is loaded.
+        new_prefix: make a new prefix of ``--pre_seq_len`` where no checkpoint is given (training); otherwise the flag is
+            only held against the checkpoint.
+    """
+    with_prefix = new_prefix or model.ptuning_checkpoint is not None
+    return load_model(
+        **_loading(model),
+        ptuning_checkpoint=model.ptuning_checkpoint,
+        pre_seq_len=model.pre_seq_len if with_prefix else None,
+        # False is also what a flag says that nobody gave: only True can contradict a checkpoint.
+        prefix_projection=(model.prefix_projection or None) if with_prefix else None,
+    )
+
+
+def prepare_answering_model(model: ModelArguments) -> AnsweringModel:
+    """The base model for an engine alone, which reads prefixes by itself; it loads no more than that needs."""
+    return load_answering_model(**_loading(model))
+
+
+def _loading(model: ModelArguments) -> dict[str, Any]:
+    """Keywords of both ways to load: which model, and how."""
+    return {
+        "path": base_model_name(model),
+        "quantization_bit": model.quantization_bit,
+        "device": model.device,
+        "dtype": model.dtype,
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.token,
+        "local_files_only": model.local_files_only,
+    }
+
+
+def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
+    """The rows of one file by the settings: named columns, or the form that is found by the keys."""
+    return read_rows(
+        path,
+        prompt_column=data.prompt_column,
+        response_column=data.response_column,
+        history_column=data.history_column,
+        max_samples=max_samples,
+        row_format=data.row_format,
+        encoding=data.encoding,
+    )
+
+
+def prepare_other_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
+    """The rows of a file beside those of the task (``--mix_file``, ``--general_file``): by the named columns where it has
+    them all, else in the form found by its keys."""
+    try:
+        return prepare_rows(path, data, max_samples)
+    except MissingColumnError:
+        return read_rows(path, encoding=data.encoding, max_samples=max_samples)
+
+
+def prepare_training_rows(data: DataArguments, seed: int) -> Rows:
+    """The training rows: those of ``--train_file``, a row for every round with ``--loss_on all``, and the share of
+    ``--mix_file``, drawn by ``seed``.
+
+    The other file is read as by :func:`prepare_other_rows`.
+    """
+    rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
+    others, share = None, 0.0
+    if data.mix is not None:
+        path, share = data.mix
+        others = prepare_other_rows(path, data, None)
+    if data.loss_on == "all":
+        rows, others = every_round(rows), others if others is None else every_round(others)
+    return rows if others is None else mixed(rows, others, share, seed)

@@ -1,0 +1,1 @@
+"""Plain Python, no torch: errors, guarded reading, files that appear whole, private folders, names of choices."""

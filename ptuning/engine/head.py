@@ -1,0 +1,85 @@
+"""From the last states of the rows to their next tokens: scores of the whole vocabulary, or of the likeliest tokens only.
+
+Legend: A rows, D hidden, V vocabulary, K likeliest tokens looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptuning.engine.sampler import Choice
+from ptuning.kernels import dispatch as choose
+from ptuning.kernels import screening
+
+logger = logging.getLogger(__name__)
+
+_MISSES = 4  # in a row; then this head's scores are too much alike for screening
+
+
+class Head:
+    """A model's head, which makes up most of a small model's work for a token.
+
+    A float32 step on a CPU in which every row takes its likeliest token, or draws among ``top_k``, screens the head
+    (:mod:`ptuning.kernels.screening`): the tokens are those of the whole product. The copy that this takes, a byte a
+    weight, is made at the first such step; beside a head of half precision only where ``PTUNING_MEMORY`` allows for it.
+
+    Args:
+        linear: the head; it does not change while this lives.
+    """
+
+    def __init__(self, linear: Any) -> None:
+        self.linear = linear
+        self._copy: screening.ScreenedWeight | None = None
+        self._looked = False
+        self._misses = 0
+
+    def choose(self, choice: Choice, states: Tensor) -> Tensor:
+        """The next token of every row, [A].
+
+        Args:
+            choice: the rows' settings.
+            states: [A, D].
+        """
+        found = self._likeliest(states, choice.wanted) if choice.wanted else None
+        return choice.choose(self.linear(states)) if found is None else choice.choose_among(*found)
+
+    def _likeliest(self, states: Tensor, wanted: int) -> screening.Likeliest | None:
+        if states.dtype != torch.float32 or not states.is_cpu or self._misses == _MISSES:
+            return None
+        if not self._looked:
+            self._looked = True
+            try:
+                self._copy = _copy_of(self.linear)
+            except (RuntimeError, MemoryError):  # memory, most likely: nothing that an answer depends on
+                logger.exception("the head cannot be screened")
+        if self._copy is None:
+            return None
+        found = self._copy.likeliest(states, min(wanted, len(self._copy.weight)))
+        self._misses = self._misses + 1 if found is None else 0
+        if self._misses == _MISSES:
+            self._copy = None
+        return found
+
+
+def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
+    """A copy in bytes for screening; None where this head cannot be screened, or memory is not allowed for it."""
+    weight = getattr(linear, "weight", None)
+    if not isinstance(weight, Tensor) or getattr(linear, "bias", None) is not None or not screening.fits(weight):
+        return None
+    amount = weight.numel()
+    if weight.dtype != torch.float32 and not choose.RESIDENT.take(amount):
+        return None
+    try:
+        made = screening.ScreenedWeight(weight)
+    except BaseException:
+        if weight.dtype != torch.float32:
+            choose.RESIDENT.give_back(amount)
+        raise
+    if weight.dtype != torch.float32:
+        weakref.finalize(made, choose.RESIDENT.give_back, amount)
+    return made if made.usable else None

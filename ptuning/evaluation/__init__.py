@@ -1,0 +1,1 @@
+"""Answers to test rows and their scores: generation, journal, metrics, intervals, reports."""

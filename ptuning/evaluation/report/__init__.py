@@ -1,0 +1,1 @@
+"""``report.md`` and ``report.html`` of a run, and what they draw."""

@@ -1,0 +1,180 @@
+"""An evaluation from settings to scores: base model, prefix or several of them, on the test rows and on a general set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ptuning.checkpoint.load import attach_checkpoint
+from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_other_rows, prepare_rows, prepare_tokenizer
+from ptuning.core.output_folder import OutputFolder
+from ptuning.data.rows import Row
+from ptuning.edges.output_claim import claimed_output
+from ptuning.evaluation.predictions import Evaluation, evaluate_rows
+from ptuning.evaluation.report.report import write_report
+from ptuning.evaluation.run_result import RunResult, ScoredModel, save_metrics
+from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.settings.arguments import DataArguments
+from ptuning.settings.training_arguments import Arguments
+from ptuning.training.settings_checks import check_against_model, check_before_loading
+
+Progress = Callable[[str, int, int], Callable[[int], None]]
+"""Given a title, how many rows there are and how many are answered already, makes a callback that takes the number of rows
+just done."""
+
+SEVERAL = "evaluation"
+"""Folder below the output folder where each of several checkpoints has one of its own."""
+
+
+@dataclass(frozen=True)
+class EvaluationRows:
+    """The rows that are asked: the test rows, and a general set (empty for none)."""
+
+    task: Sequence[Row]
+    general: Sequence[Row] = ()
+
+    def by_name(self) -> dict[str, Sequence[Row]]:
+        """Both under the names that reports give them."""
+        return {"test": self.task, "general": self.general}
+
+
+def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
+    """The rows of ``--test_file`` and of ``--general_file``, where there is one."""
+    test = prepare_rows(data.test_file or "", data, data.max_predict_samples)
+    general = prepare_other_rows(data.general_file, data, data.max_predict_samples) if data.general_file else []
+    return EvaluationRows(test, general)
+
+
+def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
+    """Evaluate a base model, a prefix or several prefixes on the test rows.
+
+    The base model is loaded once; for every further checkpoint only the prefix is exchanged.
+
+    Args:
+        arguments: parsed for the task ``evaluate``.
+        progress: makes a progress display.
+
+    Raises:
+        UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is
+            loaded, and all checkpoints before the first is evaluated.
+        OutputError: the output folder went away, or cannot be written any more; the same command goes on from there.
+    """
+    with claimed_output(arguments) as place:
+        if place is None:  # the first of several processes answers all rows
+            return RunResult(Path(str(arguments.training.output_dir)), None, [])
+        return _run(arguments, progress, place)
+
+
+def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -> RunResult:
+    model_settings, data, training = arguments
+    check_before_loading(training)
+    if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
+        model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
+    tokenizer = prepare_tokenizer(model_settings)
+    check_against_model(model_settings, training, arguments.given, model_config(model_settings))
+    asked = prepare_evaluation_rows(data)
+    model = prepare_model(model_settings)
+    for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
+        read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
+    folder = Path(str(training.output_dir))
+    named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
+    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    place.check("at the report")
+    write_report(arguments, result, asked.by_name())
+    return result
+
+
+def evaluate_models(
+    model: ChatGLMForConditionalGeneration,
+    tokenizer: Any,
+    rows: EvaluationRows,
+    arguments: Arguments,
+    folder: Path,
+    progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    place: OutputFolder | None = None,
+) -> list[ScoredModel]:
+    """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
+    ask for it (``--compare_base``; a general set is always asked of it too).
+
+    Args:
+        model: in eval mode, with its prefix.
+        tokenizer: of the model.
+        rows: what is asked.
+        arguments: of the run.
+        folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
+            of several checkpoints to ``evaluation/NAME``.
+        progress: makes a progress display.
+        checkpoint: where the model's prefix lies.
+        place: the claim on the output folder; looked after between the models.
+    """
+    one = _OneModel(model, tokenizer, rows, arguments, progress, place)
+    if model.prefix_encoder is None:
+        return [one.score("base model", folder, None, is_base=True)]
+    models = []
+    if arguments.data.compare_base or rows.general:
+        with model.prefix_disabled():
+            models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
+    if not arguments.checkpoints:
+        models.append(one.score("with the prefix", folder, checkpoint))
+    for name, where in _names(arguments.checkpoints).items():
+        attach_checkpoint(model, read_prefix(where))
+        models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
+    return models
+
+
+@dataclass(frozen=True)
+class _OneModel:
+    """Scores the model in its present state."""
+
+    model: ChatGLMForConditionalGeneration
+    tokenizer: Any
+    rows: EvaluationRows
+    arguments: Arguments
+    progress: Progress | None
+    place: OutputFolder | None
+
+    def score(
+        self, name: str, folder: Path, checkpoint: Path | None, *, is_base: bool = False, task: bool = True
+    ) -> ScoredModel:
+        done = self._on(self.rows.task, name, folder) if task else None
+        general = None
+        if self.rows.general:
+            general = self._on(self.rows.general, f"{name}, general set", folder / "general")
+            save_metrics(folder, "general", general.metrics)
+        return ScoredModel(name, folder, checkpoint, is_base, done, general)
+
+    def _on(self, rows: Sequence[Row], title: str, folder: Path) -> Evaluation:
+        training = self.arguments.training
+        if self.place is not None:
+            self.place.check(f"before {title}")
+        done = evaluate_rows(
+            self.model,
+            self.tokenizer,
+            rows,
+            self.arguments.data,
+            batch_size=training.per_device_eval_batch_size,
+            seed=training.seed,
+            folder=folder,
+            anew=self.arguments.data.overwrite_predictions,
+            show=None if self.progress is None else partial(self.progress, title),
+        )
+        if self.place is not None:
+            self.place.check(f"after {title}")
+        save_metrics(folder, "predict", done.metrics)
+        return done
+
+
+def _names(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """A name for each checkpoint: its folder's, with as much of the path before it as tells them apart."""
+    absolute = list(dict.fromkeys(path.resolve() for path in checkpoints))
+    for depth in range(1, max((len(path.parts) for path in absolute), default=1) + 1):
+        names = ["/".join(path.parts[-depth:]).lstrip("/") for path in absolute]
+        if len(set(names)) == len(names):
+            break
+    return dict(zip(names, absolute, strict=True)) if absolute else {}

@@ -1,0 +1,125 @@
+"""Our C source as a library of this machine: compiled once, kept in the user's cache folder, loaded by ctypes.
+
+A machine without a compiler never needs this: the ``cpu`` kernel, made of torch's operators, does the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from ptuning.core.private_cache import cache_root, check_file, private_folder
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).parent / "c" / "packed.c"
+_INCLUDED = tuple(
+    SOURCE.with_name(f"{name}.h")
+    for name in ("integers", "integer_gradient", "screening", "elementwise", "decode_attention")
+)
+COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-w")
+_ARCHITECTURES = (("-march=native",), ("-mcpu=native",), ())  # the second is what some compilers for ARM know
+_LIBRARIES = ("-lpthread", "-lm")
+_TIME_LIMIT = 120.0  # seconds
+
+
+def load_library() -> ctypes.CDLL:
+    """The compiled source; compiled first where the cache folder does not hold it for this compiler and processor.
+
+    The name of a kept library bears the checksum of what is in it, because one that was cut short would end the process
+    that loads it. What others could have changed is not loaded: it is compiled anew, in a folder of this process alone
+    where the cache folder is open to others.
+
+    Raises:
+        RuntimeError: no compiler, or one that fails.
+        OSError: what it made cannot be loaded, or there is no folder that others cannot write to.
+    """
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise RuntimeError(f"no C compiler on PATH ({', '.join(COMPILERS)})")
+    name = f"packed-{_key(compiler)}"
+    try:
+        folder = private_folder(cache_root() / "ptuning" / "kernels", own=2)
+    except OSError as error:
+        logger.warning("the compiled kernel is not kept, but compiled at every start (%s)", error)
+        with tempfile.TemporaryDirectory(prefix="ptuning-") as temporary:  # the file may go once it is loaded
+            return ctypes.CDLL(str(_compile(compiler, private_folder(Path(temporary).absolute(), own=1), name)))
+    for kept in sorted(folder.glob(f"{name}-*.so")):
+        try:
+            check_file(kept)
+            if kept.name == _named(name, kept):
+                return ctypes.CDLL(str(kept))
+            reason = f"{kept}: not what was compiled"
+        except OSError as error:
+            reason = str(error)
+        logger.warning("the compiled kernel is compiled anew (%s)", reason)
+        with contextlib.suppress(OSError):
+            kept.unlink()
+    return ctypes.CDLL(str(_compile(compiler, folder, name)))
+
+
+def _named(name: str, library: Path) -> str:
+    """The name under which a library is kept: with the SHA-256 of its bytes."""
+    with library.open("rb") as file:
+        return f"{name}-{hashlib.file_digest(file, 'sha256').hexdigest()}.so"
+
+
+def _key(compiler: str) -> str:
+    """What the library depends on: source, flags, compiler, processor."""
+    parts = [file.read_text(encoding="ascii") for file in (SOURCE, *_INCLUDED)]
+    parts += [repr((_FLAGS, _ARCHITECTURES, _LIBRARIES)), compiler]
+    parts += [_run([compiler, "--version"]), platform.machine(), _processor()]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
+
+
+def _processor() -> str:
+    """Name and abilities of the processor, which ``-march=native`` compiles for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+def _compile(compiler: str, folder: Path, name: str) -> Path:
+    """Compile in a folder below ``folder`` and rename into it: another process finds the library whole or not at all."""
+    failures = []
+    with tempfile.TemporaryDirectory(dir=folder) as inside:
+        made = Path(inside) / "made.so"
+        for architecture in _ARCHITECTURES:
+            try:
+                _run([compiler, *_FLAGS, *architecture, str(SOURCE), "-o", str(made), *_LIBRARIES], TMPDIR=inside)
+            except RuntimeError as error:
+                failures.append(str(error))
+                continue
+            made.chmod(0o700)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())  # a library cut short by a power failure would have to be compiled again
+            target = folder / _named(name, made)
+            made.replace(target)
+            return target
+    raise RuntimeError(failures[0])
+
+
+def _run(command: list[str], **environment: str) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT, check=False,
+            stdin=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C", **environment},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
+    if done.returncode:
+        lines = (done.stderr or done.stdout).splitlines()
+        said = next((line for line in lines if "error" in line), lines[-1] if lines else "nothing said")
+        raise RuntimeError(f"{command[0]} failed: {said.strip()}")
+    return done.stdout

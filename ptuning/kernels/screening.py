@@ -1,0 +1,89 @@
+"""The largest products of a large float weight (the likeliest tokens of a head), without multiplying with all of it.
+
+Beside the weight stands a copy in signed bytes, a quarter of float32's memory. Products with it, and what the copy may be
+off at most (Cauchy and Schwarz), leave a few hundred of 130,528 rows that can be among the largest; these are multiplied
+in float32. The outcome is that of the whole float32 product, to its rounding (``screening.h``). Where too many rows are
+left, as where all are alike, nothing is gained and the caller multiplies with the whole weight.
+
+Legend: M rows of activations, O rows of the weight, I input columns, K products wanted.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptuning.kernels import dispatch as choose
+from ptuning.kernels import native as compiled
+from ptuning.kernels.allocator import on_large_pages
+
+MOST_WANTED = 1024
+LEAST_WEIGHTS = 1 << 22  # below, the whole product costs no more than a call
+_KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of screening.h
+_COLUMNS, _ROWS = 32, 16  # the columns must be, and the rows are padded to, a multiple
+
+
+class Likeliest(NamedTuple):
+    """The largest products of every row of activations.
+
+    Attributes:
+        values: float32 [M, K], the largest first; NaN where the activations are not finite.
+        places: int64 [M, K], the rows of the weight; of equal values the lower comes first.
+    """
+
+    values: Tensor
+    places: Tensor
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the compiled kernel starts."""
+    large = weight.dim() == 2 and weight.numel() >= LEAST_WEIGHTS and weight.shape[1] % _COLUMNS == 0
+    if not large or not weight.is_cpu or weight.dtype not in _KINDS or not weight.is_contiguous():
+        return False
+    return choose.has_compiled() and compiled.screens()
+
+
+class ScreenedWeight:
+    """A weight that must not change any more, with its copy in bytes.
+
+    Args:
+        weight: [O, I] float32, float16 or bfloat16; one that :func:`fits`.
+
+    Attributes:
+        usable: False for a weight with numbers that are not finite: multiply with all of it.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight = weight.detach()
+        outputs, columns = weight.shape
+        padded = -(-outputs // _ROWS) * _ROWS
+        self.bytes = on_large_pages(torch.empty(padded, columns, dtype=torch.int8))
+        self.bytes[outputs:] = 0
+        self.factors, self.sums = torch.zeros(3, padded), torch.zeros(padded, dtype=torch.int32)
+        self.room = torch.empty(0)  # for bounds; kept, as new pages would take a tenth of the time
+        self.usable = compiled.screen_copy(
+            self.weight, _KINDS.index(weight.dtype), self.bytes, self.factors, self.sums
+        )
+
+    def likeliest(self, inputs: Tensor, wanted: int) -> Likeliest | None:
+        """The K largest of ``inputs @ weight.T`` in every row; None where multiplying with all of the weight is better.
+
+        Args:
+            inputs: float32 [M, I].
+            wanted: K, at most O.
+        """
+        if not self.usable:
+            return None
+        rows, padded = inputs.shape[0], self.bytes.shape[0]
+        found = Likeliest(torch.empty(rows, wanted), torch.empty(rows, wanted, dtype=torch.int64))
+        numbers = torch.empty(rows, 2, inputs.shape[1], dtype=torch.uint8)
+        if self.room.numel() < rows * (padded + 3):
+            self.room = on_large_pages(torch.empty(rows * (padded + 3)))
+        room = self.room
+        fine = compiled.screen(
+            inputs, self.weight, _KINDS.index(self.weight.dtype), (self.bytes, self.factors, self.sums), numbers, room,
+            *found,
+        )  # fmt: skip
+        return found if fine else None

@@ -1,0 +1,1 @@
+"""The network: configuration, attention, positions, linears, prefix encoder, backbone, head, loss."""

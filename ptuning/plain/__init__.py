@@ -1,1 +1,0 @@
-"""Layer 0: plain Python, no torch. Errors, prompts, replies, metrics, settings."""

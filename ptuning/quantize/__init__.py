@@ -1,0 +1,1 @@
+"""Writing quantised folders, calibrated or not."""

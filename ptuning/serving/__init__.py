@@ -1,0 +1,1 @@
+"""One model for many who ask: service, conversation, prefixes by name."""

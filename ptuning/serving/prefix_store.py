@@ -1,0 +1,197 @@
+"""Prefixes by name, loaded and unloaded while the engine runs. The base model is always there under its own name."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder, read_prefix
+from ptuning.core.errors import UserError
+from ptuning.core.paths import working_directory
+from ptuning.engine.engine import Engine
+from ptuning.engine.prefix_pool import SharedPrefix
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"\w[\w.+-]{0,99}")
+
+
+class UnknownPrefixError(UserError):
+    """A name that no prefix has."""
+
+
+@dataclass(frozen=True)
+class StoredPrefix:
+    """A prefix that may be asked for by name; the base model is one without keys and values.
+
+    Attributes:
+        name: unique in the store.
+        path: the file it was read from; None for the base model.
+        shared: what a request of the engine names; None for the base model.
+        pre_seq_len: P; 0 for the base model.
+        prompt_settings: keywords of the prompt function that it was trained with.
+        single_round: it was tuned on questions without history, and a chat should ask it in the same way.
+        loaded: seconds since the epoch.
+    """
+
+    name: str
+    path: Path | None = None
+    shared: SharedPrefix | None = None
+    pre_seq_len: int = 0
+    prompt_settings: dict[str, Any] = field(default_factory=dict)
+    single_round: bool = False
+    loaded: float = field(default_factory=time.time)
+
+
+def check_name(name: str) -> str:
+    """The name itself, if it may be one.
+
+    Raises:
+        UserError: empty, too long, or with anything but letters, digits and ``_ . + -``, so that no name is a path.
+    """
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise UserError(
+            f"{name!r} cannot be a prefix's name: it begins with a letter or digit, and has only letters, digits and _.+- "
+            "(at most 100, no ..). Give NAME=PATH"
+        )
+    return name
+
+
+def named_checkpoints(given: str) -> list[tuple[str, Path]]:
+    """What one ``--ptuning_checkpoint`` stands for.
+
+    Args:
+        given: ``NAME=PATH``; a path, named after its folder; or a folder of checkpoints, each named after its own.
+
+    Raises:
+        UserError: no such folder, no checkpoint in it, or a name that cannot be one.
+    """
+    name, equals, rest = given.partition("=")
+    if not equals or Path(os.path.expanduser(given)).exists() or "/" in name or "\\" in name:
+        name, rest = "", given
+    path = Path(os.path.expanduser(rest))
+    if not rest or not path.exists():
+        raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {working_directory()})")
+    if path.is_dir() and not is_prefix_folder(path):
+        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_prefix_folder(entry))
+        if inside and name:
+            found = ", ".join(entry.name for entry in inside)
+            raise UserError(f"{rest} holds several checkpoints ({found}); one name cannot stand for all: give {rest} alone")
+        if inside:
+            return [(check_name(entry.name), entry) for entry in inside]
+    folder = path.resolve()
+    return [(check_name(name or (folder if folder.is_dir() else folder.parent).name), path)]
+
+
+class PrefixStore:
+    """The prefixes of one engine.
+
+    Args:
+        engine: it holds their keys and values.
+        base_name: what the base model is called.
+    """
+
+    def __init__(self, engine: Engine, base_name: str) -> None:
+        self.engine, self.base_name = engine, base_name
+        self._prefixes: dict[str, StoredPrefix] = {base_name: StoredPrefix(base_name)}
+        self._lock = Lock()
+        self.default = base_name
+
+    def names(self) -> list[str]:
+        """All names, the base model's first."""
+        return list(self._prefixes)
+
+    def all(self) -> list[StoredPrefix]:
+        """Everything there is, the base model first."""
+        return list(self._prefixes.values())
+
+    def get(self, name: str | None = None) -> StoredPrefix:
+        """A prefix by name; None is the default: the first one that was given at the start, else the base model.
+
+        Raises:
+            UnknownPrefixError: there is none; those that there are, are named.
+        """
+        found = self._prefixes.get(self.default if name is None else name)
+        if found is None:
+            raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
+        return found
+
+    def load_all(self, given: Sequence[str]) -> None:
+        """Load what ``--ptuning_checkpoint`` names, each time it is given; the first becomes the default.
+
+        Raises:
+            UserError: see :func:`named_checkpoints` and :meth:`load`.
+        """
+        for number, one in enumerate(given):
+            for name, path in named_checkpoints(one):
+                stored = self.load(name, path)
+                if number == 0 and self.default == self.base_name:
+                    self.default = stored.name
+
+    def load(self, name: str, path: Path) -> StoredPrefix:
+        """Read a checkpoint and give it a name.
+
+        Raises:
+            UserError: a name that is taken or cannot be one; no prefix there; a prefix of another model, family or size.
+        """
+        check_name(name)
+        self._refuse_taken(name, path)
+        model = self.engine.model
+        checkpoint = read_prefix(path)
+        encoder = checkpoint.encoder(model.config).to(model.device).eval()
+        stated = checkpoint.settings.get("base_fingerprint")
+        if stated and model.base_fingerprint and stated != model.base_fingerprint:
+            raise UserError(
+                f"the prefix in {checkpoint.path} was trained on {checkpoint.settings.get('base_model')} (fingerprint "
+                f"{stated}); this is {self.base_name} (fingerprint {model.base_fingerprint}), other weights of the same "
+                "size: give the base model that the prefix was trained on"
+            )
+        with torch.no_grad():
+            shared = self.engine.add_prefix(name, encoder(model.dtype))
+        single = checkpoint.settings.get("history") is False
+        stored = StoredPrefix(name, checkpoint.path, shared, checkpoint.pre_seq_len, checkpoint.prompt_settings, single)
+        with self._lock:
+            if name not in self._prefixes:
+                self._prefixes[name] = stored
+        if self._prefixes[name] is not stored:  # somebody was faster
+            self.engine.remove_prefix(shared)
+            self._refuse_taken(name, path)
+        projection = ", projection" if checkpoint.projection else ""
+        logger.info(
+            "loaded prefix %s from %s: %d tokens, %d layers%s",
+            name, checkpoint.path, checkpoint.pre_seq_len, model.config.num_layers, projection,
+        )
+        return stored
+
+    def unload(self, name: str) -> None:
+        """Let a prefix go. Answers that run with it are finished; no new ones begin.
+
+        Raises:
+            UserError: the base model, which stays.
+            UnknownPrefixError: no such prefix.
+        """
+        if name == self.base_name:
+            raise UserError(f"{name} is the base model; it cannot be unloaded")
+        with self._lock:
+            stored = self.get(name)
+            del self._prefixes[name]
+            if self.default == name:
+                self.default = self.base_name
+        if stored.shared is not None:
+            self.engine.remove_prefix(stored.shared)
+        logger.info("unloaded prefix %s", name)
+
+    def _refuse_taken(self, name: str, path: Path) -> None:
+        taken = self._prefixes.get(name)
+        if taken is not None:
+            whose = "the base model" if taken.path is None else str(taken.path)
+            raise UserError(f"the name {name} is taken by {whose}; give {path} another one: NAME={path}")

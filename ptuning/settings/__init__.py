@@ -1,0 +1,1 @@
+"""What users set: dataclasses of flags, the parser, settings files, the flags of older scripts, limits of values."""

@@ -1,0 +1,1 @@
+"""Tuning: trainer, progress, interruption, a run from settings to a checkpoint."""

@@ -1,0 +1,292 @@
+"""A tuning run from settings to scores: rows, model, training, and the test rows before and after."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import set_seed
+
+from ptuning.checkpoint.preparation import (
+    base_model_name,
+    model_config,
+    prepare_examples,
+    prepare_model,
+    prepare_rows,
+    prepare_tokenizer,
+    prepare_training_rows,
+)
+from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, starting_point
+from ptuning.core.errors import StoppedError, TrainingError, UserError
+from ptuning.core.output_folder import OutputFolder
+from ptuning.core.private_cache import keep_compiled_code_private
+from ptuning.core.version import __version__
+from ptuning.data.collator import TrainingCollator
+from ptuning.data.example_store import PackedExamples
+from ptuning.data.preprocess import IGNORE_INDEX, Example
+from ptuning.data.rows import Row
+from ptuning.edges.output_claim import claimed_output
+from ptuning.evaluation.predictions import evaluate_rows, save_metrics
+from ptuning.evaluation.report.report import write_report
+from ptuning.evaluation.run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
+from ptuning.evaluation.run_result import RunResult
+from ptuning.memory.advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
+from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.settings.arguments import DataArguments, ModelArguments
+from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
+from ptuning.training.settings_checks import check_against_model, check_before_loading, check_steps
+from ptuning.training.trainer import PrefixTrainer
+
+logger = logging.getLogger(__name__)
+
+USUAL_LEARNING_RATES = (1e-4, 5e-2)
+"""Of a prefix: the published runs take 1e-2 and 2e-2, and 1e-4 is what users report to forget least."""
+
+_DECIDING_MODEL = ("model_name_or_path", "pre_seq_len", "prefix_projection", "quantization_bit", "dtype")
+_DECIDING_DATA = (
+    "max_source_length", "max_target_length", "source_prefix", "ignore_pad_token_for_loss", "pad_to_max_length",
+)
+_DECIDING_RUN = (
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "max_steps",
+    "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
+    "train_sampling_strategy", "bf16", "fp16", "prefix_dropout",
+)
+_DECIDING_WHERE_GIVEN = (
+    "label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
+    "dataloader_drop_last",
+)
+
+def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunResult:
+    """Train a prefix, and evaluate it where the settings name test rows.
+
+    Args:
+        arguments: see :func:`ptuning.settings.training_arguments.parse_arguments`.
+        progress: makes a progress display for the evaluation; the trainer shows its own.
+
+    Raises:
+        UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is loaded.
+        TrainingError: a loss or gradient that is not a number, or memory that does not suffice; what was saved stays.
+        StoppedError: a signal ended training; its state is saved.
+        OutputError: the output folder went away, or cannot be written any more; what was saved stays.
+    """
+    with claimed_output(arguments) as place:
+        return _run(arguments, progress, place)
+
+
+def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder | None) -> RunResult:
+    model_settings, data, training = arguments
+    check_before_loading(training)
+    start = starting_point(training)
+    barrier()  # no process makes the folder while another still looks whether it is there
+    arguments = replace(arguments, model=_with_start(model_settings, training))
+    _warn_of_learning_rate(training.learning_rate)
+    if training.process_index > 0:
+        logging.getLogger("ptuning").setLevel(logging.WARNING)
+    tokenizer = prepare_tokenizer(arguments.model)
+    check_against_model(arguments.model, training, arguments.given, model_config(arguments.model))
+    rows = prepare_training_rows(data, training.seed)
+    validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
+    asked = prepare_evaluation_rows(data) if training.do_predict else EvaluationRows([])
+    examples = prepare_examples(tokenizer, rows, data, "training rows")
+    eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
+    check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
+    trainer = _trainer(arguments, tokenizer, examples, eval_examples, rows, validation)
+    trainer.place = place
+    model = trainer.model
+    folder = Path(str(training.output_dir))
+    if place is not None:
+        place.check("before training")
+        if start is None:
+            set_aside(folder)
+        save_arguments(folder, arguments)
+    train_metrics = _train(trainer, start, arguments, len(examples))
+    if training.do_eval and eval_examples:
+        metrics = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(eval_examples)}
+        if trainer.is_world_process_zero():
+            save_metrics(folder, "eval", metrics)
+    trainer.save_state()
+    model.eval()
+    best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
+    saved = checkpoints(folder)
+    checkpoint = Path(best) if best else saved[-1] if saved else None
+    if not trainer.is_world_process_zero():
+        return RunResult(folder, checkpoint, [], [], train_metrics)
+    models = []
+    if asked.task:
+        models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint, place)
+    result = RunResult(folder, checkpoint, asked.task, models, train_metrics)
+    write_report(arguments, result, {"training": rows, "validation": validation, **asked.by_name()})
+    return result
+
+
+def _trainer(
+    arguments: Arguments,
+    tokenizer: Any,
+    examples: PackedExamples,
+    eval_examples: PackedExamples | None,
+    rows: list[Row],
+    validation: list[Row],
+) -> PrefixTrainer:
+    """Load the model with the prefix that training starts from, and put the trainer around it."""
+    training = arguments.training
+    if training.torch_compile:
+        keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
+    set_seed(training.seed)  # before the model: a new prefix is drawn from it
+    model = prepare_model(arguments.model, new_prefix=True)
+    encoder: Any = model.prefix_encoder
+    encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
+    settle_checkpointing(model, arguments, examples)
+    return PrefixTrainer(
+        model,
+        training,
+        examples,
+        _collator(tokenizer, arguments.data),
+        eval_examples,
+        prefix_settings(arguments, model, history=any(row.history is not None for row in rows)),
+        run_description(arguments, examples),
+        _scorer(model, tokenizer, validation, arguments),
+    )
+
+
+def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArguments:
+    """The prefix that training starts from: a new one, or the weights of another."""
+    if training.init_from is not None:
+        if model.ptuning_checkpoint is not None:
+            raise UserError(
+                f"--init_from {training.init_from} and --ptuning_checkpoint {model.ptuning_checkpoint}: both name the "
+                "weights that training starts from; give one"
+            )
+        if training.resume_from_checkpoint and str(training.resume_from_checkpoint).lower() not in ("false", "no", "auto"):
+            raise UserError("--init_from starts a new run, --resume_from_checkpoint goes on with one: give one of them")
+        model = replace(model, ptuning_checkpoint=training.init_from)
+    if model.pre_seq_len is None and model.ptuning_checkpoint is None:
+        raise UserError(
+            "--pre_seq_len is missing (published: 128): ptuning trains a prefix; full fine-tuning of the backbone is not "
+            "part of it"
+        )
+    return model
+
+
+def _warn_of_learning_rate(rate: float) -> None:
+    low, high = USUAL_LEARNING_RATES
+    if not low <= rate <= high:
+        logger.warning(
+            "--learning_rate %g: outside the usual range of a prefix, %g to %g (published: 2e-2, for dialogue 1e-2); rates "
+            "for full fine-tuning or LoRA do not carry over", rate, low, high,
+        )
+
+
+def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, count: int) -> dict[str, float]:
+    """Run the loop and write what it reports."""
+    try:
+        result = trainer.train(resume_from_checkpoint=start)
+    except (RuntimeError, MemoryError) as error:
+        if "DataLoader worker" in str(error):  # killed, most often for want of memory
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"a process that prepares batches ended before its time, after step {trainer.state.global_step} ({reason}): "
+                "lower --dataloader_num_workers, and go on with the same command and --resume_from_checkpoint auto"
+            ) from error
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(out_of_memory_message(trainer.model, arguments, error)) from error
+    if trainer.stop.received is not None:
+        name, number = trainer.stop.received.name, int(trainer.stop.received)
+        how = "go on with the same command and --resume_from_checkpoint auto"
+        if arguments.training.save_only_model:
+            how = "with --save_only_model a run cannot go on; start another from these weights with --init_from"
+        raise StoppedError(
+            f"stopped by {name} behind step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved in "
+            f"{arguments.training.output_dir}; {how}",
+            128 + number,
+        )
+    metrics: dict[str, float] = result.metrics | {"train_samples": count}
+    trainer.log_metrics("train", metrics)
+    if trainer.is_world_process_zero():
+        save_metrics(Path(str(arguments.training.output_dir)), "train", metrics)
+    return metrics
+
+
+def _scorer(
+    model: ChatGLMForConditionalGeneration, tokenizer: Any, rows: list[Row], arguments: Arguments
+) -> Callable[[], dict[str, float]] | None:
+    """Scores of a sample of the validation rows, for every evaluation during training."""
+    training, data = arguments.training, arguments.data
+    if not (training.predict_with_generate and rows):
+        return None
+    count = min(training.eval_generate_samples, len(rows))
+    sample = [rows[number * len(rows) // count] for number in range(count)]
+
+    def score_sample() -> dict[str, float]:
+        was_training = model.training
+        model.eval()
+        try:
+            done = evaluate_rows(
+                model, tokenizer, sample, data, batch_size=training.per_device_eval_batch_size, seed=training.seed
+            )
+        finally:
+            model.train(was_training)
+        return {name: done.metrics[name] for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4")}
+
+    return score_sample
+
+
+def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[str, Any]:
+    """What decides how a run comes out: settings by their names, and a hash of its examples."""
+    numbers = hashlib.sha256()
+    for example in examples:
+        numbers.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+    settings: dict[str, Any] = {
+        name: getattr(group, name, None)
+        for group, names in (
+            (arguments.model, _DECIDING_MODEL), (arguments.data, _DECIDING_DATA), (arguments.training, _DECIDING_RUN),
+        )
+        for name in names
+    }
+    for name in _DECIDING_WHERE_GIVEN:
+        value = getattr(arguments.training, name)
+        if value != TuningArguments.__dataclass_fields__[name].default:
+            settings[name] = value
+    plain = {name: value if isinstance(value, int | float | str | None) else str(value) for name, value in settings.items()}
+    return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
+
+
+def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration, *, history: bool) -> dict[str, Any]:
+    """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
+
+    ``history``: the training rows have earlier rounds, whatever form they came in.
+    """
+    data = arguments.data
+    base = base_model_name(arguments.model)
+    return {
+        "base_model": os.path.abspath(base) if os.path.isdir(base) else base,
+        "base_fingerprint": model.base_fingerprint,
+        "quantization_bit": model.config.quantization_bit,
+        "source_prefix": data.source_prefix,
+        "history": history,
+        "legacy_first_round": data.legacy_first_round,
+        "max_source_length": data.max_source_length,
+        "max_target_length": data.max_target_length,
+        "versions": {"ptuning": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+    }
+
+
+def _collator(tokenizer: Any, data: DataArguments) -> TrainingCollator:
+    whole = data.max_source_length + data.max_target_length
+    if data.ignore_pad_token_for_loss:
+        return TrainingCollator(tokenizer, whole if data.pad_to_max_length else None, IGNORE_INDEX)
+    return TrainingCollator(tokenizer, whole, tokenizer.pad_token_id)  # its loss depends on the padding: pad as published
+
+
+def _wants_validation(arguments: Arguments) -> bool:
+    training = arguments.training
+    watched = training.do_eval or str(getattr(training.eval_strategy, "value", training.eval_strategy)) != "no"
+    return watched and arguments.data.validation_file is not None

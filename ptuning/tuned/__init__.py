@@ -1,1 +1,0 @@
-"""Layer 3: backbone + prefix = the tuned model; rows to batches; every checkpoint format."""
