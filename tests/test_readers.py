@@ -27,6 +27,7 @@ from ptuning.data.example_store import pack, read_arrays, write_arrays
 from ptuning.data.preprocess import Example
 from ptuning.data.rows import read_rows
 from ptuning.data.sentencepiece_file import load_processor
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import read_answers
 from ptuning.evaluation.report.loss_curve import read_log_history
 from ptuning.evaluation.report.report import _data_counts
@@ -36,7 +37,6 @@ from ptuning.quantize.calibration import CalibrationSettings, _Workshop
 from ptuning.quantize.folder import plan_quantization
 from ptuning.serving.prefix_store import named_checkpoints
 from ptuning.settings.settings_file import read_mapping
-from ptuning.settings.training_arguments import parse_arguments
 
 resource = pytest.importorskip("resource", reason="memory cannot be bounded on this system")
 ROOM = 3 * 2**29  # bytes that reading a file of a few kilobytes may take, at most

@@ -11,7 +11,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: settings, rows or checkpoints that do not fit.
     """
-    from ptuning.settings.training_arguments import parse_arguments
+    from ptuning.edges.run_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="train")
     from ptuning.edges.results import print_result, progress_bar, quiet_logs

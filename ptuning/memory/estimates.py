@@ -39,8 +39,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
 
 GIB = 2**30
 _KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}

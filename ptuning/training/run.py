@@ -15,34 +15,29 @@ import torch
 import transformers
 from transformers import set_seed
 
-from ptuning.checkpoint.preparation import (
-    base_model_name,
-    model_config,
-    prepare_examples,
-    prepare_model,
-    prepare_rows,
-    prepare_tokenizer,
-    prepare_training_rows,
-)
+from ptuning.checkpoint.preparation import base_model_name, model_config, prepare_model, prepare_tokenizer
 from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, starting_point
-from ptuning.core.errors import StoppedError, TrainingError, UserError
+from ptuning.core.errors import StoppedError, TrainingError, UserError, is_out_of_memory
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.private_cache import keep_compiled_code_private
 from ptuning.core.version import __version__
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.example_store import PackedExamples
+from ptuning.data.examples import prepare_examples
 from ptuning.data.preprocess import IGNORE_INDEX, Example
 from ptuning.data.rows import Row
-from ptuning.edges.output_claim import claimed_output
+from ptuning.data.run_rows import prepare_rows, prepare_training_rows
 from ptuning.evaluation.predictions import evaluate_rows, save_metrics
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
 from ptuning.evaluation.run_result import RunResult
-from ptuning.memory.advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
+from ptuning.memory.advice import out_of_memory_message, settle_checkpointing
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments, ModelArguments
+from ptuning.settings.output_claim import claimed_output
+from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
-from ptuning.training.settings_checks import check_against_model, check_before_loading, check_steps
+from ptuning.training.settings_checks import check_steps
 from ptuning.training.trainer import PrefixTrainer
 
 logger = logging.getLogger(__name__)
