@@ -22,6 +22,7 @@ import ptuning
 from ptuning.checkpoint.peft_adapter import save_adapter
 from ptuning.checkpoint.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
 from ptuning.core.errors import UserError
+from ptuning.core.result_files import save_metrics
 from ptuning.data.calibration_rows import RowSettings, calibration_ids
 from ptuning.data.example_store import pack, read_arrays, write_arrays
 from ptuning.data.preprocess import Example
@@ -31,7 +32,6 @@ from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import read_answers
 from ptuning.evaluation.report.loss_curve import read_log_history
 from ptuning.evaluation.report.report import _data_counts
-from ptuning.evaluation.run_result import save_metrics
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 from ptuning.quantize.calibration import CalibrationSettings, _Workshop
 from ptuning.quantize.folder import plan_quantization

@@ -15,8 +15,8 @@ def main(argv: Sequence[str]) -> int:
 
     arguments = parse_arguments(argv, task="train")
     from ptuning.edges.results import print_result, progress_bar, quiet_logs
+    from ptuning.edges.tuning import run_tuning
     from ptuning.evaluation.run import run_evaluation
-    from ptuning.training.run import run_tuning
 
     run = run_tuning if arguments.training.do_train else run_evaluation
     with quiet_logs():

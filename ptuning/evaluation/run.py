@@ -12,11 +12,12 @@ from ptuning.checkpoint.load import attach_checkpoint
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
 from ptuning.core.output_folder import OutputFolder
+from ptuning.core.result_files import save_metrics
 from ptuning.data.rows import Row
 from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
-from ptuning.evaluation.run_result import RunResult, ScoredModel, save_metrics
+from ptuning.evaluation.run_result import RunResult, ScoredModel
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
