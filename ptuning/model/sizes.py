@@ -9,6 +9,8 @@ from typing import Any
 from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
 
+GIB = 2**30
+
 
 @dataclass(frozen=True)
 class ModelSizes:
@@ -84,7 +86,7 @@ def prefix_numbers(sizes: ModelSizes, prefix: PrefixSizes) -> tuple[int, int]:
 
 def size_text(amount: int) -> str:
     """Bytes as a message says them."""
-    return f"{amount / 2**30:.1f} GiB" if amount >= 2**30 else f"{amount / 2**20:.0f} MiB"
+    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
 
 
 def _size(values: Mapping[str, Any], name: str, usual: int) -> int:
