@@ -13,7 +13,7 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        "ptuning.training.run", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
+        "ptuning.edges.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
         "matplotlib.figure", "matplotlib.backends.backend_agg",
     ]
 )

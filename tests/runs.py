@@ -39,8 +39,8 @@ def small_run(model, rows_file, output_dir, **settings):
 
 def train(argv):
     """Run the command in this process."""
-    from ptuning.settings.training_arguments import parse_arguments
-    from ptuning.training.run import run_tuning
+    from ptuning.edges.run_arguments import parse_arguments
+    from ptuning.edges.tuning import run_tuning
 
     return run_tuning(parse_arguments(argv, task="train"))
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.settings.settings_file import SETTINGS_SUFFIXES
-from ptuning.settings.training_arguments import parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(path for path in (ROOT / "configs").rglob("*") if path.is_file())

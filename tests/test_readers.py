@@ -22,21 +22,21 @@ import ptuning
 from ptuning.checkpoint.peft_adapter import save_adapter
 from ptuning.checkpoint.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
 from ptuning.core.errors import UserError
+from ptuning.core.result_files import save_metrics
 from ptuning.data.calibration_rows import RowSettings, calibration_ids
 from ptuning.data.example_store import pack, read_arrays, write_arrays
 from ptuning.data.preprocess import Example
 from ptuning.data.rows import read_rows
 from ptuning.data.sentencepiece_file import load_processor
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import read_answers
 from ptuning.evaluation.report.loss_curve import read_log_history
 from ptuning.evaluation.report.report import _data_counts
-from ptuning.evaluation.run_result import save_metrics
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 from ptuning.quantize.calibration import CalibrationSettings, _Workshop
 from ptuning.quantize.folder import plan_quantization
 from ptuning.serving.prefix_store import named_checkpoints
 from ptuning.settings.settings_file import read_mapping
-from ptuning.settings.training_arguments import parse_arguments
 
 resource = pytest.importorskip("resource", reason="memory cannot be bounded on this system")
 ROOM = 3 * 2**29  # bytes that reading a file of a few kilobytes may take, at most

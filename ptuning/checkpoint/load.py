@@ -23,8 +23,8 @@ from ptuning.kernels.allocator import return_freed_memory
 from ptuning.kernels.dispatch import best_cpu_dtype
 from ptuning.kernels.dispatch import settings as kernel_settings
 from ptuning.kernels.onednn import prefer_onednn_products
-from ptuning.memory.estimates import ModelSizes, PrefixSizes, prefix_numbers, size_text
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
 
 if TYPE_CHECKING:
     from ptuning.model.answering import AnsweringModel, PrefixedModel

@@ -1,4 +1,4 @@
-"""From settings to what a run works on: tokenizer, rows, examples, model. Rows are checked before the model is loaded."""
+"""From settings to what a run loads: tokenizer and model."""
 
 from __future__ import annotations
 
@@ -9,28 +9,13 @@ from ptuning.checkpoint.load import load_answering_model, load_model, load_token
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.weights import read_config
 from ptuning.core.errors import UserError
-from ptuning.data.examples import prepare_examples
-from ptuning.data.row_forms import MissingColumnError
-from ptuning.data.rows import Rows, every_round, mixed, read_rows
 from ptuning.data.tokenizer import ChatGLMTokenizer
 from ptuning.model.config import ChatGLMConfig
-from ptuning.settings.arguments import DataArguments, ModelArguments
+from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
     from ptuning.model.answering import AnsweringModel
     from ptuning.model.network import ChatGLMForConditionalGeneration
-
-__all__ = [
-    "base_model_name",
-    "model_config",
-    "prepare_answering_model",
-    "prepare_examples",
-    "prepare_model",
-    "prepare_rows",
-    "prepare_tokenizer",
-    "prepare_training_rows",
-]
-
 
 def base_model_name(model: ModelArguments) -> str:
     """The backbone to load: the flag, or what the prefix checkpoint says of itself.
@@ -107,41 +92,3 @@ def _loading(model: ModelArguments) -> dict[str, Any]:
         "token": model.token,
         "local_files_only": model.local_files_only,
     }
-
-
-def prepare_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
-    """The rows of one file by the settings: named columns, or the form that is found by the keys."""
-    return read_rows(
-        path,
-        prompt_column=data.prompt_column,
-        response_column=data.response_column,
-        history_column=data.history_column,
-        max_samples=max_samples,
-        row_format=data.row_format,
-        encoding=data.encoding,
-    )
-
-
-def prepare_other_rows(path: str, data: DataArguments, max_samples: int | None) -> Rows:
-    """The rows of a file beside those of the task (``--mix_file``, ``--general_file``): by the named columns where it has
-    them all, else in the form found by its keys."""
-    try:
-        return prepare_rows(path, data, max_samples)
-    except MissingColumnError:
-        return read_rows(path, encoding=data.encoding, max_samples=max_samples)
-
-
-def prepare_training_rows(data: DataArguments, seed: int) -> Rows:
-    """The training rows: those of ``--train_file``, a row for every round with ``--loss_on all``, and the share of
-    ``--mix_file``, drawn by ``seed``.
-
-    The other file is read as by :func:`prepare_other_rows`.
-    """
-    rows = prepare_rows(data.train_file or "", data, data.max_train_samples)
-    others, share = None, 0.0
-    if data.mix is not None:
-        path, share = data.mix
-        others = prepare_other_rows(path, data, None)
-    if data.loss_on == "all":
-        rows, others = every_round(rows), others if others is None else every_round(others)
-    return rows if others is None else mixed(rows, others, share, seed)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ptuning.core.atomic import replace_when_whole, writing
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
 
 WeightForm = Literal["safetensors", "bin"]
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}

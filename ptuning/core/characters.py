@@ -1,6 +1,10 @@
-"""What a text is made of: whether a reader would see anything of it, and halves of characters."""
+"""What a text is made of: whether a reader would see anything of it, halves of characters, encodings; values in messages."""
 
+import math
 import unicodedata
+from typing import Any
+
+from ptuning.core.errors import UserError
 
 # Letters, signs and marks that draw nothing: fillers, variation selectors, joiners; U+2581 is SentencePiece's own blank, and
 # U+FFFD stands where a character was lost. The tokenizer drops most of them.
@@ -9,6 +13,9 @@ _INVISIBLE = frozenset(
 ) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xFDD0, 0xFDF0), *range(0xE0100, 0xE01F0))))
 # Control characters, format characters (zero-width ones, byte order marks), halves of characters, and all kinds of spaces.
 _INVISIBLE_KINDS = frozenset(("Cc", "Cf", "Cs", "Zs", "Zl", "Zp"))
+
+
+_LONGEST_SHOWN = 60
 
 
 def is_blank(text: str) -> bool:
@@ -28,3 +35,25 @@ def whole_characters(text: str) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: on one line, without characters that act on a terminal, and not too long."""
+    if isinstance(value, int) and abs(value) > 10**_LONGEST_SHOWN:
+        return f"(a number of about {int(value.bit_length() * math.log10(2)) + 1} digits)"
+    text = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
+    short = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_LONGEST_SHOWN])
+    return short if len(text) <= _LONGEST_SHOWN else f"{short}… ({len(text)} characters)"
+
+
+def check_encoding(name: str) -> str:
+    """``name`` itself, where Python knows a text encoding of that name.
+
+    Raises :class:`UserError` where it does not.
+    """
+    try:
+        "a".encode(name)
+    except (LookupError, ValueError):
+        usual = "usual are utf-8, gbk, gb18030, big5 and utf-16"
+        raise UserError(f"--encoding {shown(name)}: no such encoding; {usual}") from None
+    return name

@@ -27,8 +27,8 @@ from ptuning.data.example_store import (
 )
 from ptuning.data.preprocess import Example, prompt_ids, training_example
 from ptuning.data.rows import Row, Rows, every_round
+from ptuning.data.settings import ExampleSettings
 from ptuning.data.tokenizer import ChatGLMTokenizer
-from ptuning.settings.arguments import DataArguments
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +38,12 @@ _CHUNK = 2000
 _MOST_PROCESSES = 8
 
 
-def row_prompt(tokenizer: ChatGLMTokenizer, row: Row, data: DataArguments) -> list[int]:
+def row_prompt(tokenizer: ChatGLMTokenizer, row: Row, data: ExampleSettings) -> list[int]:
     """The ids of a row's prompt: the same in training, evaluation and chat."""
     return prompt_ids(tokenizer, row.prompt, row.history, system=row.system, **prompt_options(data))
 
 
-def prompt_options(data: DataArguments) -> dict[str, Any]:
+def prompt_options(data: ExampleSettings) -> dict[str, Any]:
     """The keywords of :func:`~ptuning.data.preprocess.fit_prompt` that settings decide."""
     return {
         "max_source_length": data.max_source_length,
@@ -53,7 +53,7 @@ def prompt_options(data: DataArguments) -> dict[str, Any]:
     }
 
 
-def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArguments, name: str) -> PackedExamples:
+def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: ExampleSettings, name: str) -> PackedExamples:
     """Training examples of rows, in their order, with a line in the log on their lengths and the first one in full.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: Dat
     return examples
 
 
-def tokenised(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArguments, name: str) -> PackedExamples:
+def tokenised(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: ExampleSettings, name: str) -> PackedExamples:
     """One example for each row.
 
     Large sets are made by several processes and kept on disk (see :func:`~ptuning.data.example_store.cache_folder`)
@@ -83,7 +83,7 @@ def tokenised(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: DataArgume
 
 
 def _kept_or_made(
-    tokenizer: ChatGLMTokenizer, rows: Sequence[Row], settings: dict[str, Any], data: DataArguments, name: str
+    tokenizer: ChatGLMTokenizer, rows: Sequence[Row], settings: dict[str, Any], data: ExampleSettings, name: str
 ) -> Arrays:
     make = partial(training_example, tokenizer, **settings)
     if len(rows) < ROWS_WORTH_KEEPING:
@@ -158,7 +158,7 @@ def _packed(make: Callable[[Row], Example], start: int, rows: Sequence[Row]) -> 
     return pack([make(row) for row in rows], range(start, start + len(rows)))
 
 
-def _without_cut_replies(examples: PackedExamples, data: DataArguments, name: str) -> PackedExamples:
+def _without_cut_replies(examples: PackedExamples, data: ExampleSettings, name: str) -> PackedExamples:
     keep = np.flatnonzero(examples.arrays["full_target"] <= data.max_target_length)
     lost = len(examples) - len(keep)
     if not lost:
@@ -176,7 +176,7 @@ def _without_cut_replies(examples: PackedExamples, data: DataArguments, name: st
     return PackedExamples(pack(kept, examples.arrays["row"][keep].tolist()), examples.sources)
 
 
-def _report_lengths(examples: PackedExamples, data: DataArguments, name: str) -> None:
+def _report_lengths(examples: PackedExamples, data: ExampleSettings, name: str) -> None:
     """One line on lengths, and on how many texts were cut."""
     a = examples.arrays
     lost, cut = int((a["dropped_rounds"] > 0).sum()), int(a["cut_prompt"].sum())

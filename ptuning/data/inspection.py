@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ptuning.checkpoint.preparation import prepare_rows, prepare_training_rows
 from ptuning.data.example_store import PackedExamples
 from ptuning.data.examples import tokenised
 from ptuning.data.preprocess import Example
 from ptuning.data.rows import Row, Rows
+from ptuning.data.run_rows import prepare_rows, prepare_training_rows
+from ptuning.data.settings import ExampleSettings
 from ptuning.data.tokenizer import ChatGLMTokenizer
-from ptuning.settings.arguments import DataArguments
 
 PERCENTILES = (50, 90, 95, 99)
 LONGEST_SEQUENCE = 2048  # what ChatGLM-6B was trained with
@@ -92,7 +92,7 @@ class Inspection:
     samples: list[Sample]
 
 
-def inspect_file(tokenizer: ChatGLMTokenizer, data: DataArguments, samples: int = 3, seed: int = 42) -> Inspection:
+def inspect_file(tokenizer: ChatGLMTokenizer, data: ExampleSettings, samples: int = 3, seed: int = 42) -> Inspection:
     """Look at ``data.train_file``, and at ``data.test_file`` beside it where one is given.
 
     Args:
@@ -142,7 +142,7 @@ def _limit(lengths: dict[str, int]) -> int:
     return -(-wanted // _STEP) * _STEP
 
 
-def _telling(examples: PackedExamples, data: DataArguments, count: int) -> list[Example]:
+def _telling(examples: PackedExamples, data: ExampleSettings, count: int) -> list[Example]:
     """Examples worth showing: the first, the first of each that was cut, then others spread over the file."""
     a = examples.arrays
     cuts = (a["dropped_rounds"] > 0, a["cut_prompt"], a["full_target"] > data.max_target_length)
@@ -151,7 +151,7 @@ def _telling(examples: PackedExamples, data: DataArguments, count: int) -> list[
     return [examples[index] for index in list(dict.fromkeys(wanted))[:count]]
 
 
-def _sample(tokenizer: ChatGLMTokenizer, example: Example, data: DataArguments) -> Sample:
+def _sample(tokenizer: ChatGLMTokenizer, example: Example, data: ExampleSettings) -> Sample:
     start = sum(label < 0 for label in example.labels)
     remarks = []
     if example.dropped_rounds:

@@ -8,11 +8,11 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ptuning.core.choices import Truncation
 from ptuning.core.errors import QuestionTooLongError, UserError
 from ptuning.data.prompts import build_prompt
 from ptuning.data.rows import Row
 from ptuning.data.tokenizer import ChatGLMTokenizer
-from ptuning.settings.arguments import Truncation
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy leaves out
 SOURCE_SPECIALS, TARGET_SPECIALS = 1, 2  # how many ids the published limits count beside those of the text

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ptuning.core.characters import check_encoding
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.core.reading import guarded, is_regular, open_regular, parse_json, parse_json_at
 from ptuning.data.table_files import Record, read_csv, read_parquet
 from ptuning.data.text_encoding import read_row_text
-from ptuning.settings.arguments import check_encoding
 
 _BLANKS = " \t\r\n"
 # What else people hand over in the belief that it holds rows, by its first bytes.

@@ -4,9 +4,9 @@ import codecs
 import logging
 from pathlib import Path
 
+from ptuning.core.characters import check_encoding
 from ptuning.core.errors import UserError
 from ptuning.core.reading import guarded, open_regular
-from ptuning.settings.arguments import check_encoding
 
 logger = logging.getLogger(__name__)
 

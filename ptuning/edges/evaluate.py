@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     """
     if any(word.partition("=")[0] in _METRICS_ONLY for word in argv):
         return _metrics_only(argv)
-    from ptuning.settings.training_arguments import parse_arguments
+    from ptuning.edges.run_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="evaluate")
     from ptuning.edges.results import print_result, progress_bar, quiet_logs

@@ -12,7 +12,7 @@ import select
 import traceback
 
 from ptuning.core import errors
-from ptuning.core.errors import StoppedError, UserError
+from ptuning.core.errors import StoppedError, UserError, is_out_of_memory
 from ptuning.core.paths import working_directory_is_gone
 
 EXIT_OK, EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_NO_READER = 0, 1, 2, 130, 141
@@ -61,17 +61,10 @@ def _reason(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, RecursionError):
         place = traceback.extract_tb(error.__traceback__)[-1]
         return f"what was given is nested too deeply (RecursionError in {place.filename}:{place.lineno})", EXIT_FAILED
-    if _is_out_of_memory(error):
+    if not isinstance(error, OSError) and is_out_of_memory(error):
         said = str(error).splitlines()
         return f"not enough memory ({said[0] if said else type(error).__name__})", EXIT_FAILED
     return (_of_system(error), EXIT_FAILED) if isinstance(error, OSError) else None
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Python's memory, torch's on an accelerator, or torch's on the CPU; without importing torch."""
-    if isinstance(error, RuntimeError):
-        return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
-    return isinstance(error, MemoryError)
 
 
 def _missing(error: ModuleNotFoundError) -> tuple[str, int] | None:

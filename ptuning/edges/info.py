@@ -11,16 +11,14 @@ from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
 from ptuning.memory.estimates import (
     MemoryEstimate,
-    ModelSizes,
-    PrefixSizes,
     Storage,
     answering_memory,
     head_is_shared,
     loading_bytes,
-    prefix_numbers,
     tuning_memory,
     weight_bytes,
 )
+from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
 from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 

@@ -11,12 +11,12 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         UserError: settings, rows or checkpoints that do not fit.
     """
-    from ptuning.settings.training_arguments import parse_arguments
+    from ptuning.edges.run_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="train")
     from ptuning.edges.results import print_result, progress_bar, quiet_logs
+    from ptuning.edges.tuning import run_tuning
     from ptuning.evaluation.run import run_evaluation
-    from ptuning.training.run import run_tuning
 
     run = run_tuning if arguments.training.do_train else run_evaluation
     with quiet_logs():

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.placement import is_out_of_memory
-from ptuning.core.errors import GenerationError, UserError
+from ptuning.core.errors import GenerationError, UserError, is_out_of_memory
 from ptuning.data.collator import PromptCollator
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request, Sampling

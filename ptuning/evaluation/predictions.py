@@ -18,12 +18,12 @@ from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.journal import AnswerJournal
 from ptuning.evaluation.metrics import score_pair
 from ptuning.evaluation.run_fingerprint import run_fingerprint
-from ptuning.evaluation.run_result import Evaluation, evaluation_of, save_metrics
+from ptuning.evaluation.run_result import Evaluation, evaluation_of
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.setting_limits import Limits, check_number
 
-__all__ = ["Evaluation", "ShowRows", "evaluate_rows", "save_metrics"]
+__all__ = ["Evaluation", "ShowRows", "evaluate_rows"]
 
 ShowRows = Callable[[int, int], Callable[[int], None]]
 """Given how many rows there are and how many are answered already, makes a callback that takes the number just done."""

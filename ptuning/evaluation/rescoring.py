@@ -9,10 +9,11 @@ from pathlib import Path
 
 from ptuning.core.output_folder import claimed
 from ptuning.core.paths import path_argument, quoted
+from ptuning.core.result_files import save_metrics
 from ptuning.evaluation.answers import ScoredAnswer, read_answers
 from ptuning.evaluation.metrics import score_pair
 from ptuning.evaluation.report.report import write_report
-from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of, save_metrics
+from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
 
 
 def rescore(path: Path, folder: Path | None = None, show: Callable[[int], Callable[[int], None]] | None = None) -> RunResult:

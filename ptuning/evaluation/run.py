@@ -10,17 +10,19 @@ from typing import Any
 
 from ptuning.checkpoint.load import attach_checkpoint
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
-from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_other_rows, prepare_rows, prepare_tokenizer
+from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
 from ptuning.core.output_folder import OutputFolder
+from ptuning.core.result_files import save_metrics
 from ptuning.data.rows import Row
-from ptuning.edges.output_claim import claimed_output
+from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
-from ptuning.evaluation.run_result import RunResult, ScoredModel, save_metrics
+from ptuning.evaluation.run_result import RunResult, ScoredModel
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments
+from ptuning.settings.output_claim import claimed_output
+from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments
-from ptuning.training.settings_checks import check_against_model, check_before_loading
 
 Progress = Callable[[str, int, int], Callable[[int], None]]
 """Given a title, how many rows there are and how many are answered already, makes a callback that takes the number of rows

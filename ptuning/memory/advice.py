@@ -7,19 +7,18 @@ import logging
 from dataclasses import replace
 from typing import Any
 
-from ptuning.checkpoint.placement import free_bytes, is_out_of_memory
+from ptuning.checkpoint.placement import free_bytes
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.data.example_store import PackedExamples
 from ptuning.kernels.dispatch import uses_compiled
 from ptuning.memory.checkpointing_choice import choose_checkpointing
-from ptuning.memory.estimates import ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
+from ptuning.memory.estimates import Storage, tuning_memory
 from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.sizes import ModelSizes, PrefixSizes, size_text
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.training_arguments import Arguments
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["is_out_of_memory", "out_of_memory_message", "settle_checkpointing"]
 
 _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ptuning.memory.estimates import MemoryEstimate, ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
+from ptuning.memory.estimates import MemoryEstimate, Storage, tuning_memory
+from ptuning.model.sizes import ModelSizes, PrefixSizes, size_text
 
 USED_SHARE = 0.85
 """Of the free memory, as much as a prediction may take; the rest is for what it misses."""

@@ -37,12 +37,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
+from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
 
-GIB = 2**30
 _KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}
 """What the CPU kernel unpacks at a time, with its products (ptuning.kernels.cpu)."""
 
@@ -60,61 +58,6 @@ _SCREENED_LEAST = 2**22
 
 _KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**19
 """Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
-
-
-@dataclass(frozen=True)
-class ModelSizes:
-    """The sizes of a backbone.
-
-    Attributes:
-        vocab_size: V.
-        hidden_size: D.
-        num_layers: L.
-        num_attention_heads: N.
-        inner_hidden_size: I.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_attention_heads: int
-    inner_hidden_size: int
-
-    @classmethod
-    def from_config(cls, values: Mapping[str, Any]) -> ModelSizes:
-        """From the values of a ``config.json``; what is missing is the 6B model's.
-
-        Raises:
-            UserError: a size that is no whole number, or less than 1.
-        """
-        hidden = _size(values, "hidden_size", 4096)
-        return cls(
-            vocab_size=_size(values, "vocab_size", 130528),
-            hidden_size=hidden,
-            num_layers=_size(values, "num_layers", 28),
-            num_attention_heads=_size(values, "num_attention_heads", 32),
-            inner_hidden_size=_size(values, "inner_hidden_size", 4 * hidden),
-        )
-
-    @property
-    def linear_weights(self) -> int:
-        """Weights in the four linears of one block."""
-        return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.inner_hidden_size
-
-    @property
-    def linear_rows(self) -> int:
-        """Output rows of the four linears of one block."""
-        return 5 * self.hidden_size + self.inner_hidden_size
-
-    @property
-    def embedding_weights(self) -> int:
-        """Numbers in the embedding, and as many in the head."""
-        return self.vocab_size * self.hidden_size
-
-    @property
-    def largest_linear(self) -> int:
-        """Weights of the largest linear of a block."""
-        return self.hidden_size * max(self.inner_hidden_size, 3 * self.hidden_size)
 
 
 @dataclass(frozen=True)
@@ -138,14 +81,6 @@ class Storage:
     device: str = "cpu"
     table_bytes: int = 0
     compiled: bool = False
-
-
-@dataclass(frozen=True)
-class PrefixSizes:
-    """A prefix: its length in tokens, and whether it is trained through a projection."""
-
-    length: int = 0
-    projection: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,15 +129,6 @@ def head_is_shared(sizes: ModelSizes, storage: Storage, file_bytes: int | None) 
     bits = storage.bits if storage.embeddings else 0
     table = stored_bytes(sizes.embedding_weights, sizes.vocab_size, bits, storage.float_bytes)
     return file_bytes < weight_bytes(sizes, storage) - table // 2
-
-
-def prefix_numbers(sizes: ModelSizes, prefix: PrefixSizes) -> tuple[int, int]:
-    """n and m: numbers in the keys and values of a prefix, and trained numbers."""
-    width, hidden = 2 * sizes.num_layers * sizes.hidden_size, sizes.hidden_size
-    states = prefix.length * width
-    if not prefix.projection:
-        return states, states
-    return states, prefix.length * hidden + hidden * hidden + hidden + width * hidden + width
 
 
 def loading_bytes(sizes: ModelSizes, storage: Storage, source_bits: int, source_float_bytes: int = 2) -> int:
@@ -371,21 +297,6 @@ def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -
         return _KERNEL_CPU[what]
     wide = 4 if what == "gradient" else 0 if storage.float_bytes == 4 else 6  # bytes beside the two of GELU
     return rows * (wide * sizes.inner_hidden_size + 4 * sizes.hidden_size)
-
-
-def size_text(amount: int) -> str:
-    """Bytes as a message says them."""
-    return f"{amount / GIB:.1f} GiB" if amount >= GIB else f"{amount / 2**20:.0f} MiB"
-
-
-def _size(values: Mapping[str, Any], name: str, usual: int) -> int:
-    """A size of a model, of which 0 is a value (that no model has) and None is none."""
-    value = values.get(name)
-    if value is None:
-        return usual
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"config.json: {name} is {shown(value)}; must be a whole number, 1 or more")
-    return value
 
 
 def _positive(**values: int) -> None:

@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from ptuning.core.characters import check_encoding, shown
 from ptuning.core.errors import UserError
 from ptuning.settings.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked
-from ptuning.settings.setting_limits import Limits, check_fields, shown
-
-Truncation = Literal["smart", "published"]
-"""What goes where a prompt is too long; see the setting of this name."""
+from ptuning.settings.setting_limits import Limits, check_fields
 
 BUILT_IN_MODEL = "tiny-chatglm"
 """Name of the small backbone that ships inside the package."""
@@ -252,19 +250,6 @@ class DataArguments:
                 "every fifth training row comes from that file)"
             )
         return file, share
-
-
-def check_encoding(name: str) -> str:
-    """``name`` itself, where Python knows a text encoding of that name.
-
-    Raises :class:`UserError` where it does not.
-    """
-    try:
-        "a".encode(name)
-    except (LookupError, ValueError):
-        usual = "usual are utf-8, gbk, gb18030, big5 and utf-16"
-        raise UserError(f"--encoding {shown(name)}: no such encoding; {usual}") from None
-    return name
 
 
 @dataclass

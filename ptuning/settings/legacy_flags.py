@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
 from ptuning.settings.legacy_flags import Legacy, legacy_for, notice, translate
-from ptuning.settings.setting_limits import check_path, check_text, check_values, shown
+from ptuning.settings.setting_limits import check_path, check_text, check_values
 from ptuning.settings.settings_file import SETTINGS_SUFFIXES, line_of, read_mapping
 
 logger = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
 
 _LIMIT_NAMES = ("min", "max", "above", "below", "why")
 _LARGEST = 2**63 - 1
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes that operating systems take
-_LONGEST_SHOWN = 60
 _DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what turns the text behind it around
 
 
@@ -149,12 +149,3 @@ def check_path(name: str, text: str) -> str:
         return str(Path(text).expanduser())
     except RuntimeError:
         raise UserError(f"{name} {shown(text)}: there is no home folder {shown(text.partition('/')[0])}") from None
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: on one line, without characters that act on a terminal, and not too long."""
-    if isinstance(value, int) and abs(value) > 10**_LONGEST_SHOWN:
-        return f"(a number of about {int(value.bit_length() * math.log10(2)) + 1} digits)"
-    text = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-    short = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:_LONGEST_SHOWN])
-    return short if len(text) <= _LONGEST_SHOWN else f"{short}… ({len(text)} characters)"

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
 
 _WHOLE_MODEL = {
     "galore": "GaLore shrinks the state of large linear layers, and a prefix has none",

@@ -1,4 +1,4 @@
-"""A tuning run from settings to scores: rows, model, training, and the test rows before and after."""
+"""A tuning run from settings to a checkpoint: rows, model, training. Before and after it: ``edges/tuning.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +15,25 @@ import torch
 import transformers
 from transformers import set_seed
 
-from ptuning.checkpoint.preparation import (
-    base_model_name,
-    model_config,
-    prepare_examples,
-    prepare_model,
-    prepare_rows,
-    prepare_tokenizer,
-    prepare_training_rows,
-)
+from ptuning.checkpoint.preparation import base_model_name, model_config, prepare_model, prepare_tokenizer
 from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, starting_point
-from ptuning.core.errors import StoppedError, TrainingError, UserError
+from ptuning.core.errors import StoppedError, TrainingError, UserError, is_out_of_memory
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.private_cache import keep_compiled_code_private
+from ptuning.core.result_files import save_metrics
 from ptuning.core.version import __version__
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.example_store import PackedExamples
+from ptuning.data.examples import prepare_examples
 from ptuning.data.preprocess import IGNORE_INDEX, Example
 from ptuning.data.rows import Row
-from ptuning.edges.output_claim import claimed_output
-from ptuning.evaluation.predictions import evaluate_rows, save_metrics
-from ptuning.evaluation.report.report import write_report
-from ptuning.evaluation.run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
-from ptuning.evaluation.run_result import RunResult
-from ptuning.memory.advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
+from ptuning.data.run_rows import prepare_rows, prepare_training_rows
+from ptuning.memory.advice import out_of_memory_message, settle_checkpointing
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments, ModelArguments
+from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
-from ptuning.training.settings_checks import check_against_model, check_before_loading, check_steps
+from ptuning.training.settings_checks import check_steps
 from ptuning.training.trainer import PrefixTrainer
 
 logger = logging.getLogger(__name__)
@@ -64,24 +55,54 @@ _DECIDING_WHERE_GIVEN = (
     "dataloader_drop_last",
 )
 
-def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunResult:
-    """Train a prefix, and evaluate it where the settings name test rows.
+ScoreRows = Callable[[ChatGLMForConditionalGeneration, Any, Sequence[Row]], dict[str, float]]
+"""Answers rows with a model and its tokenizer and gives scores by name: how a run looks at answers while it trains."""
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """What a tuning run has before its model is loaded.
+
+    Attributes:
+        arguments: with the prefix that training starts from.
+        start: the checkpoint to resume from; None for a new run.
+        tokenizer: of the model.
+        rows: to train on; ``validation`` likewise, empty for none.
+    """
+
+    arguments: Arguments
+    start: str | None
+    tokenizer: Any
+    rows: list[Row]
+    validation: list[Row]
+
+
+@dataclass(frozen=True)
+class TunedRun:
+    """What training gave.
+
+    Attributes:
+        model: in eval mode, with the tuned prefix.
+        checkpoint: the best or the last one; None where nothing was saved.
+        metrics: of the training.
+        is_first_process: whether this process is the one that evaluates and reports.
+    """
+
+    model: ChatGLMForConditionalGeneration
+    checkpoint: Path | None
+    metrics: dict[str, float]
+    is_first_process: bool
+
+
+def prepare_tuning(arguments: Arguments) -> PreparedRun:
+    """Check the settings against machine, model and output folder, and read the rows.
 
     Args:
-        arguments: see :func:`ptuning.settings.training_arguments.parse_arguments`.
-        progress: makes a progress display for the evaluation; the trainer shows its own.
+        arguments: of the run; its output folder is claimed.
 
     Raises:
-        UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is loaded.
-        TrainingError: a loss or gradient that is not a number, or memory that does not suffice; what was saved stays.
-        StoppedError: a signal ended training; its state is saved.
-        OutputError: the output folder went away, or cannot be written any more; what was saved stays.
+        UserError: settings, rows or checkpoints that do not fit.
     """
-    with claimed_output(arguments) as place:
-        return _run(arguments, progress, place)
-
-
-def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder | None) -> RunResult:
     model_settings, data, training = arguments
     check_before_loading(training)
     start = starting_point(training)
@@ -94,49 +115,53 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder | 
     check_against_model(arguments.model, training, arguments.given, model_config(arguments.model))
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
-    asked = prepare_evaluation_rows(data) if training.do_predict else EvaluationRows([])
-    examples = prepare_examples(tokenizer, rows, data, "training rows")
-    eval_examples = prepare_examples(tokenizer, validation, data, "validation rows") if validation else None
+    return PreparedRun(arguments, start, tokenizer, rows, validation)
+
+
+def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) -> TunedRun:
+    """Load the model, train, and save.
+
+    Args:
+        run: what is ready.
+        place: the claim on the output folder; None in all processes but the first.
+        score_rows: see :data:`ScoreRows`.
+
+    Raises:
+        UserError: examples or checkpoints that do not fit.
+        TrainingError: a loss or gradient that is not a number, or memory that does not suffice; what was saved stays.
+        StoppedError: a signal ended training; its state is saved.
+        OutputError: the output folder went away, or cannot be written any more; what was saved stays.
+    """
+    arguments, data, training = run.arguments, run.arguments.data, run.arguments.training
+    examples = prepare_examples(run.tokenizer, run.rows, data, "training rows")
+    eval_examples = prepare_examples(run.tokenizer, run.validation, data, "validation rows") if run.validation else None
     check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
-    trainer = _trainer(arguments, tokenizer, examples, eval_examples, rows, validation)
+    trainer = _trainer(run, examples, eval_examples, score_rows)
     trainer.place = place
-    model = trainer.model
     folder = Path(str(training.output_dir))
     if place is not None:
         place.check("before training")
-        if start is None:
+        if run.start is None:
             set_aside(folder)
         save_arguments(folder, arguments)
-    train_metrics = _train(trainer, start, arguments, len(examples))
+    train_metrics = _train(trainer, run.start, arguments, len(examples))
     if training.do_eval and eval_examples:
         metrics = trainer.evaluate(metric_key_prefix="eval") | {"eval_samples": len(eval_examples)}
         if trainer.is_world_process_zero():
             save_metrics(folder, "eval", metrics)
     trainer.save_state()
-    model.eval()
+    trainer.model.eval()
     best = trainer.state.best_model_checkpoint if training.load_best_model_at_end else None
     saved = checkpoints(folder)
     checkpoint = Path(best) if best else saved[-1] if saved else None
-    if not trainer.is_world_process_zero():
-        return RunResult(folder, checkpoint, [], [], train_metrics)
-    models = []
-    if asked.task:
-        models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, checkpoint, place)
-    result = RunResult(folder, checkpoint, asked.task, models, train_metrics)
-    write_report(arguments, result, {"training": rows, "validation": validation, **asked.by_name()})
-    return result
+    return TunedRun(trainer.model, checkpoint, train_metrics, trainer.is_world_process_zero())
 
 
 def _trainer(
-    arguments: Arguments,
-    tokenizer: Any,
-    examples: PackedExamples,
-    eval_examples: PackedExamples | None,
-    rows: list[Row],
-    validation: list[Row],
+    run: PreparedRun, examples: PackedExamples, eval_examples: PackedExamples | None, score_rows: ScoreRows
 ) -> PrefixTrainer:
     """Load the model with the prefix that training starts from, and put the trainer around it."""
-    training = arguments.training
+    arguments, training = run.arguments, run.arguments.training
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
@@ -148,11 +173,11 @@ def _trainer(
         model,
         training,
         examples,
-        _collator(tokenizer, arguments.data),
+        _collator(run.tokenizer, arguments.data),
         eval_examples,
-        prefix_settings(arguments, model, history=any(row.history is not None for row in rows)),
+        prefix_settings(arguments, model, history=any(row.history is not None for row in run.rows)),
         run_description(arguments, examples),
-        _scorer(model, tokenizer, validation, arguments),
+        _scorer(model, run, score_rows),
     )
 
 
@@ -216,10 +241,10 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
 
 
 def _scorer(
-    model: ChatGLMForConditionalGeneration, tokenizer: Any, rows: list[Row], arguments: Arguments
+    model: ChatGLMForConditionalGeneration, run: PreparedRun, score_rows: ScoreRows
 ) -> Callable[[], dict[str, float]] | None:
     """Scores of a sample of the validation rows, for every evaluation during training."""
-    training, data = arguments.training, arguments.data
+    training, rows = run.arguments.training, run.validation
     if not (training.predict_with_generate and rows):
         return None
     count = min(training.eval_generate_samples, len(rows))
@@ -229,12 +254,9 @@ def _scorer(
         was_training = model.training
         model.eval()
         try:
-            done = evaluate_rows(
-                model, tokenizer, sample, data, batch_size=training.per_device_eval_batch_size, seed=training.seed
-            )
+            return score_rows(model, run.tokenizer, sample)
         finally:
             model.train(was_training)
-        return {name: done.metrics[name] for name in ("rouge-1", "rouge-2", "rouge-l", "bleu-4")}
 
     return score_sample
 

@@ -23,6 +23,7 @@ from ptuning.data.preprocess import Example
 from ptuning.kernels.allocator import keep_freed_memory
 from ptuning.kernels.dispatch import settings
 from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.settings.run_checks import clear_errors
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.settings.training_fields import FORCED
 from ptuning.training.checkpointing_trainer import CheckpointingTrainer
@@ -30,7 +31,6 @@ from ptuning.training.interruption import StopOnSignal
 from ptuning.training.optimiser_checks import plain
 from ptuning.training.progress import TrainingProgress
 from ptuning.training.running_loss import RunningLoss
-from ptuning.training.settings_checks import clear_errors
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,11 @@ from checkpoints import whole_checkpoint
 from ptuning.core.errors import UserError
 from ptuning.edges.cli import VERBS
 from ptuning.edges.output import inline
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.settings.parsing import SettingsParser
-from ptuning.settings.training_arguments import TuningArguments, parse_arguments
+from ptuning.settings.run_checks import check_before_loading
+from ptuning.settings.training_arguments import TuningArguments
 from ptuning.settings.training_fields import CHOICES, FORCED, KNOWN, LIMITS, REFUSED, WORKS
-from ptuning.training.settings_checks import check_before_loading
 
 HOSTILE = (
     "", " ", "nan", "inf", "-inf", "-1", "0", "-0.0", "1e999", "-1e999", "5e-324", "9" * 400, "9" * 5000, "1.5", "٣",

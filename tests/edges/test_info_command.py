@@ -6,7 +6,8 @@ import pytest
 from checkpoints import GOLDEN, golden_config, make_checkpoint, write_json
 
 from ptuning.edges.cli import main
-from ptuning.memory.estimates import ModelSizes, Storage, weight_bytes
+from ptuning.memory.estimates import Storage, weight_bytes
+from ptuning.model.sizes import ModelSizes
 
 MODEL = str(GOLDEN / "model")
 

@@ -8,11 +8,11 @@ import pytest
 
 from ptuning.core.paths import path_argument
 from ptuning.edges.results import print_result
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.report.report import command_of
 from ptuning.evaluation.rescoring import rescore
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
-from ptuning.settings.training_arguments import parse_arguments
 
 NAMES = [
     "plain", "two words", "it's", '"$HOME" `id`;&|', "$(touch owned)", "新 目录", "-dash", "~", "a\\b", "*?[x]", "new\nline",

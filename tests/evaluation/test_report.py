@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from ptuning.data.rows import Row, Rows
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.metrics import score_pair
 from ptuning.evaluation.report.published_figures import ADGEN, published_figures
 from ptuning.evaluation.report.report import command_of, write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
-from ptuning.settings.training_arguments import parse_arguments
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'"> & | `*_[a](b)'
 WANTED = [f"新到的衬衫，第{number}件清清爽爽，坐着站着都好看。" for number in range(20)]

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from ptuning.core.result_files import save_metrics
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.metrics import SCORE_NAMES, score_pair
-from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of, save_comparison, save_metrics, score_rows
+from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of, save_comparison, score_rows
 
 REFERENCES = ["今天天气不错，很好", "新到的衬衫", "颜色清爽讨喜", "请问要写什么"]
 

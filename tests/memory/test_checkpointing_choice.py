@@ -5,7 +5,8 @@ import itertools
 import pytest
 
 from ptuning.memory.checkpointing_choice import USED_SHARE, choose_checkpointing
-from ptuning.memory.estimates import GIB, ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
+from ptuning.memory.estimates import Storage, tuning_memory
+from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes, size_text
 
 SIX_BILLION = ModelSizes.from_config({})
 INT4 = Storage(4, False, 2, device="accelerator")

@@ -7,20 +7,10 @@ import pytest
 import torch
 
 from ptuning.core.errors import UserError
-from ptuning.memory.estimates import (
-    GIB,
-    ModelSizes,
-    PrefixSizes,
-    Storage,
-    answering_memory,
-    head_is_shared,
-    loading_bytes,
-    prefix_numbers,
-    tuning_memory,
-    weight_bytes,
-)
+from ptuning.memory.estimates import Storage, answering_memory, head_is_shared, loading_bytes, tuning_memory, weight_bytes
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes, prefix_numbers
 
 TINY = {"vocab_size": 704, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4, "inner_hidden_size": 128}
 ODD = TINY | {"hidden_size": 48, "inner_hidden_size": 64}

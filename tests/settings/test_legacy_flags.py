@@ -41,7 +41,7 @@ def test_an_old_name_stays_itself_where_its_successor_does_not_exist_yet():
 
 
 def test_every_old_flag_is_told_about_once(caplog):
-    from ptuning.settings.training_arguments import parse_arguments
+    from ptuning.edges.run_arguments import parse_arguments
 
     base = ["--model_name_or_path", "m", "--output_dir", "o", "--train_file", "t.json"]
     columns = ["--prompt_column", "p", "--response_column", "r"]

@@ -8,9 +8,10 @@ import pytest
 from checkpoints import whole_checkpoint
 
 from ptuning.core.errors import UserError
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.settings.arguments import ModelArguments
 from ptuning.settings.parsing import SettingsParser
-from ptuning.settings.training_arguments import TuningArguments, parse_arguments, save_arguments
+from ptuning.settings.training_arguments import TuningArguments, save_arguments
 
 TRAIN = """--do_train --train_file AdvertiseGen/train.json --validation_file AdvertiseGen/dev.json
     --prompt_column content --response_column summary --overwrite_cache --model_name_or_path THUDM/chatglm-6b

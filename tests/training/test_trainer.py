@@ -11,9 +11,11 @@ import torch
 from runs import log_of, prefix_of, train
 
 from ptuning import load_model
-from ptuning.checkpoint.preparation import prepare_examples, prepare_rows, prepare_tokenizer
+from ptuning.checkpoint.preparation import prepare_tokenizer
 from ptuning.data.collator import TrainingCollator
-from ptuning.settings.training_arguments import parse_arguments
+from ptuning.data.examples import prepare_examples
+from ptuning.data.run_rows import prepare_rows
+from ptuning.edges.run_arguments import parse_arguments
 from ptuning.training.trainer import PrefixTrainer
 
 

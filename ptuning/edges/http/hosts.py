@@ -8,8 +8,8 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
-from ptuning.settings.setting_limits import shown
 
 ANY = "*"
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}))(?::(\d{0,5}))?")

@@ -1,0 +1,6 @@
+"""Values that a user can choose among, written once: settings, messages and the code that acts on them import these."""
+
+from typing import Literal
+
+Truncation = Literal["smart", "published"]
+"""What goes where a prompt is too long; see the setting of this name."""
