@@ -11,7 +11,7 @@ arguments=()
 for argument in "$@"; do
     case "$argument" in
         --quick) marked=(-m "not slow") ;;
-        -h | --help) sed -n '/^# /,/^set /{/^# /s/^# //p;}' "$0"; exit 0 ;;
+        -h | --help) sed -n '2,/^set /s/^# //p' "$0"; exit 0 ;;
         *) arguments+=("$argument") ;;
     esac
 done

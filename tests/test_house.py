@@ -145,7 +145,7 @@ def test_nothing_happens_at_import():
 
 
 def test_every_test_has_a_time_limit(pytestconfig):
-    assert 0 < float(pytestconfig.getini("timeout")) <= 300
+    assert 0 < float(pytestconfig.getini("timeout")) <= 120
 
 
 def tracked_files() -> list[Path]:
