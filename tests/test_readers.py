@@ -16,6 +16,7 @@ import torch
 from checkpoints import make_checkpoint, write_json
 from hostile_files import BIN, COMMON, JSON, PREDICTIONS, ROWS_CSV, ROWS_JSON, ROWS_PARQUET, SAFETENSORS, VOCABULARY, YAML
 from safetensors.torch import save_file
+from sources import PACKAGE, PACKAGE_FILES, parsed
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import ptuning
@@ -448,7 +449,6 @@ def test_messages_stand_in_a_working_directory_that_was_deleted(tmp_path, monkey
 
 # ---- the house ---------------------------------------------------------------------------------------------------------
 
-PACKAGE = Path(ptuning.__file__).parent
 GUARDS = {"guarded", "_reading"}
 # Calls that read a file or parse what stood in one.
 READING = {
@@ -522,9 +522,9 @@ def reads(call):
 
 def test_no_file_is_read_outside_the_guard():
     found, used = [], set()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in PACKAGE_FILES:
         name = path.relative_to(PACKAGE).as_posix()
-        for function, line, what in calls_outside_guards(ast.parse(path.read_text(encoding="utf-8"))):
+        for function, line, what in calls_outside_guards(parsed(path)):
             place = f"{name}:{function}"
             reasons = [pattern for pattern in OUTSIDE_THE_GUARD if fnmatch(place, pattern)]
             used.update(reasons)
