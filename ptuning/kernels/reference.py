@@ -1,4 +1,4 @@
-"""The plain kernel: any device, any dtype, dequantised piece by piece. What the other kernels are held against.
+"""The reference kernel: any device, any dtype, dequantised piece by piece. What the other kernels are held against.
 
 Legend: M rows of activations, O output rows, I input columns.
 """

@@ -24,7 +24,7 @@ stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs 
 
 **Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the
-compiled kernel screens a float32 head, the head once more in bytes, VD.
+native kernel screens a float32 head, the head once more in bytes, VD.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
 quantised model has it give back pieces from 0.5 MB on (ptuning.kernels.allocator); without what it keeps, the other parts
@@ -128,7 +128,7 @@ class Storage:
         shared_head: whether the head is the embedding's storage.
         device: ``cpu`` or an accelerator.
         table_bytes: of a number of a float embedding or head, where these stay as stored while the rest is wider; 0: s.
-        compiled: whether the compiled kernel multiplies (CPU).
+        native: whether the native kernel multiplies (CPU).
     """
 
     bits: int = 0
@@ -137,7 +137,7 @@ class Storage:
     shared_head: bool = False
     device: str = "cpu"
     table_bytes: int = 0
-    compiled: bool = False
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -331,7 +331,7 @@ def head_bytes(sizes: ModelSizes, storage: Storage, targets: int) -> int:
 def screening_bytes(sizes: ModelSizes, storage: Storage) -> int:
     """The copy of a float32 head in bytes with which a CPU finds the likeliest tokens (ptuning.kernels.screening)."""
     wide = storage.float_bytes == 4 and (storage.table_bytes or 4) == 4 and not (storage.bits and storage.embeddings)
-    screened = storage.device == "cpu" and storage.compiled and wide and sizes.embedding_weights >= _SCREENED_LEAST
+    screened = storage.device == "cpu" and storage.native and wide and sizes.embedding_weights >= _SCREENED_LEAST
     return sizes.embedding_weights if screened else 0
 
 
@@ -360,14 +360,14 @@ def kept_by_allocator(
 def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -> int:
     """What the kernels of quantised linears hold while they multiply.
 
-    On a CPU a few pieces; the compiled kernel the activations of so many rows in another order, in float32 (the widest ones
+    On a CPU a few pieces; the native kernel the activations of so many rows in another order, in float32 (the widest ones
     where only one of the two [B, T, I] around GELU is left). Elsewhere one linear.
     """
     if not storage.bits:
         return 0
     if storage.device != "cpu":
         return sizes.largest_linear * storage.float_bytes
-    if not storage.compiled:
+    if not storage.native:
         return _KERNEL_CPU[what]
     wide = 4 if what == "gradient" else 0 if storage.float_bytes == 4 else 6  # bytes beside the two of GELU
     return rows * (wide * sizes.inner_hidden_size + 4 * sizes.hidden_size)

@@ -15,9 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptuning.kernels import cpu
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.kernels import cpu, dispatch, native
 
 _AT_ONCE = 1 << 22  # weights that are float32 at a time: 16 MB
 
@@ -77,8 +75,8 @@ class _HalfProduct(torch.autograd.Function):
 
 def _product(inputs: Tensor, weight: Tensor) -> Tensor:
     rows, half = inputs.shape[0], weight.dtype in (torch.float16, torch.bfloat16)
-    if half and weight.is_cpu and 0 < rows <= compiled.FEW_HALF_ROWS and choose.has_compiled():
-        return compiled.half_product(inputs, weight).to(inputs.dtype)
+    if half and weight.is_cpu and 0 < rows <= native.FEW_HALF_ROWS and dispatch.has_native():
+        return native.half_product(inputs, weight).to(inputs.dtype)
     wide = inputs.float()
     result = inputs.new_empty(rows, weight.shape[0])
     for part in _parts(weight):

@@ -14,8 +14,7 @@ from ptuning.engine.engine import Engine
 from ptuning.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.engine.text_stream import reply_text
 from ptuning.engine.worker import EngineWorker
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch, screening
 
 WORDS = ["你好", "今天", "天气", "怎么样", "hello", "what", "is", "a", "shirt", "裙子", "类型", "材质", "1", "2", "，。！"]
 
@@ -62,13 +61,13 @@ def alone(model, tokenizer, ids, new_tokens, encoder=None, **settings):
 @pytest.fixture
 def kernel(request):
     """The kernel of the whole process, put back afterwards."""
-    choose.configure(kernel=request.param)
+    dispatch.configure(kernel=request.param)
     yield
-    choose.configure()
+    dispatch.configure()
 
 
 @pytest.mark.parametrize("parts", ["golden_parts", "tiny_parts"])
-@pytest.mark.parametrize("kernel", ["auto", "plain"], indirect=True)
+@pytest.mark.parametrize("kernel", ["auto", "reference"], indirect=True)
 def test_a_batch_answers_as_each_request_alone(parts, kernel, request):
     """Base and prefixes of two lengths mixed, fewer rows than requests, every length: token for token as alone."""
     model, tokenizer = request.getfixturevalue(parts)

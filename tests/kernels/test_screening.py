@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ptuning.engine.head import Head
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch, screening
 from ptuning.kernels.screening import ScreenedWeight, fits
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
@@ -21,8 +20,8 @@ def every_size(monkeypatch):
 
 @pytest.fixture
 def configured():
-    yield choose.configure
-    choose.configure()
+    yield dispatch.configure
+    dispatch.configure()
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -142,7 +141,7 @@ def test_small_weights_are_not(monkeypatch):
 
 
 def test_no_kernel_no_screening(configured):
-    configured(kernel="plain")
+    configured(kernel="reference")
     assert not fits(normal(40, 64))
 
 
@@ -180,14 +179,14 @@ def test_a_head_of_half_precision_takes_memory_only_where_it_is_allowed(configur
     head._looked = False
     head.choose(choice, inputs)
     configured(memory="fast:0.001")
-    before = choose.RESIDENT.taken
+    before = dispatch.RESIDENT.taken
     head._looked = False
     tokens = head.choose(choice, inputs)
     assert choice.ways == ["all", "all", "some"]
     assert tokens.tolist() == (inputs @ weight.float().T).argmax(-1).tolist()
-    assert choose.RESIDENT.taken == before + 300 * 64
+    assert dispatch.RESIDENT.taken == before + 300 * 64
     del head
-    assert choose.RESIDENT.taken == before
+    assert dispatch.RESIDENT.taken == before
 
 
 def test_a_head_that_is_never_told_apart_is_given_up():

@@ -100,20 +100,20 @@ def test_what_costs_memory_costs_memory():
 
 
 def test_answering_keeps_a_copy_of_a_screened_head():
-    """A byte a weight of a float32 head where the compiled kernel is used; none beside half precision, or elsewhere."""
+    """A byte a weight of a float32 head where the native kernel is used; none beside half precision, or elsewhere."""
 
     def weights(*values, **more):
         storage = Storage(*values, **more)
         answering = answering_memory(SIX_BILLION, storage, PREFIX, batch=1, length=64)
         return answering.parts["weights"] - weight_bytes(SIX_BILLION, storage)
 
-    assert weights(0, False, 4, compiled=True) == 130528 * 4096
-    assert weights(4, False, 4, table_bytes=4, compiled=True) == 130528 * 4096
-    assert weights(4, False, 4, table_bytes=2, compiled=True) == 0
-    assert weights(4, True, 4, compiled=True) == 0
-    assert weights(0, False, 2, compiled=True) == 0
+    assert weights(0, False, 4, native=True) == 130528 * 4096
+    assert weights(4, False, 4, table_bytes=4, native=True) == 130528 * 4096
+    assert weights(4, False, 4, table_bytes=2, native=True) == 0
+    assert weights(4, True, 4, native=True) == 0
+    assert weights(0, False, 2, native=True) == 0
     assert weights(0, False, 4) == 0
-    assert weights(0, False, 4, compiled=True, device="accelerator") == 0
+    assert weights(0, False, 4, native=True, device="accelerator") == 0
 
 
 def test_loading_needs_the_largest_tensor_beside_the_weights():

@@ -5,17 +5,17 @@ import torch
 from checkpoints import make_checkpoint
 
 import ptuning
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 
 
 @pytest.fixture(params=["auto", "cpu"])
 def kernel(request, monkeypatch):
     """Both ways of few rows, where both are there."""
-    monkeypatch.setenv(choose.KERNEL_VARIABLE, request.param)
-    choose.configure()
+    monkeypatch.setenv(dispatch.KERNEL_VARIABLE, request.param)
+    dispatch.configure()
     yield request.param
-    choose._configured.clear()
+    dispatch._configured.clear()
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
