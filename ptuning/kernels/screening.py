@@ -15,11 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ptuning.core import limits
 from ptuning.kernels import dispatch, native
 from ptuning.kernels.allocator import on_large_pages
 
 MOST_WANTED = 1024
-LEAST_WEIGHTS = 1 << 22  # below, the whole product costs no more than a call
 _KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of screening.h
 _COLUMNS, _ROWS = 32, 16  # the columns must be, and the rows are padded to, a multiple
 
@@ -38,7 +38,7 @@ class Likeliest(NamedTuple):
 
 def fits(weight: Tensor) -> bool:
     """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the native kernel starts."""
-    large = weight.dim() == 2 and weight.numel() >= LEAST_WEIGHTS and weight.shape[1] % _COLUMNS == 0
+    large = weight.dim() == 2 and weight.numel() >= limits.MIN_SCREENED and weight.shape[1] % _COLUMNS == 0
     if not large or not weight.is_cpu or weight.dtype not in _KINDS or not weight.is_contiguous():
         return False
     return dispatch.has_native() and native.screens()

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptuning.core import limits
 from ptuning.kernels import cpu, dispatch, native
-
-_AT_ONCE = 1 << 22  # weights that are float32 at a time: 16 MB
 
 
 class HalfLinear(nn.Linear):
@@ -85,5 +84,5 @@ def _product(inputs: Tensor, weight: Tensor) -> Tensor:
 
 
 def _parts(weight: Tensor) -> list[slice]:
-    step = max(1, _AT_ONCE // max(1, weight.shape[1]))
+    step = max(1, limits.MAX_WIDENED // max(1, weight.shape[1]))
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]

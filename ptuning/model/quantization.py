@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ptuning.core import limits
 from ptuning.core.errors import UserError
 from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.allocator import on_large_pages
@@ -34,8 +35,6 @@ __all__ = [
 ]
 
 ALLOWED_BITS = (4, 8)
-
-_ROUND_AT_ONCE = 1 << 20  # weights that are rounded at a time: 4 MB in float32, five times over
 
 _TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
@@ -63,7 +62,7 @@ def quantize_weight(weight: Tensor, bits: int, device: torch.device | None = Non
     device = weight.device if device is None else device
     packed = on_large_pages(torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device))
     scale = torch.empty(rows, dtype=torch.float16, device=device)
-    step = max(1, _ROUND_AT_ONCE // max(columns, 1))
+    step = max(1, limits.MAX_ROUNDED // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         packed[part], scale[part] = _quantize_rows(weight[part].detach().to(device, torch.float32), bits)

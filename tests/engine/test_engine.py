@@ -8,6 +8,7 @@ import torch
 from prefixes import random_encoder
 
 import ptuning
+from ptuning.core import limits
 from ptuning.core.errors import GenerationError, UserError
 from ptuning.data.preprocess import prompt_ids
 from ptuning.engine.engine import Engine
@@ -34,7 +35,7 @@ def tiny_parts():
 @pytest.fixture
 def screened(monkeypatch):
     """Heads of every size are screened."""
-    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(limits, "MIN_SCREENED", 0)
     if not screening.fits(torch.zeros(16, 32)):
         pytest.skip("no C compiler, or a CPU without AVX2")
 

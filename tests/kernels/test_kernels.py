@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ptuning.core import limits
 from ptuning.core.errors import UserError
-from ptuning.kernels import cpu, dispatch, reference
+from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.cuda_source import NAMES, SOURCE
 from ptuning.kernels.packed import PackedWeight, dequantize_weight, tile_int4, untile_int4
 from ptuning.model.quantization import QuantizedLinear, quantize_weight
@@ -122,9 +123,8 @@ def test_cpu_kernels_give_the_dense_product(bits, dtype, shape):
 @bits_of_both
 def test_weights_cut_in_pieces_give_the_dense_product(bits, monkeypatch):
     """As above, with pieces so small that every loop runs several times and ends in a shorter piece."""
-    monkeypatch.setattr(cpu, "_AT_ONCE", 1 << 11)
-    monkeypatch.setattr(cpu, "_AT_ONCE_ACROSS", 1 << 11)
-    monkeypatch.setattr(reference, "_AT_ONCE_CPU", 1 << 11)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_CPU", 1 << 11)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_ACROSS_CPU", 1 << 11)
     for form in forms(packed_weight(bits, 150, 96)).values():
         for dtype in TOLERANCE:
             check(dispatch.CPU, form, dtype, 40)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ptuning.core import limits
 from ptuning.engine.head import Head
-from ptuning.kernels import dispatch, screening
+from ptuning.kernels import dispatch
 from ptuning.kernels.screening import ScreenedWeight, fits
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
@@ -13,7 +14,7 @@ KINDS = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     """Small weights are screened, too, where the library can do it at all."""
-    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(limits, "MIN_SCREENED", 0)
     if not fits(torch.zeros(16, 32)):
         pytest.skip("no C compiler, or a CPU without AVX2")
 

@@ -22,7 +22,7 @@ def kernel(request, monkeypatch):
 @pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 9])
 def test_product_and_gradient(kernel, stored, wide, rows, monkeypatch):
-    monkeypatch.setattr("ptuning.model.half_storage._AT_ONCE", 1 << 9)  # several pieces
+    monkeypatch.setattr("ptuning.core.limits.MAX_WIDENED", 1 << 9)  # several pieces
     torch.manual_seed(0)
     made = HalfLinear(64, 50, bias=False).to(stored).requires_grad_(False)
     inputs = torch.randn(rows, 64).to(wide).requires_grad_()
