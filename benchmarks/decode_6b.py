@@ -26,7 +26,7 @@ import torch
 from benchmarks import chatglm_cpp
 from benchmarks.machine import json_line, read_gigabytes_per_second, table
 from benchmarks.random_checkpoint import SIZES, write_random_checkpoint
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.kernels.dispatch import PRECISIONS
 
 
@@ -110,7 +110,7 @@ def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
     results["bytes read per token"] = sum(read.values())
     rates: dict[str, dict[str, float]] = {}
     for precision in options.precision:
-        choose.configure(precision=precision)
+        dispatch.configure(precision=precision)
         rates[precision] = {}
         for batch in options.batches:
             rates[precision] |= _rates(model, batch, options)

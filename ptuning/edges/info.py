@@ -123,7 +123,7 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     from ptuning.checkpoint.placement import parse_dtype, pick_device
     from ptuning.checkpoint.preparation import base_model_name
     from ptuning.checkpoint.weights import choose_quantization, read_config
-    from ptuning.kernels.dispatch import uses_compiled
+    from ptuning.kernels.dispatch import uses_native
 
     name = base_model_name(settings)
     folder = resolve_folder(
@@ -149,7 +149,7 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     as_stored = min(stored_float, width) if bits and on_cpu else 0  # embedding and head of a quantised model
     storage = Storage(
         bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
-        compiled=on_cpu and uses_compiled(dtype or torch.float16),
+        native=on_cpu and uses_native(dtype or torch.float16),
     )
     prefix = _prefix(settings, config)
     return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))

@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from ptuning.engine.cache import SlotCache
 from ptuning.engine.prefix_attention import PrefixReads, add_prefixes, attend_with_prefixes
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.kernels import dispatch, native
 from ptuning.model.attention import Visibility
 from ptuning.model.rotary import rotary_table
 
@@ -59,14 +58,14 @@ class StepCache:
         if self.lengths is None:
             return None
         keys, values = self.cache.slots_from(layer, self.first)
-        query, own, own_sum = compiled.attend(fused, rotary, keys, values, self.lengths)
+        query, own, own_sum = native.attend(fused, rotary, keys, values, self.lengths)
         return own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
 
 
 def _has_kernel(cache: SlotCache) -> bool:
-    """Whether the compiled kernel attends to the rows' own tokens."""
+    """Whether the native kernel attends to the rows' own tokens."""
     fits = cache.device.type == "cpu" and cache.dtype == torch.float32
-    return fits and choose.has_compiled() and compiled.attends(cache.head_dim)
+    return fits and dispatch.has_native() and native.attends(cache.head_dim)
 
 
 def decode_step(model: Any, tokens: Tensor, positions: Tensor, cache: StepCache) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from ptuning.engine.sampler import Choice
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch, screening
 
 logger = logging.getLogger(__name__)
 
@@ -72,14 +71,14 @@ def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
     if not isinstance(weight, Tensor) or getattr(linear, "bias", None) is not None or not screening.fits(weight):
         return None
     amount = weight.numel()
-    if weight.dtype != torch.float32 and not choose.RESIDENT.take(amount):
+    if weight.dtype != torch.float32 and not dispatch.RESIDENT.take(amount):
         return None
     try:
         made = screening.ScreenedWeight(weight)
     except BaseException:
         if weight.dtype != torch.float32:
-            choose.RESIDENT.give_back(amount)
+            dispatch.RESIDENT.give_back(amount)
         raise
     if weight.dtype != torch.float32:
-        weakref.finalize(made, choose.RESIDENT.give_back, amount)
+        weakref.finalize(made, dispatch.RESIDENT.give_back, amount)
     return made if made.usable else None

@@ -50,7 +50,7 @@ def load_library() -> ctypes.CDLL:
     try:
         folder = private_folder(cache_root() / "ptuning" / "kernels", own=2)
     except OSError as error:
-        logger.warning("the compiled kernel is not kept, but compiled at every start (%s)", error)
+        logger.warning("the native kernel is not kept, but compiled at every start (%s)", error)
         with tempfile.TemporaryDirectory(prefix="ptuning-") as temporary:  # the file may go once it is loaded
             return ctypes.CDLL(str(_compile(compiler, private_folder(Path(temporary).absolute(), own=1), name)))
     for kept in sorted(folder.glob(f"{name}-*.so")):
@@ -61,7 +61,7 @@ def load_library() -> ctypes.CDLL:
             reason = f"{kept}: not what was compiled"
         except OSError as error:
             reason = str(error)
-        logger.warning("the compiled kernel is compiled anew (%s)", reason)
+        logger.warning("the native kernel is compiled anew (%s)", reason)
         with contextlib.suppress(OSError):
             kept.unlink()
     return ctypes.CDLL(str(_compile(compiler, folder, name)))

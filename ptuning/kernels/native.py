@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: our C source (``packed.c``), compiled on this machine where a compiler is there; an extra.
+"""The native CPU kernel: our C source (``packed.c``), compiled on this machine where a compiler is there; an extra.
 
 It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
 AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
@@ -79,13 +79,13 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
 def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
     """Why this kernel cannot multiply these; None where it can."""
     if inputs.device.type != "cpu" or weight.data.device.type != "cpu":
-        return f"the compiled kernel works on CPU tensors, not on {inputs.device.type}"
+        return f"the native kernel works on CPU tensors, not on {inputs.device.type}"
     if inputs.dtype not in _DTYPES:
-        return f"the compiled kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
+        return f"the native kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
     if weight.scale.dtype != torch.float16:
-        return f"the compiled kernel reads float16 scales, not {weight.scale.dtype}"
+        return f"the native kernel reads float16 scales, not {weight.scale.dtype}"
     if weight.lanes or (weight.data.numel() and weight.data.stride(1) != 1):
-        return "the compiled kernel reads the published form"
+        return "the native kernel reads the published form"
     return None
 
 

@@ -15,12 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.core import limits
+from ptuning.kernels import dispatch, native
 from ptuning.kernels.allocator import on_large_pages
 
 MOST_WANTED = 1024
-LEAST_WEIGHTS = 1 << 22  # below, the whole product costs no more than a call
 _KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of screening.h
 _COLUMNS, _ROWS = 32, 16  # the columns must be, and the rows are padded to, a multiple
 
@@ -38,11 +37,11 @@ class Likeliest(NamedTuple):
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the compiled kernel starts."""
-    large = weight.dim() == 2 and weight.numel() >= LEAST_WEIGHTS and weight.shape[1] % _COLUMNS == 0
+    """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the native kernel starts."""
+    large = weight.dim() == 2 and weight.numel() >= limits.MIN_SCREENED and weight.shape[1] % _COLUMNS == 0
     if not large or not weight.is_cpu or weight.dtype not in _KINDS or not weight.is_contiguous():
         return False
-    return choose.has_compiled() and compiled.screens()
+    return dispatch.has_native() and native.screens()
 
 
 class ScreenedWeight:
@@ -63,7 +62,7 @@ class ScreenedWeight:
         self.bytes[outputs:] = 0
         self.factors, self.sums = torch.zeros(3, padded), torch.zeros(padded, dtype=torch.int32)
         self.room = torch.empty(0)  # for bounds; kept, as new pages would take a tenth of the time
-        self.usable = compiled.screen_copy(
+        self.usable = native.screen_copy(
             self.weight, _KINDS.index(weight.dtype), self.bytes, self.factors, self.sums
         )
 
@@ -82,7 +81,7 @@ class ScreenedWeight:
         if self.room.numel() < rows * (padded + 3):
             self.room = on_large_pages(torch.empty(rows * (padded + 3)))
         room = self.room
-        fine = compiled.screen(
+        fine = native.screen(
             inputs, self.weight, _KINDS.index(self.weight.dtype), (self.bytes, self.factors, self.sums), numbers, room,
             *found,
         )  # fmt: skip

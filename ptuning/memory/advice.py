@@ -10,7 +10,7 @@ from typing import Any
 from ptuning.checkpoint.placement import free_bytes
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.data.example_store import PackedExamples
-from ptuning.kernels.dispatch import uses_compiled
+from ptuning.kernels.dispatch import uses_native
 from ptuning.memory.checkpointing_choice import choose_checkpointing
 from ptuning.memory.estimates import Storage, tuning_memory
 from ptuning.model.network import ChatGLMForConditionalGeneration
@@ -120,7 +120,7 @@ def _shape(model: ChatGLMForConditionalGeneration) -> tuple[ModelSizes, Storage,
         int(model.dtype.itemsize),
         device="cpu" if model.device.type == "cpu" else "accelerator",
         table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
-        compiled=model.device.type == "cpu" and uses_compiled(model.dtype),
+        native=model.device.type == "cpu" and uses_native(model.dtype),
     )
     prefix = PrefixSizes(encoder.config.pre_seq_len, encoder.config.projection)
     return ModelSizes.from_config(config.to_dict()), storage, prefix

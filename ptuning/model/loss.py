@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.core import limits
 from ptuning.data.preprocess import IGNORE_INDEX
 
-_LOGITS_AT_ONCE = 1 << 27  # bytes of float32 logits that exist at a time; every piece reads the whole head once
 _IN_THE_CACHE = 1 << 22  # bytes of logits that are turned into a gradient at a time
 
 
@@ -69,8 +69,8 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
 
 
 def _pieces(head: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Equal pieces of which each makes at most ``_LOGITS_AT_ONCE`` bytes of logits; none where there are no targets."""
-    count = -(-4 * head.out_features * len(targets) // _LOGITS_AT_ONCE)
+    """Equal pieces, each of at most ``limits.MAX_LOGITS_BYTES`` of logits; none where there are no targets."""
+    count = -(-4 * head.out_features * len(targets) // limits.MAX_LOGITS_BYTES)
     step = -(-len(targets) // max(1, count))
     return list(zip(states.split(step), targets.split(step), strict=True)) if len(targets) else []
 
@@ -92,6 +92,7 @@ class _PiecewiseLoss(torch.autograd.Function):
             total += _softmax_gradient(shares, wanted, smoothing)
             gradient[done : done + len(wanted)] = torch.autograd.grad(logits, given, shares.to(logits.dtype))[0]
             done += len(wanted)
+            del logits, shares  # else they would still be here while the next piece's logits are made
         ctx.save_for_backward(gradient)
         return total
 

@@ -189,7 +189,7 @@ def test_what_libraries_compile_is_kept_where_nobody_else_writes(home, monkeypat
     assert "home: other users can write to it" in caplog.text
 
 
-# ---- the compiled kernel -------------------------------------------------------------------------------------------------
+# ---- the native kernel ---------------------------------------------------------------------------------------------------
 
 PLANTED = """
 #include <stdio.h>
@@ -252,7 +252,7 @@ def test_a_library_is_loaded_as_it_was_compiled_or_not_at_all(compilers, home):
     assert start(compilers, home) == ""
     for damaged in (whole[: len(whole) // 2], whole[:-1] + b"\1"):
         kept.write_bytes(damaged)
-        assert start(compilers, home) == f"the compiled kernel is compiled anew ({kept}: not what was compiled)\n"
+        assert start(compilers, home) == f"the native kernel is compiled anew ({kept}: not what was compiled)\n"
         assert kept.read_bytes() == whole
     kept.chmod(0o722)
     assert "other users can write to it (mode 0722)" in start(compilers, home)
@@ -286,7 +286,7 @@ def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(comp
     for place, mode in ((home, 0o777), (home / ".cache", 0o775)):
         place.chmod(mode)
         said = start(compilers, home)
-        assert said.startswith("the compiled kernel is not kept, but compiled at every start (")
+        assert said.startswith("the native kernel is not kept, but compiled at every start (")
         assert f"{place}: other users can write to it (mode 0{mode:o}" in said
         assert len(said.splitlines()) == 1
         place.chmod(0o755)
@@ -297,7 +297,7 @@ def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(comp
 @pytest.mark.parametrize("changes", [{"HOME": "relative"}, {"XDG_CACHE_HOME": "/dev/null/x"}], ids=str)
 def test_a_machine_without_a_folder_for_caches_compiles_every_time(compilers, home, changes):
     said = start(compilers, home, **changes)
-    assert said.startswith("the compiled kernel is not kept, but compiled at every start (")
+    assert said.startswith("the native kernel is not kept, but compiled at every start (")
     assert len(said.splitlines()) == 1
 
 

@@ -8,14 +8,14 @@ import torch
 from prefixes import random_encoder
 
 import ptuning
+from ptuning.core import limits
 from ptuning.core.errors import GenerationError, UserError
 from ptuning.data.preprocess import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.engine.text_stream import reply_text
 from ptuning.engine.worker import EngineWorker
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch, screening
 
 WORDS = ["你好", "今天", "天气", "怎么样", "hello", "what", "is", "a", "shirt", "裙子", "类型", "材质", "1", "2", "，。！"]
 
@@ -35,7 +35,7 @@ def tiny_parts():
 @pytest.fixture
 def screened(monkeypatch):
     """Heads of every size are screened."""
-    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(limits, "MIN_SCREENED", 0)
     if not screening.fits(torch.zeros(16, 32)):
         pytest.skip("no C compiler, or a CPU without AVX2")
 
@@ -62,13 +62,13 @@ def alone(model, tokenizer, ids, new_tokens, encoder=None, **settings):
 @pytest.fixture
 def kernel(request):
     """The kernel of the whole process, put back afterwards."""
-    choose.configure(kernel=request.param)
+    dispatch.configure(kernel=request.param)
     yield
-    choose.configure()
+    dispatch.configure()
 
 
 @pytest.mark.parametrize("parts", ["golden_parts", "tiny_parts"])
-@pytest.mark.parametrize("kernel", ["auto", "plain"], indirect=True)
+@pytest.mark.parametrize("kernel", ["auto", "reference"], indirect=True)
 def test_a_batch_answers_as_each_request_alone(parts, kernel, request):
     """Base and prefixes of two lengths mixed, fewer rows than requests, every length: token for token as alone."""
     model, tokenizer = request.getfixturevalue(parts)

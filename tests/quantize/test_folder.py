@@ -70,7 +70,7 @@ def test_the_folder_gives_the_published_logits(tmp_path, golden_tensors, bits):
 def test_large_weights_are_rounded_in_pieces(monkeypatch, bits):
     weight = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
     whole = quantize_weight(weight, bits)
-    monkeypatch.setattr("ptuning.model.quantization._ROUND_AT_ONCE", 100)
+    monkeypatch.setattr("ptuning.core.limits.MAX_ROUNDED", 100)
     assert all(torch.equal(one, other) for one, other in zip(quantize_weight(weight, bits), whole, strict=True))
 
 
