@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from ptuning.core.errors import UserError
-from ptuning.model.backbone import Block, ChatGLMModel
+from ptuning.model.backbone import Backbone
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
+from ptuning.model.layers import Block
 from ptuning.model.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
 from ptuning.model.quantization import quantized_embedding_class, quantized_linear_class
 
@@ -32,7 +33,7 @@ class PrefixedModel(nn.Module):
     """
 
     config: ChatGLMConfig
-    transformer: ChatGLMModel
+    transformer: Backbone
     lm_head: Any
     prompt_settings: dict[str, Any]
     base_fingerprint: str | None
@@ -50,7 +51,7 @@ class PrefixedModel(nn.Module):
         half = bool(bits) and not embedding_bits
         embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
         head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
-        self.transformer = ChatGLMModel(config, quantized_linear_class(bits), embedding, block)
+        self.transformer = Backbone(config, quantized_linear_class(bits), embedding, block)
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
         self.prompt_settings = {}

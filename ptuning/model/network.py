@@ -21,11 +21,13 @@ from ptuning.core.errors import UserError
 from ptuning.engine.chat import ChatMixin
 from ptuning.engine.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.model.answering import PrefixedModel
-from ptuning.model.backbone import Block
+from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.layers import Block
 from ptuning.model.loss import target_loss, target_positions
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear
+from ptuning.model.sequence_cache import state_of
 
 
 class CausalLMOutput(CausalLMOutputWithPast):
@@ -57,7 +59,28 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
 
 class CheckpointedBlock(Block, GradientCheckpointingLayer):
-    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so."""
+    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so.
+
+    Re-entrant checkpointing passes gradients on to tensors among the arguments alone: the layer's prefix becomes one.
+    """
+
+    def __call__(self, hidden_states: Tensor, context: AttentionContext) -> Any:
+        """As :class:`Block`."""
+        if context.prefix is None or not (self.gradient_checkpointing and self.training):
+            return super().__call__(hidden_states, context)
+        return super().__call__(hidden_states, context, *context.prefix[self.attention.layer_index])
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: AttentionContext,
+        prefix_key: Tensor | None = None,
+        prefix_value: Tensor | None = None,
+    ) -> Tensor:
+        """As :class:`Block`; the layer's prefix, where it is given, stands for that of the context."""
+        if prefix_key is not None and prefix_value is not None:
+            context = context.with_layer_prefix(self.attention.layer_index, prefix_key, prefix_value)
+        return super().forward(hidden_states, context)
 
 
 class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel, GenerationMixin):
@@ -138,7 +161,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         )  # fmt: skip
         if labels is None:
             output = run()
-            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+            result = CausalLMOutput(past_key_values=output.cache, hidden_states=output.hidden_states)
             result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
             alone = past_key_values is None and not use_cache and not output_hidden_states
@@ -152,11 +175,11 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         """The loss of a run of the backbone; where nothing else is asked of it (``alone``), of the positions it needs."""
         chosen, targets = target_positions(labels)
         chosen = chosen.to(self.device)
-        output = run(wanted=chosen) if alone else run()
+        output = run(keep=chosen) if alone else run()
         states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
         if len(states) != len(targets):
             raise UserError("a label stands where attention_mask says padding: mark it real there, or give that label -100")
-        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        result = CausalLMOutput(past_key_values=output.cache, hidden_states=output.hidden_states)
         result["loss"] = loss(states, targets)
         every = run if alone else lambda: output
         return result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
@@ -177,7 +200,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         passed_on = ("prefix_key_values", "use_cache", "logits_to_keep")
         inputs: dict[str, Any] = {key: kwargs[key] for key in passed_on if key in kwargs}
         cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        if cached and hasattr(past_key_values, "glm_state"):
+        if cached and state_of(past_key_values) is not None:
             return inputs | {"input_ids": input_ids[:, cached:], "past_key_values": past_key_values}
         if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == input_ids.shape[0]:
             inputs["position_ids"] = position_ids  # published form; the 1-D positions of transformers mean nothing here

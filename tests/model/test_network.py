@@ -1,10 +1,12 @@
 """The model against the published results, and against a second writing-down of the formulas on other sizes."""
 
+import copy
 import dataclasses
 
 import pytest
 import torch
 from reference import forward as reference_forward
+from transformers import DynamicCache
 
 import ptuning
 from ptuning import ChatGLMConfig, ChatGLMForConditionalGeneration, UserError
@@ -197,6 +199,29 @@ def test_a_cache_step_equals_a_full_forward(prefix_length):
         close(one.logits, full[:, 9:10])
         rest = model(ids[:, 10:], past_key_values=one.past_key_values, use_cache=True)  # the cache knows the padding
         close(rest.logits, full[:, 10:])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_cache_of_the_users_own_remembers_where_it_stands(copied):
+    """transformers' class, not ours; a copy goes on where the original stands."""
+    model = random_model(num_layers=2)
+    ids = torch.tensor([prompt(model.config, 6, 5)])
+    with torch.no_grad():
+        cache = DynamicCache()
+        model(ids[:, :9], past_key_values=cache, use_cache=True)
+        cache = copy.deepcopy(cache) if copied else cache
+        rest = model(ids[:, 9:], past_key_values=cache, use_cache=True)
+        close(rest.logits, model(ids).logits[:, 9:])
+    assert rest.past_key_values is cache
+
+
+def test_a_cache_that_another_model_filled_needs_positions():
+    model = random_model(num_layers=1)
+    cache, config = DynamicCache(), model.config
+    states = torch.zeros(1, config.num_attention_heads, 4, config.head_dim)
+    cache.update(states, states, 0)
+    with pytest.raises(UserError, match="not filled by ChatGLM"):
+        model(torch.tensor([[20]]), past_key_values=cache)
 
 
 def test_a_cache_step_takes_published_positions(base, tensors):
