@@ -6,12 +6,12 @@ Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptuning.kernels.allocator import zeros_when_read
+from ptuning.model.config import ChatGLMConfig
 
 
 class CacheLostError(RuntimeError):
@@ -33,7 +33,9 @@ class SlotCache:
         most_columns: C will not grow beyond.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, most_rows: int, most_columns: int) -> None:
+    def __init__(
+        self, config: ChatGLMConfig, dtype: torch.dtype, device: torch.device, most_rows: int, most_columns: int
+    ) -> None:
         self.heads, self.head_dim, self.layers = config.num_attention_heads, config.head_dim, config.num_layers
         self.dtype, self.device = dtype, device
         self.most_rows, self.most_columns = most_rows, most_columns

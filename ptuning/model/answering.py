@@ -18,6 +18,7 @@ from ptuning.model.backbone import Backbone
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 from ptuning.model.layers import Block
+from ptuning.model.linear import Linear
 from ptuning.model.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
 from ptuning.model.quantization import quantized_embedding_class, quantized_linear_class
 
@@ -34,7 +35,7 @@ class PrefixedModel(nn.Module):
 
     config: ChatGLMConfig
     transformer: Backbone
-    lm_head: Any
+    lm_head: Linear
     prompt_settings: dict[str, Any]
     base_fingerprint: str | None
 
@@ -67,6 +68,11 @@ class PrefixedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the activations; the first float tensor may be a scale, which is float16 always."""
         return self.transformer.final_layernorm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: all in one place."""
+        return self.transformer.final_layernorm.weight.device
 
     # ---- prefix ----------------------------------------------------------------------------------------------------
 
@@ -136,8 +142,3 @@ class AnsweringModel(PrefixedModel):
         self.name_or_path = ""
         self.build(config)
         self.attach_new_prefix()
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.transformer.final_layernorm.weight.device

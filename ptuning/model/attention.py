@@ -6,16 +6,13 @@ packed batch, w those that are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptuning.model.attention_context import AttentionContext, KeyValueCache
 from ptuning.model.heads import InterleavedHeads
-
-LinearFactory = Callable[..., nn.Module]
+from ptuning.model.linear import LinearFactory
 
 
 class DenseAttention:

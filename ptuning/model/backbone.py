@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ptuning.core.errors import UserError
-from ptuning.model.attention import DenseAttention, LinearFactory
+from ptuning.model.attention import DenseAttention
 from ptuning.model.attention_context import AttentionBackend, AttentionContext
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.heads import InterleavedHeads
 from ptuning.model.layers import Block, run_layers
+from ptuning.model.linear import LinearFactory
 from ptuning.model.masks import (
     SEES_ALL,
     AttentionMask,

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ptuning.kernels.gelu import gelu
-from ptuning.model.attention import LinearFactory, SelfAttention
+from ptuning.model.attention import SelfAttention
 from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.heads import InterleavedHeads
+from ptuning.model.linear import LinearFactory
 
 
 class MLP(nn.Module):
