@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from ptuning.engine.cache import SlotCache
 from ptuning.engine.prefix_attention import PrefixReads, add_prefixes, attend_with_prefixes
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.kernels import dispatch, native
 from ptuning.model.answering import PrefixedModel
 from ptuning.model.attention_context import AttentionContext
 
@@ -38,7 +37,7 @@ class StepCache:
         self.lengths = columns + 1 if _has_kernel(cache) else None
         if self.lengths is not None:  # all that the kernel asks for
             return
-        self.places = cache.places(columns, first)
+        self.slot_mapping = cache.slot_mapping(columns, first)
         if ragged:
             hidden = torch.arange(longest, device=columns.device) > columns[:, None]
             self.bias = torch.zeros(hidden.shape, dtype=cache.dtype, device=columns.device)
@@ -48,11 +47,11 @@ class StepCache:
         """Keep the new keys and values of [A, 1, 3NH], and attend to all of the row's and to its prefix: [A, 1, NH]."""
         if self.lengths is not None:
             keys, values = self.cache.slots_from(layer, self.first)
-            query, own, own_sum = compiled.attend(fused, context.rotary, keys, values, self.lengths)
+            query, own, own_sum = native.attend(fused, context.rotary, keys, values, self.lengths)
             mixed = own if self.prefixes is None else add_prefixes(own, own_sum, query, self.prefixes, layer)
             return mixed.view(self.rows, 1, -1)  # one token: heads and tokens lie the same in either order
         query, key, value = context.heads.split(fused, context.rotary)
-        self.cache.write(layer, key, value, self.places)
+        self.cache.write(layer, key, value, self.slot_mapping)
         keys, values = self.cache.read(layer, self.first, self.rows, self.longest)
         if self.prefixes is None:
             mixed = F.scaled_dot_product_attention(query, keys, values, attn_mask=self.bias)
@@ -62,9 +61,9 @@ class StepCache:
 
 
 def _has_kernel(cache: SlotCache) -> bool:
-    """Whether the compiled kernel attends to the rows' own tokens."""
+    """Whether the native kernel attends to the rows' own tokens."""
     fits = cache.device.type == "cpu" and cache.dtype == torch.float32
-    return fits and choose.has_compiled() and compiled.attends(cache.head_dim)
+    return fits and dispatch.has_compiled() and native.attends(cache.head_dim)
 
 
 def decode_step(model: PrefixedModel, tokens: Tensor, positions: Tensor, cache: StepCache) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ptuning.engine.cache import SlotCache
 from ptuning.engine.prefix_attention import PrefixReads, attend_with_prefixes
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
+from ptuning.engine.prefix_pool import PrefixPool, SharedPrefix
 from ptuning.model.answering import PrefixedModel
 from ptuning.model.attention import DenseAttention
 from ptuning.model.attention_context import AttentionContext
@@ -66,7 +66,7 @@ class MixedPrefill:
 def prefill(
     model: PrefixedModel,
     cache: SlotCache,
-    bank: PrefixBank,
+    pool: PrefixPool,
     prompts: Sequence[list[int]],
     prefixes: Sequence[SharedPrefix | None],
     first: int,
@@ -76,7 +76,7 @@ def prefill(
     Args:
         model: with the backbone.
         cache: where their keys and values go.
-        bank: where the prefixes stand; those of the prompts are taken already.
+        pool: where the prefixes stand; those of the prompts are acquired already.
         prompts: ids.
         prefixes: of each, None for the base model.
         first: slot of the first prompt; the others follow.
@@ -98,10 +98,10 @@ def prefill(
     last = torch.arange(longest, device=device).expand(ids.shape) == longest - 1
     packing = backbone.pack(ids, real, last)
     if len(set(prefixes)) == 1:
-        key_values = bank.key_values(prefixes[0])
+        key_values = pool.key_values(prefixes[0])
         mask = backbone.mask(ids, real, 0 if key_values is None else key_values[0][0].shape[2])
         context = backbone.context(positions, DenseAttention(writer), mask, key_values, packing)
     else:
-        mixed = MixedPrefill(writer, PrefixReads(bank, prefixes, device), backbone.mask(ids, real))
+        mixed = MixedPrefill(writer, PrefixReads(pool, prefixes, device), backbone.mask(ids, real))
         context = backbone.context(positions, mixed, packing=packing)
     return backbone.run(backbone.embed(ids, packing), context), positions[:, :, -1]
