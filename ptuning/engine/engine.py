@@ -29,7 +29,7 @@ from ptuning.engine.head import Head
 from ptuning.engine.isolation import in_parts, reason_of
 from ptuning.engine.prefill import prefill
 from ptuning.engine.prefix_attention import PrefixReads
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
+from ptuning.engine.prefix_pool import PrefixPool, SharedPrefix
 from ptuning.engine.request import Generation, Listener, Request
 from ptuning.engine.request_queue import RequestQueue
 from ptuning.engine.sampler import Choice, RowChoice
@@ -79,7 +79,7 @@ class Engine:
         self.admit_at_least = checked_size("admit_at_least", admit_at_least)
         self.end_ids = frozenset({tokenizer.eos_token_id})
         self.head = Head(model.lm_head)
-        self.bank = PrefixBank()
+        self.bank = PrefixPool()
         self.cache = SlotCache(model.config, model.dtype, model.device, self.max_rows, self.max_length)
         self.queue = RequestQueue(self.max_waiting)
         self.delivery = Delivery(lambda: self.queue.driven)
@@ -305,7 +305,7 @@ class Engine:
         prefixes = [generation.request.prefix for generation in generations]
         slots.clean(len(rows))
         for prefix in prefixes:
-            self.bank.take(prefix)
+            self.bank.acquire(prefix)
         states, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
         tokens = self.head.choose(Choice([row.choice for row in rows], self.device), states)
         places = slice(first, first + len(rows))

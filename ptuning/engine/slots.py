@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ptuning.engine.cache import SlotCache
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
+from ptuning.engine.prefix_pool import PrefixPool, SharedPrefix
 from ptuning.engine.sequence import Row
 
 logger = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ class Slots:
             it stands.
     """
 
-    def __init__(self, cache: SlotCache, bank: PrefixBank, give_up: Callable[[Row, str], None]) -> None:
+    def __init__(self, cache: SlotCache, bank: PrefixPool, give_up: Callable[[Row, str], None]) -> None:
         self.cache, self.bank, self.give_up = cache, bank, give_up
         self.rows: list[Row] = []
-        self.tokens = torch.zeros(cache.most_rows, dtype=torch.long, device=cache.device)
+        self.tokens = torch.zeros(cache.max_rows, dtype=torch.long, device=cache.device)
         self.columns = torch.zeros_like(self.tokens)
-        self.positions = torch.zeros(cache.most_rows, 2, dtype=torch.long, device=cache.device)
+        self.positions = torch.zeros(cache.max_rows, 2, dtype=torch.long, device=cache.device)
         self._soiled: set[int] = set()  # free slots whose numbers may not be finite
 
     @property

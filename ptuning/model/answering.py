@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from ptuning.core.errors import UserError
-from ptuning.model.backbone import Block, ChatGLMModel
+from ptuning.model.backbone import Backbone
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
+from ptuning.model.layers import Block
+from ptuning.model.linear import Linear
 from ptuning.model.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
 from ptuning.model.quantization import quantized_embedding_class, quantized_linear_class
 
@@ -32,8 +34,8 @@ class PrefixedModel(nn.Module):
     """
 
     config: ChatGLMConfig
-    transformer: ChatGLMModel
-    lm_head: Any
+    transformer: Backbone
+    lm_head: Linear
     prompt_settings: dict[str, Any]
     base_fingerprint: str | None
 
@@ -50,7 +52,7 @@ class PrefixedModel(nn.Module):
         half = bool(bits) and not embedding_bits
         embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
         head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
-        self.transformer = ChatGLMModel(config, quantized_linear_class(bits), embedding, block)
+        self.transformer = Backbone(config, quantized_linear_class(bits), embedding, block)
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
         self.prompt_settings = {}
@@ -66,6 +68,11 @@ class PrefixedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the activations; the first float tensor may be a scale, which is float16 always."""
         return self.transformer.final_layernorm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: all in one place."""
+        return self.transformer.final_layernorm.weight.device
 
     # ---- prefix ----------------------------------------------------------------------------------------------------
 
@@ -135,8 +142,3 @@ class AnsweringModel(PrefixedModel):
         self.name_or_path = ""
         self.build(config)
         self.attach_new_prefix()
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.transformer.final_layernorm.weight.device

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from ptuning.core import limits
 from ptuning.data.preprocess import IGNORE_INDEX
+from ptuning.model.linear import Linear
 
 _IN_THE_CACHE = 1 << 22  # bytes of logits that are turned into a gradient at a time
 
@@ -32,7 +33,7 @@ def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def target_loss(
-    states: Tensor, targets: Tensor, head: Any, num_items: Tensor | int | None = None, smoothing: float = 0.0
+    states: Tensor, targets: Tensor, head: Linear, num_items: Tensor | int | None = None, smoothing: float = 0.0
 ) -> Tensor:
     """Next-token cross entropy, equal to the published loss.
 
@@ -68,7 +69,7 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
 
 
-def _pieces(head: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _pieces(head: Linear, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Equal pieces, each of at most ``limits.MAX_LOGITS_BYTES`` of logits; none where there are no targets."""
     count = -(-4 * head.out_features * len(targets) // limits.MAX_LOGITS_BYTES)
     step = -(-len(targets) // max(1, count))
@@ -80,7 +81,7 @@ class _PiecewiseLoss(torch.autograd.Function):
     for backward, and the softmax is turned into its gradient where it stands."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Any, smoothing: float) -> Tensor:
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Linear, smoothing: float) -> Tensor:
         gradient = torch.zeros_like(states)
         total = states.new_zeros((), dtype=torch.float32)
         done = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,16 @@ from ptuning.core.errors import UserError
 from ptuning.engine.chat import ChatMixin
 from ptuning.engine.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.model.answering import PrefixedModel
-from ptuning.model.backbone import Block
+from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.layers import Block
 from ptuning.model.loss import target_loss, target_positions
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear
+from ptuning.model.sequence_cache import state_of
+
+# transformers renames past_key_values to cache, in its outputs and in generate. Ours has both names in every version.
+_CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class CausalLMOutput(CausalLMOutputWithPast):
@@ -48,7 +53,13 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
     def as_tuple(self) -> tuple[Any, ...]:
         """Loss, logits and cache, those that there are."""
-        return tuple(value for value in (self.loss, self.logits, self.past_key_values) if value is not None)
+        return tuple(value for value in (self.loss, self.logits, getattr(self, _CACHE_FIELD)) if value is not None)
+
+    def __getattr__(self, name: str) -> Any:
+        """The cache under the name that this version of transformers does not have."""
+        if name in ("cache", "past_key_values") and name != _CACHE_FIELD:
+            return getattr(self, _CACHE_FIELD)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def defer_logits(self, make: Callable[[], Tensor]) -> Self:
         """Give the logits a recipe in place of a value."""
@@ -57,7 +68,28 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
 
 class CheckpointedBlock(Block, GradientCheckpointingLayer):
-    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so."""
+    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so.
+
+    Re-entrant checkpointing passes gradients on to tensors among the arguments alone: the layer's prefix becomes one.
+    """
+
+    def __call__(self, hidden_states: Tensor, context: AttentionContext) -> Any:
+        """As :class:`Block`."""
+        if context.prefix is None or not (self.gradient_checkpointing and self.training):
+            return super().__call__(hidden_states, context)
+        return super().__call__(hidden_states, context, *context.prefix[self.attention.layer_index])
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: AttentionContext,
+        prefix_key: Tensor | None = None,
+        prefix_value: Tensor | None = None,
+    ) -> Tensor:
+        """As :class:`Block`; the layer's prefix, where it is given, stands for that of the context."""
+        if prefix_key is not None and prefix_value is not None:
+            context = context.with_layer_prefix(self.attention.layer_index, prefix_key, prefix_value)
+        return super().forward(hidden_states, context)
 
 
 class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel, GenerationMixin):
@@ -102,6 +134,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Run the model.
@@ -110,7 +143,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             input_ids: [B, T].
             attention_mask: [B, T] with 1 for real tokens, or the published bool [B, 1, T, S] with True for masked ones.
             position_ids: [B, 2, T] as published; None builds them.
-            past_key_values: cache of earlier tokens (without the prefix).
+            past_key_values: cache of earlier tokens (without the prefix); ``cache`` is its newer name.
             inputs_embeds: [B, T, D] in place of the embedded ids.
             labels: [B, T], -100 where nothing is learnt.
             prefix_key_values: per layer a key and a value [1 or B, N, P, H]; None uses the attached prefix, if any.
@@ -124,24 +157,25 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             kwargs: ``output_attentions`` is not available; anything else is an error.
 
         Returns:
-            ``.loss`` (float32) where labels are given, ``.logits`` [B, T, V], ``.past_key_values``, ``.hidden_states``.
+            ``.loss`` (float32) where labels are given, ``.logits`` [B, T, V], ``.cache``, ``.hidden_states``.
         """
         _refuse_unknown(kwargs)
+        cache = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and labels is None and not self.training
         if prefix_key_values is None:
             prefix_key_values = self.prefix_key_values()
         run = partial(
-            self.transformer, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, prefix_key_values,
+            self.transformer, input_ids, attention_mask, position_ids, cache, inputs_embeds, prefix_key_values,
             use_cache=use_cache and not (self.training and self.is_gradient_checkpointing),
             output_hidden_states=bool(output_hidden_states),
         )  # fmt: skip
         if labels is None:
             output = run()
-            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+            result = CausalLMOutput(hidden_states=output.hidden_states, **{_CACHE_FIELD: output.cache})
             result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
-            alone = past_key_values is None and not use_cache and not output_hidden_states
+            alone = cache is None and not use_cache and not output_hidden_states
             loss = partial(target_loss, head=self.lm_head, num_items=num_items_in_batch, smoothing=label_smoothing)
             result = self._with_loss(run, labels, loss, logits_to_keep, alone)
         return result.as_tuple() if return_dict is False else result
@@ -152,11 +186,11 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         """The loss of a run of the backbone; where nothing else is asked of it (``alone``), of the positions it needs."""
         chosen, targets = target_positions(labels)
         chosen = chosen.to(self.device)
-        output = run(wanted=chosen) if alone else run()
+        output = run(keep=chosen) if alone else run()
         states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
         if len(states) != len(targets):
             raise UserError("a label stands where attention_mask says padding: mark it real there, or give that label -100")
-        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        result = CausalLMOutput(hidden_states=output.hidden_states, **{_CACHE_FIELD: output.cache})
         result["loss"] = loss(states, targets)
         every = run if alone else lambda: output
         return result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
@@ -167,25 +201,26 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What :meth:`forward` needs for one step of ``generate``.
 
         The first call sees the whole prompt. Behind a filled cache only the new ids go in: the cache itself remembers
-        padding and positions, so nothing here grows with the length.
+        padding and positions, so nothing here grows with the length. It comes under either of its names.
         """
         passed_on = ("prefix_key_values", "use_cache", "logits_to_keep")
         inputs: dict[str, Any] = {key: kwargs[key] for key in passed_on if key in kwargs}
-        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        if cached and hasattr(past_key_values, "glm_state"):
-            return inputs | {"input_ids": input_ids[:, cached:], "past_key_values": past_key_values}
+        if cache is None:
+            inputs["past_key_values"] = cache = past_key_values
+        else:
+            inputs["cache"] = cache
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached and state_of(cache) is not None:
+            return inputs | {"input_ids": input_ids[:, cached:]}
         if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == input_ids.shape[0]:
             inputs["position_ids"] = position_ids  # published form; the 1-D positions of transformers mean nothing here
-        return inputs | {
-            "input_ids": input_ids,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-        }
+        return inputs | {"input_ids": input_ids, "attention_mask": attention_mask}
 
     @torch.no_grad()
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -251,7 +286,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
 
     def get_output_embeddings(self) -> nn.Module:
         """The head [V, D]; not tied to the embedding."""
-        return self.lm_head
+        return cast(nn.Module, self.lm_head)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights of a new model: normal with 0.02, as usual. A loaded model never comes here."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptuning.model.config import ChatGLMConfig
+
 PrefixKeyValues = tuple[tuple[Tensor, Tensor], ...]
 """Per layer a key and a value, each [1 or B, N, P, H]."""
 
@@ -111,11 +113,11 @@ class PrefixEncoder(nn.Module):
         return f"pre_seq_len={self.config.pre_seq_len}, projection={self.config.projection}"
 
 
-def prefix_config_of(model_config: Any, pre_seq_len: int, projection: bool, dropout: float = 0.1) -> PrefixConfig:
+def prefix_config_of(model_config: ChatGLMConfig, pre_seq_len: int, projection: bool, dropout: float = 0.1) -> PrefixConfig:
     """The shape of a prefix for one backbone.
 
     Args:
-        model_config: a :class:`~ptuning.model.config.ChatGLMConfig`.
+        model_config: of the backbone.
         pre_seq_len: P.
         projection: with or without projection.
         dropout: share dropped while training.

@@ -31,9 +31,9 @@ from ptuning.checkpoint.weight_files import read_tensors
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.errors import UserError
 from ptuning.core.reading import guarded, parse_json, read_json
-from ptuning.model.positions import build_position_ids, prefix_lm_visibility
+from ptuning.model.attention import DenseAttention
+from ptuning.model.layers import run_layers
 from ptuning.model.quantization import dequantize_weight
-from ptuning.model.rotary import rotary_table
 from ptuning.quantize.folder import Progress, QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
 from ptuning.quantize.gptq import Calibrator, round_embedding
 
@@ -126,7 +126,7 @@ class _Workshop:
     def __init__(self, job: QuantizationJob, rows: Sequence[Sequence[int]], settings: CalibrationSettings) -> None:
         self.job, self.rows, self.settings = job, rows, settings
         self.folder = job.target.with_name(f".{job.target.name}.calibration")
-        self.layers = empty_model(job.config, 0, False).transformer.layers  # on the meta device
+        self.backbone = empty_model(job.config, 0, False).transformer  # on the meta device
 
     # ---- what is on disk -------------------------------------------------------------------------------------------
 
@@ -302,7 +302,7 @@ class _Workshop:
 
     def _block(self, index: int, finished: Path | None) -> nn.Module:
         """One layer in float32: the source's, or with the weights that its finished part stands for."""
-        block = copy.deepcopy(self.layers[index])
+        block = copy.deepcopy(self.backbone.layers[index])
         prefix = f"transformer.layers.{index}."
         state = {}
         for path in self.job.files.paths:
@@ -357,13 +357,11 @@ class _Workshop:
 
     def _forward(self, block: nn.Module, batch: _Batch) -> Tensor:
         """The output of one layer for a batch, [B, T, D]."""
-        config, device = self.job.config, self.job.device
+        device = self.job.device
         ids = batch.ids.to(device)
         real = None if bool(batch.real.all()) else batch.real.to(device)
-        positions = build_position_ids(ids, real, config.bos_token_id, config.mask_token_id, config.gmask_token_id)
-        visibility = prefix_lm_visibility(ids, real, config.bos_token_id, prefix=0)
-        rotary = rotary_table(positions, config.head_dim)
-        return block(batch.hidden.to(device), None, None, rotary, visibility, None)
+        positions, mask = self.backbone.position_ids(ids, real), self.backbone.mask(ids, real)
+        return run_layers((block,), batch.hidden.to(device), self.backbone.context(positions, DenseAttention(), mask))
 
     def _round_head(self, batches: list[_Batch]) -> None:
         """Round the head for the hidden states that reach it."""

@@ -173,11 +173,11 @@ def prefix_reads(batch, patch, error):
 
 
 def bank_take(batch, patch, error):
-    raising(patch, batch.engine.bank, "take", lambda prefix: prefix is batch.prefixes[1], error)
+    raising(patch, batch.engine.bank, "acquire", lambda prefix: prefix is batch.prefixes[1], error)
 
 
 def bank_take_done(batch, patch, error):
-    raising(patch, batch.engine.bank, "take", lambda prefix: prefix is batch.prefixes[1], error, after=True)
+    raising(patch, batch.engine.bank, "acquire", lambda prefix: prefix is batch.prefixes[1], error, after=True)
 
 
 def reserve_while_reading(batch, patch, error):
