@@ -476,7 +476,7 @@ OUTSIDE_THE_GUARD = {
     "memory/machine.py:*": "/proc/cpuinfo",
     "evaluation/report/page.py:*": "our own style sheet",
     "evaluation/journal.py:_is_ours": "a value that was made the line before",
-    "edges/web/look.py:*": "our own style sheet",
+    "edges/web/theme.py:*": "our own style sheet",
     "edges/web/reports.py:*": "checked and answered there",
     "edges/http/*": "the body of a request, not a file",
     "edges/output.py:*": "opens the null device",

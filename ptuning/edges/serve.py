@@ -154,10 +154,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def guarded(app: Any, settings: ServerArguments, opened: socket) -> Any:
-    """An application behind the look at who calls it: see :class:`ptuning.edges.http.origin.OriginGuard`."""
-    from ptuning.edges.http.origin import OriginGuard
+    """An application behind the look at who calls it: see :class:`ptuning.edges.http.middleware.origin.OriginMiddleware`."""
+    from ptuning.edges.http.middleware.origin import OriginMiddleware
 
-    return OriginGuard(
+    return OriginMiddleware(
         app,
         own_host=str(settings.host),
         loopback=is_loopback(opened.getsockname()[0]),
@@ -189,7 +189,7 @@ def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | 
         api_key=api_key,
         admin_key=settings.admin_key,
         checkpoint_root=Path(settings.checkpoint_root),
-        most_bytes=settings.max_body_bytes,
+        max_bytes=settings.max_body_bytes,
         cors_origins=settings.cors_origins or (),
     )
 

@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
             opened = open_socket(settings.host, settings.port)
             import gradio  # noqa: F401  # the first, because whether it is there is soon told
 
-            from ptuning.edges.web.one_address import OneAddress
+            from ptuning.edges.web.dispatcher import PathDispatcher
             from ptuning.edges.web.page_app import create_page_app, end_heartbeats
         except ModuleNotFoundError as error:
             raise UserError(f"ptuning web needs {error.name}: pip install 'ptuning[web]' (or requirements.txt)") from None
@@ -112,10 +112,10 @@ def main(argv: Sequence[str]) -> int:
             language=settings.lang,
             report_root=Path(settings.report_root),
             auth=settings.user_and_password,
-            most_bytes=settings.max_body_bytes,
+            max_bytes=settings.max_body_bytes,
         )
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
-    app = guarded(OneAddress(api, page), settings, opened)
+    app = guarded(PathDispatcher(api, page), settings, opened)
     serve(app, service, opened, **serving_settings(settings), at_end=lambda: end_heartbeats(page))
     gc.freeze()  # nothing is left to be collected, but leaving Python would look through all of gradio and torch for it
     return 0

@@ -10,17 +10,17 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from ptuning import __version__
-from ptuning.edges.http.admin import admin_router
-from ptuning.edges.http.documents import documents_router
+from ptuning.edges.http.admin_routes import admin_router
+from ptuning.edges.http.docs_page import docs_router
 from ptuning.edges.http.errors import add_handlers
-from ptuning.edges.http.gate import Gate
 from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.http.middleware.access import AccessMiddleware
+from ptuning.edges.http.middleware.normalization import NormalizationMiddleware
 from ptuning.edges.http.openai_routes import openai_router
-from ptuning.edges.http.published import published_router
-from ptuning.edges.http.spelling import PlainSpelling
+from ptuning.edges.http.published_routes import published_router
 from ptuning.serving.chat_service import ChatService
 
-MOST_BYTES = 2_000_000
+MAX_BYTES = 2_000_000
 
 
 def create_app(
@@ -29,7 +29,7 @@ def create_app(
     api_key: str | None = None,
     admin_key: str | None = None,
     checkpoint_root: Path = Path(),
-    most_bytes: int = MOST_BYTES,
+    max_bytes: int = MAX_BYTES,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """The application for a service that was started.
@@ -39,7 +39,7 @@ def create_app(
         api_key: needed for everything but ``/health``; None: nobody needs one.
         admin_key: needed to load and unload prefixes; None: nobody can.
         checkpoint_root: only checkpoints below it can be loaded over HTTP.
-        most_bytes: of a request's body.
+        max_bytes: of a request's body.
         cors_origins: web pages of other origins that may call it; ``*`` for all.
     """
     app = FastAPI(
@@ -50,7 +50,7 @@ def create_app(
     app.include_router(published_router(service, metrics))
     app.include_router(openai_router(service, metrics))
     app.include_router(admin_router(service, admin_key, checkpoint_root))
-    app.include_router(documents_router(app))
+    app.include_router(docs_router(app))
     add_handlers(app)
 
     @app.get("/health", response_model=None)
@@ -72,10 +72,10 @@ def create_app(
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    app.add_middleware(Gate, key=api_key, admin_key=admin_key, most_bytes=most_bytes)
+    app.add_middleware(AccessMiddleware, key=api_key, admin_key=admin_key, max_bytes=max_bytes)
     if cors_origins:
         from fastapi.middleware.cors import CORSMiddleware
 
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(PlainSpelling)
+    app.add_middleware(NormalizationMiddleware)
     return app

@@ -21,8 +21,8 @@ _OTHER_FILES = 200  # the model's, the program's, and what is opened for a momen
 _LINGER = 5.0  # seconds that a last answer may take to leave
 
 
-class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection with limits; those of :func:`timed_protocol`."""
+class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection with limits; those of :func:`limited_protocol`."""
 
     seconds: float
     max_connections: int
@@ -125,7 +125,7 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         setattr(self, name, None)
 
 
-def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
+def limited_protocol(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """uvicorn's protocol for one connection, with limits.
 
     Args:
@@ -134,7 +134,7 @@ def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protoco
         max_connections: at a time. For one more, the one that has been idle for the longest is closed; where all are busy,
             the new one is refused.
     """
-    return type("TimedProtocol", (TimedProtocol,), {"seconds": seconds, "max_connections": max_connections})
+    return type("LimitedProtocol", (LimitedProtocol,), {"seconds": seconds, "max_connections": max_connections})
 
 
 def _last_word(status: int, message: str) -> bytes:
@@ -147,7 +147,7 @@ def _last_word(status: int, message: str) -> bytes:
     return head + fields + b"\r\n" + bytes(response.body)
 
 
-def room_for(max_connections: int) -> int:
+def allowed_connections(max_connections: int) -> int:
     """How many connections the operating system lets the process have beside its files, at most ``max_connections``.
 
     The process's own limit is raised as far as it may be.

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from ptuning.core.characters import whole_characters
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.edges.http.words import words_for
+from ptuning.edges.http.validation_messages import validation_message
 from ptuning.engine.request import QueueFullError
 from ptuning.serving.prefix_store import UnknownPrefixError
 
@@ -56,7 +56,7 @@ def error_response(status: int, message: str, param: str | None = None, code: st
 def validation_error(error: ValidationError | RequestValidationError, *, status: int) -> ApiError:
     """The first thing that is wrong with a body, with its field."""
     found = error.errors()[0]
-    field, what = words_for(found)
+    field, what = validation_message(found)
     code = str(found["type"])
     return ApiError(status, f"{field}: {what}" if field else f"the body {what}", field or None, code)
 

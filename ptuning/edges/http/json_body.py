@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from ptuning.core.reading import parse_json
 from ptuning.edges.http.errors import ApiError, validation_error
-from ptuning.edges.http.fields import Fields, settings_in_query
-from ptuning.edges.http.threads import away
+from ptuning.edges.http.strict_model import StrictModel, settings_in_query
+from ptuning.edges.http.worker_threads import away
 
 MAX_VALUES = 200_000
 """Values in a body, counted by the signs that begin or part them; as many take Python some 20 ms."""
@@ -27,7 +27,7 @@ _SIGNS = (b",", b":", b"[", b"{")
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([\[{,:])', re.DOTALL)
 _JSON_TYPES = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-Body = TypeVar("Body", bound=Fields)
+Body = TypeVar("Body", bound=StrictModel)
 Result = TypeVar("Result")
 
 
@@ -142,7 +142,7 @@ def _why_no_json(error: ValueError, sent_as: str | None) -> str:
     return f"the body is no JSON that can be read: {error}"
 
 
-def documented(model: type[Fields]) -> dict[str, Any]:
+def documented(model: type[StrictModel]) -> dict[str, Any]:
     """What the schema of the API says of a body that a route reads itself."""
     schema = model.model_json_schema()
     schema = _inlined(schema, schema.pop("$defs", {}))

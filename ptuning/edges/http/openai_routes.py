@@ -11,12 +11,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from ptuning.core.errors import UserError
-from ptuning.edges.http.bodies import ChatCompletionBody
-from ptuning.edges.http.conversation_form import question_of
+from ptuning.edges.http.answer_queue import AnswerQueue, EventStream, wait_for
 from ptuning.edges.http.errors import ApiError, error_body, setting_error
-from ptuning.edges.http.inbox import EventStream, Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
+from ptuning.edges.http.openai_messages import query_and_history
+from ptuning.edges.http.schemas import ChatCompletionRequest
 from ptuning.serving.chat_service import Asked, ChatService, Question
 from ptuning.serving.prefix_store import StoredPrefix
 
@@ -26,7 +26,7 @@ _REASONS = {"stop": "stop", "length": "length", "cancelled": "length"}
 def openai_router(service: ChatService, metrics: Metrics) -> APIRouter:
     """The routes."""
     router = APIRouter(prefix="/v1")
-    reader = BodyReader(ChatCompletionBody)
+    reader = BodyReader(ChatCompletionRequest)
 
     @router.get("/models")
     async def models() -> dict[str, Any]:
@@ -38,12 +38,12 @@ def openai_router(service: ChatService, metrics: Metrics) -> APIRouter:
         """One of them."""
         return _model(service.store.get(name), service)
 
-    @router.post("/chat/completions", response_model=None, openapi_extra=documented(ChatCompletionBody))
+    @router.post("/chat/completions", response_model=None, openapi_extra=documented(ChatCompletionRequest))
     async def complete(request: Request) -> EventStream | dict[str, Any]:
         """Answer a conversation, at once or in pieces."""
-        inbox = Inbox(metrics)
+        inbox = AnswerQueue(metrics)
 
-        def put(body: ChatCompletionBody) -> tuple[Asked, bool, bool]:
+        def put(body: ChatCompletionRequest) -> tuple[Asked, bool, bool]:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return service.ask(_question(body), inbox.listen), bool(body.stream), usage
 
@@ -64,13 +64,13 @@ def _model(stored: StoredPrefix, service: ChatService) -> dict[str, Any]:
     return found
 
 
-def _question(body: ChatCompletionBody) -> Question:
+def _question(body: ChatCompletionRequest) -> Question:
     """The body as a question.
 
     Raises:
         ApiError: messages without a question; settings that contradict each other, or that the engine refuses.
     """
-    query, history = question_of(body.messages)
+    query, history = query_and_history(body.messages)
     try:
         sampling = body.sampling()
     except UserError as error:
@@ -88,7 +88,7 @@ def _question(body: ChatCompletionBody) -> Question:
     )
 
 
-def _max_new_tokens(body: ChatCompletionBody) -> int | None:
+def _max_new_tokens(body: ChatCompletionRequest) -> int | None:
     """The limit of the answer, by whichever of its names.
 
     Raises:
@@ -130,7 +130,7 @@ def _whole(asked: Asked) -> dict[str, Any]:
     return _frame(asked, "chat.completion") | {"choices": choices, "usage": _usage(asked)}
 
 
-async def _pieces(asked: Asked, inbox: Inbox, usage: bool) -> AsyncIterator[str]:
+async def _pieces(asked: Asked, inbox: AnswerQueue, usage: bool) -> AsyncIterator[str]:
     """The chunks of a stream, to [DONE]."""
     frame = _frame(asked, "chat.completion.chunk") | ({"usage": None} if usage else {})
 

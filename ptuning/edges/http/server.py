@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 
 from ptuning.core.errors import UserError
-from ptuning.edges.http.connections import room_for, timed_protocol
+from ptuning.edges.http.connections import allowed_connections, limited_protocol
 
 if TYPE_CHECKING:  # it imports torch, and a taken address is told before that
     from ptuning.serving.chat_service import ChatService
@@ -95,13 +95,13 @@ def serve(
     max_connections: int = 512,
     at_end: Callable[[], None] | None = None,
 ) -> None:
-    """Answer until a signal comes. See :class:`Server` and :func:`timed_protocol` for the arguments."""
-    room = room_for(max_connections)
+    """Answer until a signal comes. See :class:`Server` and :func:`limited_protocol` for the arguments."""
+    room = allowed_connections(max_connections)
     if room < max_connections:
         logger.info("at most %d connections at a time: the system lets this process open no more files", room)
     config = uvicorn.Config(
         app,
-        http=timed_protocol(request_timeout, room),
+        http=limited_protocol(request_timeout, room),
         ws="none",
         log_config=None,
         access_log=log_requests,

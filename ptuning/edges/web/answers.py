@@ -9,9 +9,9 @@ from typing import Literal
 
 from ptuning.core.characters import whole_characters
 from ptuning.core.errors import QuestionTooLongError, UserError
-from ptuning.edges.http.inbox import Inbox, ask
+from ptuning.edges.http.answer_queue import AnswerQueue, ask
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
+from ptuning.edges.web.sessions import Column, Note, PageSession, Pair, Run
 from ptuning.engine.request import Generation, QueueFullError
 from ptuning.serving.chat_service import Asked, ChatService, Question
 from ptuning.serving.conversation import sampling_of
@@ -28,7 +28,7 @@ CHARACTERS_PER_TOKEN = 16
 
 
 @dataclass(frozen=True)
-class Wishes:
+class AnswerOptions:
     """How the page wants to be answered.
 
     Attributes:
@@ -45,7 +45,7 @@ class Wishes:
 
 
 class Answers:
-    """Answers for every visit.
+    """Answers for every session.
 
     Args:
         service: already answering.
@@ -57,79 +57,79 @@ class Answers:
         self.max_characters = CHARACTERS_PER_TOKEN * service.engine.max_length
         """Of a question."""
 
-    async def send(self, visit: Visit, query: str, wishes: Wishes) -> AsyncIterator[None]:
-        """Ask; yields whenever the visit has something new to show. An empty question does nothing, nor does one while
+    async def send(self, session: PageSession, query: str, options: AnswerOptions) -> AsyncIterator[None]:
+        """Ask; yields whenever the session has something new to show. An empty question does nothing, nor does one while
         another is being answered. Closing the iterator stops the answer within one step."""
-        if self.refuses(visit, query):
+        if self.refuses(session, query):
             yield
             return
         query = whole_characters(query).strip()
-        if query and visit.run is None:
-            visit.compare(len(wishes.names) > 1)
-            async for _ in self._answered(visit, query, wishes, _rounds_of(visit)):
+        if query and session.run is None:
+            session.compare(len(options.names) > 1)
+            async for _ in self._answered(session, query, options, _rounds_of(session)):
                 yield
 
-    def refuses(self, visit: Visit, query: str) -> bool:
-        """Whether a question is longer than any that can be answered; the visit says so then."""
-        if len(query) <= self.max_characters or visit.run is not None:
+    def refuses(self, session: PageSession, query: str) -> bool:
+        """Whether a question is longer than any that can be answered; the session says so then."""
+        if len(query) <= self.max_characters or session.run is not None:
             return False
-        visit.error = "too_many_characters", (self.max_characters,)
+        session.error = "too_many_characters", (self.max_characters,)
         return True
 
-    async def retry(self, visit: Visit, wishes: Wishes) -> AsyncIterator[None]:
+    async def retry(self, session: PageSession, options: AnswerOptions) -> AsyncIterator[None]:
         """Ask the last question again: the new answer takes the place of the old one, which comes back if there is none."""
-        if visit.run is None and visit.columns[0].rounds:
-            visit.compare(len(wishes.names) > 1)
-            before = _rounds_of(visit)
+        if session.run is None and session.columns[0].rounds:
+            session.compare(len(options.names) > 1)
+            before = _rounds_of(session)
             query = before[0][-1][0]
-            for column in _columns(visit):
+            for column in _columns(session):
                 if column.rounds and column.rounds[-1][0] == query:
                     column.rounds = column.rounds[:-1]
-            async for _ in self._answered(visit, query, wishes, before, returning=False):
+            async for _ in self._answered(session, query, options, before, returning=False):
                 yield
 
     async def _answered(
-        self, visit: Visit, query: str, wishes: Wishes, before: list[list[Pair]], returning: bool = True
+        self, session: PageSession, query: str, options: AnswerOptions, before: list[list[Pair]], returning: bool = True
     ) -> AsyncIterator[None]:
         """Ask for every column and follow the answers to their end."""
-        run = visit.run = Run(query)
-        columns = _columns(visit)
-        visit.error = visit.returned = None
+        run = session.run = Run(query)
+        columns = _columns(session)
+        session.error = session.returned = None
         for column in columns:
             column.query, column.generation, column.notes = query, None, []
         try:
             yield
-            inbox = Inbox(self.metrics)
-            await self._ask(run, columns, wishes, inbox)
+            inbox = AnswerQueue(self.metrics)
+            await self._ask(run, columns, options, inbox)
             async for _ in inbox.bunches(len(columns)):
                 if run.forgotten:
                     return
                 yield
                 await asyncio.sleep(PAUSE)
         except (UserError, QueueFullError) as error:
-            visit.error = _error_note(error)
+            session.error = _error_note(error)
         finally:
             run.stop()
             if not run.forgotten:
-                _settle(visit, run, columns, before, returning)
+                _settle(session, run, columns, before, returning)
         yield
 
-    async def _ask(self, run: Run, columns: list[Column], wishes: Wishes, inbox: Inbox) -> None:
+    async def _ask(self, run: Run, columns: list[Column], options: AnswerOptions, inbox: AnswerQueue) -> None:
         """All columns or none: two answers are compared only where both are made under the same conditions.
 
         Raises:
             UserError: something that no answer can come of.
             QueueFullError: too many wait already.
         """
-        max_length = _whole("max_length", wishes.max_length)
+        max_length = _whole("max_length", options.max_length)
         if max_length < 2:
             raise _NoRoomError(max_length)
-        given = {name: _whole(name, value) if name in _WHOLE else value for name, value in wishes.settings.items()}
+        given = {name: _whole(name, value) if name in _WHOLE else value for name, value in options.settings.items()}
         settings = AnswerArguments(**given)  # type: ignore[arg-type]
         sampling = sampling_of(settings)
-        for column, name in zip(columns, wishes.names, strict=True):
-            alone = wishes.history == "never"
-            if wishes.history == "tuned":
+        for column, name in zip(columns, options.names, strict=True):
+            alone = options.history == "never"
+            if options.history == "tuned":
                 alone = self.service.store.get(name).single_round
             earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
             question = Question(
@@ -160,20 +160,20 @@ def _whole(name: str, value: float) -> int:
     return int(value)
 
 
-def _columns(visit: Visit) -> list[Column]:
-    return list(visit.columns[: 2 if visit.comparing else 1])
+def _columns(session: PageSession) -> list[Column]:
+    return list(session.columns[: 2 if session.comparing else 1])
 
 
-def _rounds_of(visit: Visit) -> list[list[Pair]]:
-    return [list(column.rounds) for column in _columns(visit)]
+def _rounds_of(session: PageSession) -> list[list[Pair]]:
+    return [list(column.rounds) for column in _columns(session)]
 
 
-def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pair]], returning: bool) -> None:
+def _settle(session: PageSession, run: Run, columns: list[Column], before: list[list[Pair]], returning: bool) -> None:
     """It is over: an answer joins its conversation, as far as it was given; a question that got none goes back."""
     answered = False
     asked = iter(run.asked)
     for column, rounds in zip(columns, before, strict=True):
-        made = next(asked, None) if visit.error is None else None
+        made = next(asked, None) if session.error is None else None
         if made is not None:
             column.notes = _notes(made, column.alone)
         if made is not None and _is_answer(made.generations[0]):
@@ -183,8 +183,8 @@ def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pai
         else:
             column.rounds = rounds
         column.query = column.generation = None
-    visit.returned = None if answered or not returning else run.query
-    visit.run = None
+    session.returned = None if answered or not returning else run.query
+    session.run = None
 
 
 def _is_answer(generation: Generation) -> bool:

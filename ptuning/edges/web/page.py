@@ -13,11 +13,11 @@ import gradio as gr
 
 from ptuning.core.errors import UserError
 from ptuning.edges.language import Language, LanguageChoice, language_of
-from ptuning.edges.web.answers import Answers, Wishes
+from ptuning.edges.web.answers import AnswerOptions, Answers
 from ptuning.edges.web.reports import framed, read_report, reports_below
 from ptuning.edges.web.safe_markdown import literal, safe_markdown
+from ptuning.edges.web.sessions import Column, PageSession, SessionStore
 from ptuning.edges.web.texts import Texts
-from ptuning.edges.web.visits import Column, Visit, Visits
 from ptuning.serving.chat_service import ChatService
 from ptuning.serving.prefix_store import StoredPrefix
 from ptuning.settings.arguments import AnswerArguments
@@ -53,7 +53,7 @@ class Page:
 
     def __init__(self, service: ChatService, answers: Answers, language: LanguageChoice, report_root: Path) -> None:
         self.service, self.answers, self.language, self.report_root = service, answers, language, report_root
-        self.visits = Visits()
+        self.sessions = SessionStore()
         with gr.Blocks(title="ptuning · ChatGLM-6B", analytics_enabled=False, fill_width=True) as self.blocks:
             self._lay_out(Texts("zh" if language == "auto" else language))
             self._wire()
@@ -181,43 +181,43 @@ class Page:
     async def _on_take(self, request: gr.Request, question: str | None) -> Updates:
         """The question out of the input, if it can be asked now. A step of its own, because gradio's client may pass over
         what a stream says for a moment only."""
-        visit = self._visit(request)[0]
+        session = self._session(request)[0]
         question = question or ""
-        if visit.run is not None or not question.strip() or self.answers.refuses(visit, question):
+        if session.run is not None or not question.strip() or self.answers.refuses(session, question):
             return {self.box: gr.update(), self.asked: ""}
-        await asyncio.sleep(max(0.0, visit.ended + SETTLING - time.monotonic()))
+        await asyncio.sleep(max(0.0, session.ended + SETTLING - time.monotonic()))
         return {self.box: "", self.asked: question}
 
-    async def _on_send(self, request: gr.Request, question: str, *wishes: Any) -> AsyncIterator[Updates]:
-        visit, texts = self._visit(request)
-        yield self._talk(visit, texts)
-        async for _ in self.answers.send(visit, question or "", _wishes(*wishes)):
-            yield self._talk(visit, texts)
-        visit.ended = time.monotonic()
+    async def _on_send(self, request: gr.Request, question: str, *options: Any) -> AsyncIterator[Updates]:
+        session, texts = self._session(request)
+        yield self._talk(session, texts)
+        async for _ in self.answers.send(session, question or "", _options(*options)):
+            yield self._talk(session, texts)
+        session.ended = time.monotonic()
 
-    async def _on_retry(self, request: gr.Request, *wishes: Any) -> AsyncIterator[Updates]:
-        visit, texts = self._visit(request)
-        yield self._talk(visit, texts)
-        async for _ in self.answers.retry(visit, _wishes(*wishes)):
-            yield self._talk(visit, texts)
-        visit.ended = time.monotonic()
+    async def _on_retry(self, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
+        session, texts = self._session(request)
+        yield self._talk(session, texts)
+        async for _ in self.answers.retry(session, _options(*options)):
+            yield self._talk(session, texts)
+        session.ended = time.monotonic()
 
     def _on_stop(self, request: gr.Request) -> None:
-        self._visit(request)[0].stop()
+        self._session(request)[0].stop()
 
     def _on_clear(self, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        visit.clear()
-        return self._talk(visit, texts)
+        session, texts = self._session(request)
+        session.clear()
+        return self._talk(session, texts)
 
     def _on_compare(self, on: bool, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        visit.compare(on)
+        session, texts = self._session(request)
+        session.compare(on)
         shown: Updates = {self.columns[1]: gr.update(visible=on), self.second: gr.update(visible=on)}
-        return shown | self._talk(visit, texts)
+        return shown | self._talk(session, texts)
 
     def _on_refresh(self, model: str | None, second: str | None, request: gr.Request) -> Updates:
-        texts = self._visit(request)[1]
+        texts = self._session(request)[1]
         return self._models(texts, model, second) | {self.heading: self._heading(texts)}
 
     def _on_choose(self, model: str | None, second: str | None) -> Updates:
@@ -226,23 +226,23 @@ class Page:
     def _on_language(
         self, language: Language, model: str | None, second: str | None, request: gr.Request
     ) -> Updates:
-        visit, _ = self._visit(request)
-        visit.language = language
-        return self._everything(visit, Texts(language), model, second)
+        session, _ = self._session(request)
+        session.language = language
+        return self._everything(session, Texts(language), model, second)
 
     def _on_load(self, model: str | None, second: str | None, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        return self._everything(visit, texts, model, second)
+        session, texts = self._session(request)
+        return self._everything(session, texts, model, second)
 
     def _on_leave(self, request: gr.Request) -> None:
-        self.visits.leave(request.session_hash)
+        self.sessions.leave(request.session_hash)
 
     def _on_reports(self, chosen: str | None) -> Any:
         names = reports_below(self.report_root)
         return gr.update(choices=names, value=chosen or (names[0] if names else None))
 
     def _on_open(self, folder: str | None, request: gr.Request) -> str:
-        texts = self._visit(request)[1]
+        texts = self._session(request)[1]
         if not folder or not str(folder).strip():
             return _hint(texts("choose_report" if reports_below(self.report_root) else "no_report", self.report_root))
         try:
@@ -252,31 +252,31 @@ class Page:
 
     # ---- what is shown
 
-    def _visit(self, request: gr.Request) -> tuple[Visit, Texts]:
-        visit = self.visits.of(request.session_hash)
-        if visit.language is not None:
-            return visit, Texts(visit.language)
+    def _session(self, request: gr.Request) -> tuple[PageSession, Texts]:
+        session = self.sessions.of(request.session_hash)
+        if session.language is not None:
+            return session, Texts(session.language)
         if self.language != "auto":
-            return visit, Texts(self.language)
-        return visit, Texts(language_of(dict(request.headers).get("accept-language")))
+            return session, Texts(self.language)
+        return session, Texts(language_of(dict(request.headers).get("accept-language")))
 
-    def _talk(self, visit: Visit, texts: Texts) -> Updates:
+    def _talk(self, session: PageSession, texts: Texts) -> Updates:
         """The conversation as it stands, and what can be pressed now."""
-        busy = visit.run is not None
-        error = "" if visit.error is None else _hint(texts.note(visit.error), wrong=True)
+        busy = session.run is not None
+        error = "" if session.error is None else _hint(texts.note(session.error), wrong=True)
         shown: Updates = {self.message: gr.update(value=error, visible=bool(error))}
-        for column, chat, note in zip(visit.columns, self.chats, self.notes, strict=True):
+        for column, chat, note in zip(session.columns, self.chats, self.notes, strict=True):
             shown[chat] = gr.update(value=_messages(column), placeholder=texts("greeting"))
             shown[note] = _notes(column, texts)
-        shown[self.box] = gr.update() if visit.returned is None else gr.update(value=visit.returned)
-        visit.returned = None
+        shown[self.box] = gr.update() if session.returned is None else gr.update(value=session.returned)
+        session.returned = None
         shown[self.send] = gr.update(interactive=not busy, value=texts("send"))
         shown[self.stop] = gr.update(interactive=busy, value=texts("stop"))
-        shown[self.retry] = gr.update(interactive=not busy and bool(visit.columns[0].rounds), value=texts("retry"))
+        shown[self.retry] = gr.update(interactive=not busy and bool(session.columns[0].rounds), value=texts("retry"))
         return shown
 
-    def _everything(self, visit: Visit, texts: Texts, model: str | None, second: str | None) -> Updates:
-        shown = self._labels(texts) | self._talk(visit, texts)
+    def _everything(self, session: PageSession, texts: Texts, model: str | None, second: str | None) -> Updates:
+        shown = self._labels(texts) | self._talk(session, texts)
         more = self._models(texts, model, second) | {self.box: gr.update(placeholder=texts("ask_here"))}
         for component, update in more.items():
             shown[component] = shown.get(component, {}) | update
@@ -331,11 +331,11 @@ class Page:
         return f"<h1>ptuning</h1><p>{html.escape(texts(kind, names[0], len(names) - 1))}</p>"
 
 
-def _wishes(
+def _options(
     model: str | None, compare: bool, second: str | None, max_length: float | None, top_p: float | None,
     temperature: float | None, history: Any, max_new_tokens: float | None, top_k: float | None,
     repetition_penalty: float | None, no_repeat_ngram_size: float | None, seed: float | None,
-) -> Wishes:  # fmt: skip
+) -> AnswerOptions:  # fmt: skip
     """The settings of the page; a field that was emptied is as published. gradio shows a number that is not given as 0, so
     0 stands for none where 0 itself makes no sense."""
     given = {
@@ -344,7 +344,7 @@ def _wishes(
     }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     names = (model, second) if compare else (model,)
-    return Wishes(names, settings, Wishes.max_length if max_length is None else max_length, history or "tuned")
+    return AnswerOptions(names, settings, AnswerOptions.max_length if max_length is None else max_length, history or "tuned")
 
 
 def _named(texts: Texts, name: str) -> dict[str, Any]:

@@ -12,20 +12,20 @@ from pathlib import Path
 from ptuning.core.errors import UserError
 
 REPORT_FILE = "report.html"
-MOST_REPORTS, DEEPEST = 200, 4
-MOST_BYTES = 20_000_000
+MAX_REPORTS, MAX_DEPTH = 200, 4
+MAX_BYTES = 20_000_000
 
 
 def reports_below(root: Path) -> list[str]:
     """Folders with a report, as paths from the root, the newest first; "." is the root itself."""
     found = sorted(_folders_with_reports(root), reverse=True)
-    return [name for _, name in found[:MOST_REPORTS]]
+    return [name for _, name in found[:MAX_REPORTS]]
 
 
 def _folders_with_reports(root: Path) -> Iterator[tuple[float, str]]:
     for folder, inside, files in os.walk(root):  # links are not followed, and a folder that cannot be read is empty
         place = Path(folder).relative_to(root)
-        deep = len(place.parts) >= DEEPEST
+        deep = len(place.parts) >= MAX_DEPTH
         inside[:] = [] if deep else [name for name in inside if not name.startswith((".", "checkpoint-"))]
         if REPORT_FILE in files and (path := _inside(root, Path(folder))) is not None:
             with contextlib.suppress(OSError, UnicodeEncodeError):
@@ -46,8 +46,8 @@ def read_report(root: Path, folder: str) -> str:
     # Looked at once more: whoever may write below the root might have put a link there meanwhile.
     if page is None or _inside(root, root / folder.strip()) != path:
         raise UserError(f"there is no {REPORT_FILE} in {folder[:200]!r} below {root}")
-    if len(page) > MOST_BYTES:
-        raise UserError(f"the report in {folder[:200]!r} is larger than {MOST_BYTES} bytes: open the file itself")
+    if len(page) > MAX_BYTES:
+        raise UserError(f"the report in {folder[:200]!r} is larger than {MAX_BYTES} bytes: open the file itself")
     return page.decode(errors="replace")
 
 
@@ -65,7 +65,7 @@ def _bytes_of(path: Path) -> bytes | None:
     nothing is waited for."""
     try:
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
-            return file.read(MOST_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
+            return file.read(MAX_BYTES + 1) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except OSError:
         return None
 

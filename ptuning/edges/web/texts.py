@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ptuning.edges.language import Language
-from ptuning.edges.web.visits import Note
+from ptuning.edges.web.sessions import Note
 
 _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "subtitle": ("{} · 前缀 {} 个", "{} · prefixes: {}"),
@@ -99,7 +99,7 @@ class Texts:
         return _TEXTS[name][0 if self.language == "zh" else 1].format(*values)
 
     def note(self, note: Note) -> str:
-        """A note of a visit."""
+        """A note of a session."""
         return self(note[0], *note[1])
 
 

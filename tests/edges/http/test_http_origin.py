@@ -11,14 +11,14 @@ from servers import running
 from ptuning.core.errors import UserError
 from ptuning.edges.http.errors import ApiError
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, parse_host
-from ptuning.edges.http.origin import OriginGuard
+from ptuning.edges.http.middleware.origin import OriginMiddleware
 from ptuning.edges.serve import ServerArguments
 
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
 def guard(**settings):
-    return OriginGuard(None, **({"own_host": "127.0.0.1", "loopback": True} | settings))
+    return OriginMiddleware(None, **({"own_host": "127.0.0.1", "loopback": True} | settings))
 
 
 def status(made, headers, method="POST", kind="http"):

@@ -15,7 +15,7 @@ MAX_DISCARDED_BYTES = 64 * 1024 * 1024
 a connection that is closed on them before shows them an error of the network instead."""
 
 
-async def refuse(
+async def respond_early(
     response: Response, scope: Message, receive: Receive, send: Send, *, begun: bool = False, whole: bool = False
 ) -> None:
     """Answer, then read on and forget what the client still sends, to a bound, and close the connection.

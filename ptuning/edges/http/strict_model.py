@@ -36,7 +36,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _MAX_SHOWN = 60  # characters of a name
 
 
-class Fields(BaseModel):
+class StrictModel(BaseModel):
     """An object of a body: its own fields, and others where they change nothing. null is as if a field were missing.
 
     Attributes:

@@ -14,7 +14,7 @@ Pair = tuple[str, str]
 Note = tuple[str, tuple[object, ...]]
 """A text of ``texts.py`` by its name, with its values: told in whatever language the page has when it is shown."""
 
-MAX_VISITS, KEPT_SECONDS = 2000, 3600.0
+MAX_PAGE_SESSIONS, KEPT_SECONDS = 2000, 3600.0
 MAX_ROUNDS, MAX_CHARACTERS = 200, 500_000
 """Of one conversation: more than any model has in view, and no more than a page is drawn anew with 25 times a second."""
 
@@ -86,7 +86,7 @@ class Column:
         return [*self.rounds, (self.query, self.generation.text if self.generation is not None else "")]
 
 
-class Visit:
+class PageSession:
     """One open page.
 
     Attributes:
@@ -140,7 +140,7 @@ class Visit:
         return 1 if self.language is not None else 0
 
 
-class Visits:
+class SessionStore:
     """The open pages by gradio's name of their session. One that was left is kept for a while: its connection may only have
     been cut for a moment.
 
@@ -148,34 +148,34 @@ class Visits:
     """
 
     def __init__(self) -> None:
-        self._visits: OrderedDict[str, Visit] = OrderedDict()
+        self._sessions: OrderedDict[str, PageSession] = OrderedDict()
 
-    def of(self, session: str | None) -> Visit:
-        """The visit of a session; a new one where there is none. Nobody shares one that has no name."""
-        if session is None:
-            return Visit()
-        visit = self._visits.setdefault(session, Visit())
-        self._visits.move_to_end(session)
-        visit.left = None
+    def of(self, session_hash: str | None) -> PageSession:
+        """The session of a session; a new one where there is none. Nobody shares one that has no name."""
+        if session_hash is None:
+            return PageSession()
+        session = self._sessions.setdefault(session_hash, PageSession())
+        self._sessions.move_to_end(session_hash)
+        session.left = None
         self._tidy()
-        return visit
+        return session
 
-    def leave(self, session: str | None) -> None:
+    def leave(self, session_hash: str | None) -> None:
         """The page was closed or loaded anew: nobody waits for its answer any more."""
-        visit = self._visits.get(session or "")
-        if visit is not None:
-            visit.stop()
-            visit.left = time.monotonic()
+        session = self._sessions.get(session_hash or "")
+        if session is not None:
+            session.stop()
+            session.left = time.monotonic()
 
     def _tidy(self) -> None:
         old = time.monotonic() - KEPT_SECONDS
         # The least recently used ones stand first, and the last one is being used now.
-        gone = {name for name, visit in self._visits.items() if visit.left is not None and visit.left < old}
-        while len(self._visits) - len(gone) > MAX_VISITS:
-            others = [name for name in self._visits if name not in gone][:-1]
-            gone.add(min(others, key=lambda name: self._visits[name].worth))
+        gone = {name for name, session in self._sessions.items() if session.left is not None and session.left < old}
+        while len(self._sessions) - len(gone) > MAX_PAGE_SESSIONS:
+            others = [name for name in self._sessions if name not in gone][:-1]
+            gone.add(min(others, key=lambda name: self._sessions[name].worth))
         for name in gone:
-            self._visits.pop(name).stop()
+            self._sessions.pop(name).stop()
 
     def __len__(self) -> int:
-        return len(self._visits)
+        return len(self._sessions)

@@ -38,7 +38,7 @@ _OUR_OWN = {
 _MAX_SHOWN = 40  # characters of a value
 
 
-def words_for(error: Mapping[str, Any]) -> tuple[str, str]:
+def validation_message(error: Mapping[str, Any]) -> tuple[str, str]:
     """The field of one of pydantic's errors, and what is wrong with it.
 
     Args:

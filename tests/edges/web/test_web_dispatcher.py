@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 import ptuning
 from ptuning.edges.http.app import create_app
-from ptuning.edges.web.one_address import OneAddress, first_part
+from ptuning.edges.web.dispatcher import PathDispatcher, first_part
 from ptuning.edges.web.page_app import create_page_app
 from ptuning.engine.engine import Engine
 from ptuning.serving.chat_service import ChatService
@@ -25,9 +25,9 @@ def service():
 
 
 def both(service, tmp_path, auth=None, **keys):
-    api = create_app(service, most_bytes=3000, **keys)
-    page = create_page_app(service, api.state.metrics, report_root=tmp_path, auth=auth, most_bytes=3000)
-    return OneAddress(api, page)
+    api = create_app(service, max_bytes=3000, **keys)
+    page = create_page_app(service, api.state.metrics, report_root=tmp_path, auth=auth, max_bytes=3000)
+    return PathDispatcher(api, page)
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from fastapi.responses import StreamingResponse
 
 from ptuning.edges.http.errors import ClientGoneError
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.http.threads import away
+from ptuning.edges.http.worker_threads import away
 from ptuning.engine.request import Generation
 from ptuning.serving.chat_service import Asked, ChatService, Question
 
 
-class Inbox:
+class AnswerQueue:
     """Where the answers to one request arrive, in the event loop."""
 
     def __init__(self, metrics: Metrics) -> None:
@@ -65,13 +65,13 @@ class Inbox:
         self.queue.put_nowait(None)
 
 
-async def ask(service: ChatService, question: Question, inbox: Inbox) -> Asked:
+async def ask(service: ChatService, question: Question, inbox: AnswerQueue) -> Asked:
     """Put a question from the event loop; the tokenizer works in another thread."""
     size = len(question.query) + sum(len(query) + len(reply) for query, reply in question.history)
     return await away(size, service.ask, question, inbox.listen, undo=Asked.cancel)
 
 
-async def wait_for(asked: Asked, inbox: Inbox, request: Request) -> None:
+async def wait_for(asked: Asked, inbox: AnswerQueue, request: Request) -> None:
     """Wait until all choices are over.
 
     Raises:

@@ -20,9 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ptuning.core.reading import parse_json
+from ptuning.edges.web.browser import Browser, BrowserCookies, sound_headers
 from ptuning.edges.web.functions import Function, RefusedError, refuse_files
-from ptuning.edges.web.streams import Streams
-from ptuning.edges.web.visitor import Cookies, Visitor, sound_headers
+from ptuning.edges.web.queue_limits import QueueLimits
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -61,13 +61,13 @@ _ROUTES = (
 )
 
 
-class PageGuard:
+class AllowlistMiddleware:
     """ASGI: lets through to gradio what the page needs, and answers everything else itself.
 
     - Routes, methods and query parameters that the page does not use do not exist.
     - Bodies are JSON with plain values; see :class:`~ptuning.edges.web.functions.Function`.
     - With a login, everything but the login itself and the page's own scripts and styles wants its cookie.
-    - A session belongs to the browser that opened it; see :class:`~ptuning.edges.web.visitor.Visitor`.
+    - A session belongs to the browser that opened it; see :class:`~ptuning.edges.web.browser.Browser`.
 
     Args:
         app: that gradio is mounted on.
@@ -78,11 +78,11 @@ class PageGuard:
     """
 
     def __init__(
-        self, app: Any, *, page: Any, functions: Mapping[int, Function], streams: Streams, max_characters: int
+        self, app: Any, *, page: Any, functions: Mapping[int, Function], streams: QueueLimits, max_characters: int
     ) -> None:
         self.app, self.page, self.functions, self.streams = app, page, functions, streams
         self.max_characters = max_characters
-        self.cookies = Cookies()
+        self.cookies = BrowserCookies()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -110,11 +110,11 @@ class PageGuard:
 
     # ---- the ways through
 
-    async def _hand_on(self, _: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _hand_on(self, _: Browser, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """As it is, without its query: gradio would look up what that names, and the page needs none of it."""
         await self.app(scope | {"query_string": b""}, receive, send)
 
-    async def _log_in(self, _: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _log_in(self, _: Browser, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """User and password, as a form."""
         if self.page.auth is None:
             raise RefusedError(404, "the page has no login")
@@ -129,19 +129,19 @@ class PageGuard:
         headers.append((b"content-type", b"application/x-www-form-urlencoded"))
         await self._send_on(urlencode(given), scope | {"headers": headers}, receive, send)
 
-    async def _keep_open(self, visitor: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _keep_open(self, visitor: Browser, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """The connection that shows that a page is open."""
         path = f"/gradio_api/heartbeat/{visitor.session(found[1])}"
         await self.app(scope | {"path": path, "raw_path": path.encode(), "query_string": b""}, receive, send)
 
-    async def _follow(self, visitor: Visitor, _: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _follow(self, visitor: Browser, _: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """The answers of a session."""
         names = parse_qs(scope["query_string"].decode("latin-1")).get("session_hash", [None])
         session = visitor.session(names[-1])
         with self.streams.reading(session):
             await self.app(scope | {"query_string": urlencode({"session_hash": session}).encode()}, receive, send)
 
-    async def _call(self, visitor: Visitor, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _call(self, visitor: Browser, found: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """A press on the page, at once (``run``) or with an answer in pieces (``queue``)."""
         body = await _body(scope, receive)
         function = self._function(body, found[1])
@@ -156,7 +156,7 @@ class PageGuard:
         path = "/gradio_api/queue/join" if found[1] is None else "/gradio_api/run/predict"
         await self._send_on(json.dumps(passed), scope | {"path": path, "raw_path": path.encode()}, receive, send)
 
-    async def _cancel(self, visitor: Visitor, _: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
+    async def _cancel(self, visitor: Browser, _: re.Match[str], scope: Message, receive: Receive, send: Send) -> None:
         """The end of an answer, as gradio's own client asks for it."""
         body = await _body(scope, receive)
         session, event = visitor.session(body.get("session_hash")), body.get("event_id")

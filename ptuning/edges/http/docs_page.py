@@ -15,7 +15,7 @@ _STYLE = (
 )
 
 
-def documents_router(app: FastAPI) -> APIRouter:
+def docs_router(app: FastAPI) -> APIRouter:
     """The route.
 
     Args:
@@ -26,12 +26,12 @@ def documents_router(app: FastAPI) -> APIRouter:
     @router.get("/docs", response_class=HTMLResponse)
     async def docs() -> HTMLResponse:
         """This page."""
-        return HTMLResponse(page_of(app.openapi()), headers=_HEADERS)
+        return HTMLResponse(render_docs(app.openapi()), headers=_HEADERS)
 
     return router
 
 
-def page_of(schema: dict[str, Any]) -> str:
+def render_docs(schema: dict[str, Any]) -> str:
     """A page with every route of an OpenAPI schema and the fields of its body."""
     title = escape(f"{schema['info']['title']} {schema['info']['version']}")
     parts = [

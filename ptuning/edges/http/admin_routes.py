@@ -10,10 +10,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.concurrency import run_in_threadpool
 
 from ptuning.core.errors import UserError
-from ptuning.edges.http.bodies import PrefixBody
 from ptuning.edges.http.errors import ApiError
-from ptuning.edges.http.gate import bearer, same_key
 from ptuning.edges.http.json_body import BodyReader, documented
+from ptuning.edges.http.middleware.access import bearer_key, keys_equal
+from ptuning.edges.http.schemas import LoadPrefixRequest
 from ptuning.serving.chat_service import ChatService
 from ptuning.serving.prefix_store import StoredPrefix, UnknownPrefixError, check_name
 
@@ -30,18 +30,18 @@ def admin_router(service: ChatService, admin_key: str | None, root: Path) -> API
     def with_key(request: Request) -> None:
         if not admin_key:
             raise ApiError(403, "prefixes cannot be changed over HTTP: the server was started without --admin_key")
-        if not same_key(bearer(request.scope["headers"]), admin_key):
+        if not keys_equal(bearer_key(request.scope["headers"]), admin_key):
             raise ApiError(401, "wrong admin key: Authorization: Bearer KEY", code="invalid_api_key")
 
     router = APIRouter(prefix="/admin", dependencies=[Depends(with_key)])
-    reader = BodyReader(PrefixBody)
+    reader = BodyReader(LoadPrefixRequest)
 
     @router.get("/prefixes")
     async def prefixes() -> dict[str, Any]:
         """Everything that is loaded."""
         return {"default": service.store.default, "prefixes": [_described(one) for one in service.store.all()]}
 
-    @router.post("/prefixes", status_code=201, openapi_extra=documented(PrefixBody))
+    @router.post("/prefixes", status_code=201, openapi_extra=documented(LoadPrefixRequest))
     async def load(request: Request) -> dict[str, Any]:
         """Load a checkpoint from this machine's disk."""
         body = await reader.read(request, lambda read: read)

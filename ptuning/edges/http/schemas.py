@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, WithJson
 from pydantic_core import PydanticCustomError
 
 from ptuning.core.characters import whole_characters
-from ptuning.edges.http.fields import IGNORED, NEUTRAL, Fields
+from ptuning.edges.http.strict_model import IGNORED, NEUTRAL, StrictModel
 from ptuning.engine.request import Sampling
 from ptuning.settings.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOKENS, SAMPLING
 
@@ -73,7 +73,7 @@ Stops = Annotated[list[Text], Field(max_length=MAX_STOPS), BeforeValidator(_stop
 Round = Annotated[tuple[Text, Text], BeforeValidator(_round)]
 
 
-class SamplingFields(Fields):
+class SamplingFields(StrictModel):
     """How tokens are drawn, in every route."""
 
     neutral: ClassVar = NEUTRAL
@@ -103,7 +103,7 @@ class SamplingFields(Fields):
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
 
-class PublishedBody(SamplingFields):
+class PublishedRequest(SamplingFields):
     """``POST /``, as the published ``api.py`` takes it."""
 
     neutral: ClassVar = {**NEUTRAL, "stream": (False,), "n": (1,)}
@@ -115,7 +115,7 @@ class PublishedBody(SamplingFields):
     model: Annotated[Text, Field(description="a prefix by name, or the base model")] | None = None
 
 
-class PublishedAnswer(BaseModel):
+class PublishedResponse(BaseModel):
     """What ``POST /`` answers."""
 
     response: str
@@ -125,7 +125,7 @@ class PublishedAnswer(BaseModel):
     dropped_rounds: int | None = Field(default=None, description="rounds of the history that did not fit")
 
 
-class ContentPart(Fields):
+class ContentPart(StrictModel):
     """A piece of a message; only text can be read."""
 
     neutral: ClassVar = {"annotations": ([],)}
@@ -141,7 +141,7 @@ class ContentPart(Fields):
         super()._refuse(name, value)
 
 
-class ChatMessage(Fields):
+class ChatMessage(StrictModel):
     """One message of a conversation. What an answer of this server has besides may be sent back."""
 
     neutral: ClassVar = {
@@ -157,7 +157,7 @@ class ChatMessage(Fields):
     ] | None = None  # fmt: skip
 
 
-class StreamOptions(Fields):
+class StreamOptions(StrictModel):
     """What a stream brings besides."""
 
     ignored: ClassVar = frozenset({"include_obfuscation"})
@@ -165,8 +165,8 @@ class StreamOptions(Fields):
     include_usage: Flag | None = None
 
 
-class ChatCompletionBody(SamplingFields):
-    """``POST /v1/chat/completions``. Fields that do not change an answer (``user``, ``metadata``) may stand there."""
+class ChatCompletionRequest(SamplingFields):
+    """``POST /v1/chat/completions``. StrictModel that do not change an answer (``user``, ``metadata``) may stand there."""
 
     model: Text
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
@@ -177,7 +177,7 @@ class ChatCompletionBody(SamplingFields):
     stream_options: StreamOptions | None = None
 
 
-class PrefixBody(Fields):
+class LoadPrefixRequest(StrictModel):
     """``POST /admin/prefixes``."""
 
     name: Text

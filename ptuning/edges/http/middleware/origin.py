@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 from ptuning.edges.http.errors import ApiError, error_response
 from ptuning.edges.http.hosts import ANY, Host, Origin, hosts_of, parse_host, parse_origin
-from ptuning.edges.http.refusal import Message, Receive, Send, refuse
+from ptuning.edges.http.middleware.early_response import Message, Receive, Send, respond_early
 
 
-class OriginGuard:
+class OriginMiddleware:
     """ASGI middleware around everything that is served, the page included.
 
     Args:
@@ -43,7 +43,7 @@ class OriginGuard:
         self.own_names_only = ANY not in allowed_hosts and (loopback or bool(allowed_hosts))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Let a request in, or refuse it before anything of it was read."""
+        """Let a request in, or respond_early it before anything of it was read."""
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)  # type: ignore[operator]
             return
@@ -54,7 +54,7 @@ class OriginGuard:
                 await receive()
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            await refuse(error_response(error.status, error.message, code=error.code), scope, receive, send)
+            await respond_early(error_response(error.status, error.message, code=error.code), scope, receive, send)
             return
         await self.app(self._with_own_names(scope), receive, send)  # type: ignore[operator]
 

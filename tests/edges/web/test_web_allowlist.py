@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 
 import ptuning
 from ptuning.edges.http.app import create_app
-from ptuning.edges.web import streams
+from ptuning.edges.web import queue_limits
 from ptuning.edges.web.page_app import create_page_app, mounted
 from ptuning.engine.engine import Engine
 from ptuning.serving.chat_service import ChatService
@@ -444,8 +444,8 @@ def running_now(server):
 
 def test_an_answer_that_nobody_reads_is_given_up_and_ends_nobody_elses(tmp_path, monkeypatch):
     """Strangers ask and do not listen, more of them than there is room for, while somebody reads a long answer."""
-    monkeypatch.setattr(streams, "MAX_SESSIONS", 12)
-    monkeypatch.setattr(streams, "PRESSED_SECONDS", 0.0)
+    monkeypatch.setattr(queue_limits, "MAX_WAITING_SESSIONS", 12)
+    monkeypatch.setattr(queue_limits, "PRESSED_SECONDS", 0.0)
     long = "一二三四五六七八九十" * 1000
     with echo_page(tmp_path) as address, httpx.Client(base_url=address, timeout=30) as client:
         events = client.get("/config").json()["dependencies"]
@@ -469,13 +469,13 @@ def test_the_row_of_an_answer_that_nobody_reads_is_free_again(page, monkeypatch)
         server = SimpleNamespace(number={one["api_name"]: one["id"] for one in events}, client=client)
         join(server, "你好", "asked-and-gone")
         wait_for(lambda: engine.rows)
-        monkeypatch.setattr(streams, "UNREAD_SECONDS", -1.0)
+        monkeypatch.setattr(queue_limits, "UNREAD_SECONDS", -1.0)
         join(server, "", "somebody-else")
         wait_for(lambda: engine.idle)
 
 
 def test_who_does_not_read_is_not_answered_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(streams, "MAX_UNREAD", 20)
+    monkeypatch.setattr(queue_limits, "MAX_UNREAD", 20)
     with echo_page(tmp_path) as address, httpx.Client(base_url=address, timeout=30) as client:
         events = client.get("/config").json()["dependencies"]
         server = SimpleNamespace(number={one["api_name"]: one["id"] for one in events}, client=client)

@@ -9,8 +9,8 @@ from typing import Any
 
 from ptuning.edges.http.errors import error_response
 from ptuning.edges.http.json_body import MAX_VALUES, has_too_many_values
-from ptuning.edges.http.refusal import Message, Receive, Send, refuse
-from ptuning.edges.http.threads import LARGE, away
+from ptuning.edges.http.middleware.early_response import Message, Receive, Send, respond_early
+from ptuning.edges.http.worker_threads import LARGE, away
 
 OPEN_PATHS = frozenset({"/health"})
 """What needs no key: a load balancer has none."""
@@ -18,7 +18,7 @@ MAX_HELD_BYTES = 128 * 1024 * 1024
 """Bytes of all bodies that are held at a time; who comes then is told to come again."""
 
 
-def same_key(given: bytes, key: str) -> bool:
+def keys_equal(given: bytes, key: str) -> bool:
     """Whether two keys are equal, in a time that does not tell how far they are.
 
     Outside of ASCII the encoding of a header is up to the client: curl sends UTF-8, browsers send Latin-1.
@@ -29,7 +29,7 @@ def same_key(given: bytes, key: str) -> bool:
     return sum(hmac.compare_digest(given, form) for form in forms) > 0
 
 
-def bearer(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def bearer_key(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """The key of an ``Authorization: Bearer`` header, or nothing. Two such headers are none."""
     found = [value for name, value in headers if name.lower() == b"authorization"]
     kind, _, key = found[0].partition(b" ") if len(found) == 1 else (b"", b"", b"")
@@ -48,7 +48,7 @@ class _GoneError(Exception):
     """The client left before its body was whole."""
 
 
-class Gate:
+class AccessMiddleware:
     """ASGI middleware: 401 without the key where one is set, 413 for a body that is too large.
 
     A body is read whole before the route sees it (it is small, or refused), whether or not its length was announced.
@@ -57,11 +57,11 @@ class Gate:
         app: behind the gate.
         key: None lets everybody in.
         admin_key: likewise good for everything.
-        most_bytes: of a body.
+        max_bytes: of a body.
     """
 
-    def __init__(self, app: Any, key: str | None, admin_key: str | None, most_bytes: int) -> None:
-        self.app, self.most_bytes = app, most_bytes
+    def __init__(self, app: Any, key: str | None, admin_key: str | None, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
         self.keys = [one for one in (key, admin_key) if one] if key else []
         self.held = 0  # bytes of all bodies
 
@@ -71,10 +71,10 @@ class Gate:
             await self.app(scope, receive, send)
             return
         if self.keys and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-            given = bearer(scope["headers"])
-            if not sum(same_key(given, key) for key in self.keys):
+            given = bearer_key(scope["headers"])
+            if not sum(keys_equal(given, key) for key in self.keys):
                 what = "wrong API key" if given else "an API key is needed: Authorization: Bearer KEY"
-                await refuse(error_response(401, what, code="invalid_api_key"), scope, receive, send)
+                await respond_early(error_response(401, what, code="invalid_api_key"), scope, receive, send)
                 return
         body = bytearray()
         try:
@@ -83,7 +83,7 @@ class Gate:
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
             await self.app(scope, _replay(message, receive), send)
         except _RefusedError as refused:
-            await refuse(refused.response, scope, receive, send, begun=len(body) > 0, whole=refused.whole)
+            await respond_early(refused.response, scope, receive, send, begun=len(body) > 0, whole=refused.whole)
         except _GoneError:
             return
         finally:
@@ -97,12 +97,12 @@ class Gate:
             _GoneError: the client left.
         """
         announced = dict(scope["headers"]).get(b"content-length", b"0").strip()
-        size = int(announced) if re.fullmatch(rb"[0-9]{1,18}", announced) else self.most_bytes + 1
+        size = int(announced) if re.fullmatch(rb"[0-9]{1,18}", announced) else self.max_bytes + 1
         more = True
         while more:
-            if max(size, len(body)) > self.most_bytes:
-                raise _RefusedError(413, f"the body is larger than {self.most_bytes} bytes", "body_too_large")
-            if self.held > max(MAX_HELD_BYTES, self.most_bytes):
+            if max(size, len(body)) > self.max_bytes:
+                raise _RefusedError(413, f"the body is larger than {self.max_bytes} bytes", "body_too_large")
+            if self.held > max(MAX_HELD_BYTES, self.max_bytes):
                 raise _RefusedError(503, "too many large requests at a time; try again a little later", "overloaded")
             message = await receive()
             if message["type"] != "http.request":
@@ -110,8 +110,8 @@ class Gate:
             piece, more = message.get("body", b""), message.get("more_body", False)
             body += piece
             self.held += len(piece)
-        if len(body) > self.most_bytes:
-            raise _RefusedError(413, f"the body is larger than {self.most_bytes} bytes", "body_too_large", whole=True)
+        if len(body) > self.max_bytes:
+            raise _RefusedError(413, f"the body is larger than {self.max_bytes} bytes", "body_too_large", whole=True)
 
     async def _check_values(self, body: bytearray) -> None:
         """Refuse what would hold up everybody when it is parsed, whoever parses it.

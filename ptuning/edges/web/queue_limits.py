@@ -11,7 +11,7 @@ from typing import Any
 
 from ptuning.edges.web.functions import RefusedError
 
-MAX_SESSIONS = 1000
+MAX_WAITING_SESSIONS = 1000
 """Sessions with something to read at once; gradio would end the answers of the oldest ones at twice as many."""
 MAX_UNREAD = 200
 """Messages of a session that wait to be read when it asks for more; a page reads each within moments."""
@@ -19,7 +19,7 @@ UNREAD_SECONDS, PRESSED_SECONDS = 30.0, 2.0
 """So long an answer goes on that nobody has begun to read; the second one counts when there is no room."""
 
 
-class Streams:
+class QueueLimits:
     """The sessions in gradio's queue.
 
     Args:
@@ -45,10 +45,10 @@ class Streams:
         waiting = messages.get(session)
         if waiting is not None and waiting.qsize() >= MAX_UNREAD:
             raise RefusedError(429, "answers of this session wait to be read: read /gradio_api/queue/data first")
-        if waiting is None and len(messages) >= MAX_SESSIONS:
+        if waiting is None and len(messages) >= MAX_WAITING_SESSIONS:
             await self._give_up(PRESSED_SECONDS)
             self._forget_idle()
-            if len(messages) >= MAX_SESSIONS:
+            if len(messages) >= MAX_WAITING_SESSIONS:
                 raise RefusedError(503, "too many pages wait for answers; try again in a moment")
         if not self.readers[session]:
             self._unread.setdefault(session, time.monotonic())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ptuning.edges.http.refusal import Message, Receive, Send
+from ptuning.edges.http.middleware.early_response import Message, Receive, Send
 
 
-class PlainSpelling:
+class NormalizationMiddleware:
     """ASGI middleware, outside of all others, so that everything behind it sees the same path. (A redirect to the path
     without the slash would lose the bodies that some clients send.)
 

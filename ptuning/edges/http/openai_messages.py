@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptuning.edges.http.bodies import ChatMessage
 from ptuning.edges.http.errors import ApiError
+from ptuning.edges.http.schemas import ChatMessage
 
 Rounds = list[tuple[str, str]]
 
 
-def question_of(messages: Sequence[ChatMessage]) -> tuple[str, Rounds]:
+def query_and_history(messages: Sequence[ChatMessage]) -> tuple[str, Rounds]:
     """The last question and the rounds before it.
 
     ChatGLM-6B knows questions and replies only. System (and developer) messages go in front of the last question, which

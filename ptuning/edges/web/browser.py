@@ -24,7 +24,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,
 
 
 @dataclass(frozen=True)
-class Visitor:
+class Browser:
     """The sender of a request.
 
     Attributes:
@@ -56,20 +56,20 @@ class Visitor:
         return page.auth is None or any(self.cookies.get(name) in page.tokens for name in names)
 
 
-class Cookies:
+class BrowserCookies:
     """Tells visitors apart. What it adds to the name of a session cannot be told from the cookie by anybody else."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
-    def visitor(self, headers: Headers) -> Visitor:
+    def visitor(self, headers: Headers) -> Browser:
         """Of a request."""
         text = "; ".join(value.decode("latin-1") for name, value in headers if name.lower() == b"cookie")
         cookies = cookie_parser(text)
         token = cookies.get(COOKIE, "")
         if not _TOKEN.fullmatch(token):
-            return Visitor(cookies, "")
-        return Visitor(cookies, "." + hashlib.blake2b(token.encode(), key=self._secret, digest_size=16).hexdigest())
+            return Browser(cookies, "")
+        return Browser(cookies, "." + hashlib.blake2b(token.encode(), key=self._secret, digest_size=16).hexdigest())
 
     @staticmethod
     def new() -> bytes:

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ptuning.core.errors import UserError
-from ptuning.edges.http.bodies import PublishedAnswer, PublishedBody
+from ptuning.edges.http.answer_queue import AnswerQueue, wait_for
 from ptuning.edges.http.errors import setting_error
-from ptuning.edges.http.inbox import Inbox, wait_for
 from ptuning.edges.http.json_body import BodyReader, documented
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.http.threads import away
+from ptuning.edges.http.schemas import PublishedRequest, PublishedResponse
+from ptuning.edges.http.worker_threads import away
 from ptuning.serving.chat_service import Asked, ChatService, Question
 
 WRONG = 422  # what the published route answers to a body that is wrong
@@ -26,14 +26,14 @@ def published_router(service: ChatService, metrics: Metrics) -> APIRouter:
     It takes JSON whatever the content type says, as the published one did, and so do its users' scripts.
     """
     router = APIRouter()
-    reader = BodyReader(PublishedBody, WRONG, any_type=True)
+    reader = BodyReader(PublishedRequest, WRONG, any_type=True)
 
-    @router.post("/", response_model=PublishedAnswer, openapi_extra=documented(PublishedBody))
+    @router.post("/", response_model=PublishedResponse, openapi_extra=documented(PublishedRequest))
     async def chat(request: Request) -> Response:
         """Answer a prompt after its history."""
-        inbox = Inbox(metrics)
+        inbox = AnswerQueue(metrics)
 
-        def put(body: PublishedBody) -> tuple[PublishedBody, Asked]:
+        def put(body: PublishedRequest) -> tuple[PublishedRequest, Asked]:
             return body, service.ask(_question(body), inbox.listen)
 
         body, asked = await reader.read(request, put, undo=lambda made: made[1].cancel())
@@ -44,7 +44,7 @@ def published_router(service: ChatService, metrics: Metrics) -> APIRouter:
     return router
 
 
-def _question(body: PublishedBody) -> Question:
+def _question(body: PublishedRequest) -> Question:
     """The body as a question.
 
     Raises:
@@ -58,7 +58,7 @@ def _question(body: PublishedBody) -> Question:
     return Question(body.prompt, body.history or (), body.model, sampling, body.max_length, body.max_new_tokens, stop)
 
 
-def _written(body: PublishedBody, asked: Asked) -> bytes:
+def _written(body: PublishedRequest, asked: Asked) -> bytes:
     """The answer, with all of the history: not a small thing to write."""
     response = asked.generations[0].text
     answer: dict[str, Any] = {

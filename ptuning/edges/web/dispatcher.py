@@ -11,7 +11,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-class OneAddress:
+class PathDispatcher:
     """ASGI: requests of the API go to the API with its keys and limits, all others to the page.
 
     What belongs to the API is read off its schema, by the first part of the path, so that a route added there is behind its
@@ -44,7 +44,7 @@ def first_part(path: str) -> str:
     return path.lstrip("/").partition("/")[0]
 
 
-class PageHeaders:
+class SecurityHeadersMiddleware:
     """ASGI: tells the browser to take nothing from elsewhere and to run no script but the page's own.
 
     Scripts in the page's HTML carry a number that is drawn anew for each request; what gets into the page later, from an
