@@ -9,7 +9,7 @@ from runs import log_of, prefix_of
 from ptuning.checkpoint.placement import free_bytes
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.edges.tuning import run_tuning
-from ptuning.model.backbone import MLP
+from ptuning.model.layers import MLP
 
 PLENTY, LITTLE = 2**40, 2**10  # bytes
 STEPS, LAYERS = 3, 3
