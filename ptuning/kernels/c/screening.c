@@ -1,5 +1,5 @@
 /* The rows of a float weight with the largest products (the likeliest tokens of a head), found without multiplying with all
-   of it, under AVX2. Included by packed.c.
+   of it, under AVX2.
 
    Beside every row w of the weight stand its signed bytes, w' = step * bytes, and the lengths |w - w'| and |w'|. Activations x
    are taken as whole numbers of 7 bits, or of 14 in two bytes, x' = step * numbers. Then, by Cauchy and Schwarz,
@@ -10,29 +10,35 @@
    rows with the highest bounds, and then of every row whose bound reaches the smallest of these: no row that is left out
    could be among the largest. The bounds hold for float32 products with their rounding, too (slack).
 
-   Legend: M rows of activations, O rows of the weight (padded to PACK), I columns, K rows wanted. */
+   Legend: M rows of activations, O rows of the weight (padded to PACK), I columns, K products asked for. */
+#include <math.h>
+
+#include "integers.h"
+
+#ifdef WHOLE_NUMBERS
+
 #define TOO_LONG 1e15f    /* of activations and rows: no product of two lengths leaves the range of float32 */
 #define COARSE 0.03f      /* 7 bits will do while no more of a row's length is lost; always up to ... */
 #define FEW_SCREENED 3    /* so many rows 14 bits are used, which wait for memory anyway */
 #define PACK 16           /* rows of the weight whose bytes are multiplied together */
 #define PACKS 4           /* that a thread takes at a time */
-#define LEAST_LOOKED 4096 /* float products that a row of activations may always take, */
+#define MIN_LOOKED 4096 /* float products that a row of activations may always take, */
 #define SHARE_LOOKED 32   /* and the part of all rows beyond which the whole product is the better way */
 
 typedef struct {
-    job shared;          /* counter of work; first, so that its address is this one's */
+    work_queue queue;
     const void *weight;  /* [O, I] */
     int kind;            /* 0 float32, 1 float16, 2 bfloat16 */
     int8_t *bytes;       /* [O, I] */
     float *step, *lost, *length; /* [O]: of a byte; |w - w'| with slack; |w'| */
     int32_t *sums;       /* [O] of the bytes */
-    const float *given;  /* [M, I] */
+    const float *inputs; /* [M, I] */
     uint8_t *numbers;    /* [M][digits][I] */
     float *factors;      /* [M][3]: step, |x|, |x - x'| */
     float *bounds;       /* [M, O] */
     float *values;       /* [M, K] */
     int64_t *places;     /* [M, K] */
-    int64_t rows, outputs, padded, columns, wanted;
+    int64_t rows, outputs, padded, columns, k;
     int digits, failed;
 } screen;
 
@@ -62,14 +68,14 @@ INLINE const void *row_of(const screen *s, int64_t o) {
 INLINE void copy_row(screen *s, int64_t o, int kind) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     const void *from = row_of(s, o);
-    __m256 most = _mm256_setzero_ps(), lost = most, lengths = most, check = most;
+    __m256 max = _mm256_setzero_ps(), lost = max, lengths = max, check = max;
     for (int64_t c = 0; c < s->columns; c += 8) {
         __m256 value = eight_of(from, c, kind);
-        most = _mm256_max_ps(most, _mm256_andnot_ps(sign, value));
+        max = _mm256_max_ps(max, _mm256_andnot_ps(sign, value));
         check = _mm256_fmadd_ps(value, _mm256_setzero_ps(), check); /* zero, or no number */
     }
     float held[8], largest = 0;
-    _mm256_storeu_ps(held, most);
+    _mm256_storeu_ps(held, max);
     for (int i = 0; i < 8; i++) largest = held[i] > largest ? held[i] : largest;
     const float step = largest / 127.0f, per = inverse(largest, 127.0f);
     int32_t sums = 0;
@@ -93,9 +99,9 @@ INLINE void copy_row(screen *s, int64_t o, int kind) {
     if (!(s->length[o] < TOO_LONG)) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
 }
 
-static void *copy_work(void *given) {
-    screen *s = given;
-    for (int64_t first; (first = fetch(&s->shared) * PACK) < s->outputs;)
+static void *copy_task(void *arguments) {
+    screen *s = arguments;
+    for (int64_t first; (first = next_piece(&s->queue) * PACK) < s->outputs;)
         for (int64_t o = first; o < first + PACK && o < s->outputs; o++) {
             if (s->kind == 0) copy_row(s, o, 0);
             else if (s->kind == 1) copy_row(s, o, 1);
@@ -108,10 +114,10 @@ static void *copy_work(void *given) {
 
 /* One row; the length that is kept of it is NaN where x is not finite. */
 static void number_row(screen *s, int64_t m) {
-    const float *x = s->given + m * s->columns;
+    const float *x = s->inputs + m * s->columns;
     uint8_t *to = s->numbers + m * s->digits * s->columns;
     const int32_t limit = s->digits == 1 ? 63 : 8191;
-    const float most = largest_of(x, s->columns), step = most / (float)limit, per = inverse(most, (float)limit);
+    const float max = largest_of(x, s->columns), step = max / (float)limit, per = inverse(max, (float)limit);
     const __m256i largest = _mm256_set1_epi32(limit);
     __m256 off = _mm256_setzero_ps(), length = off;
     for (int64_t c = 0; c < s->columns; c += 8) {
@@ -129,13 +135,13 @@ static void number_row(screen *s, int64_t m) {
         }
     }
     s->factors[3 * m] = step;
-    s->factors[3 * m + 1] = isfinite(most) ? length_of(length) : NAN;
+    s->factors[3 * m + 1] = isfinite(max) ? length_of(length) : NAN;
     s->factors[3 * m + 2] = length_of(off);
 }
 
-static void *number_work(void *given) {
-    screen *s = given;
-    for (int64_t m; (m = fetch(&s->shared)) < s->rows;) number_row(s, m);
+static void *number_task(void *arguments) {
+    screen *s = arguments;
+    for (int64_t m; (m = next_piece(&s->queue)) < s->rows;) number_row(s, m);
     return 0;
 }
 
@@ -195,22 +201,22 @@ INLINE void put_bounds(const screen *s, int64_t m, int64_t first, const int32_t 
     for (int o = 0; o < PACK; o += 8) {
         const __m256i all = _mm256_loadu_si256((const __m256i *)(s->sums + first + o));
         __m256i high = _mm256_loadu_si256((const __m256i *)(sums + o));
-        __m256 made = _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_slli_epi32(all, 6))); /* numbers have 64 too many */
+        __m256 value = _mm256_cvtepi32_ps(_mm256_sub_epi32(high, _mm256_slli_epi32(all, 6))); /* numbers have 64 too many */
         if (s->digits == 2)
-            made = _mm256_fmadd_ps(made, _mm256_set1_ps(128.0f),
+            value = _mm256_fmadd_ps(value, _mm256_set1_ps(128.0f),
                                    _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(sums + PACK + o))));
-        __m256 bound = _mm256_mul_ps(made, _mm256_mul_ps(_mm256_loadu_ps(s->step + first + o), _mm256_set1_ps(factor[0])));
+        __m256 bound = _mm256_mul_ps(value, _mm256_mul_ps(_mm256_loadu_ps(s->step + first + o), _mm256_set1_ps(factor[0])));
         bound = _mm256_fmadd_ps(_mm256_loadu_ps(s->lost + first + o), _mm256_set1_ps(factor[1]), bound);
         bound = _mm256_fmadd_ps(_mm256_loadu_ps(s->length + first + o), _mm256_set1_ps(factor[2]), bound);
         _mm256_storeu_ps(s->bounds + m * s->padded + first + o, bound);
     }
 }
 
-static void *bound_work(void *given) {
-    screen *s = given;
+static void *bound_task(void *arguments) {
+    screen *s = arguments;
     const int together = 4 / s->digits;
     int32_t sums[4 * PACK];
-    for (int64_t start; (start = fetch(&s->shared) * PACKS * PACK) < s->padded;)
+    for (int64_t start; (start = next_piece(&s->queue) * PACKS * PACK) < s->padded;)
         for (int64_t first = start; first < start + PACKS * PACK && first < s->padded; first += PACK)
             for (int64_t m = 0; m < s->rows; m += together) {
                 const int some = s->rows - m < together ? (int)(s->rows - m) : together;
@@ -282,37 +288,37 @@ INLINE int64_t next_reaching(const float *bounds, int64_t at, int64_t outputs, f
 }
 
 /* The K largest products of one row of activations, the largest first; 0 where too many rows would have to be looked at. */
-static int choose_row(screen *s, int64_t m) {
-    const float *x = s->given + m * s->columns, *bounds = s->bounds + m * s->padded;
-    float *values = s->values + m * s->wanted, mark = INFINITY;
-    int64_t *places = s->places + m * s->wanted, looked = 0;
-    const int64_t share = s->outputs / SHARE_LOOKED, most = share > LEAST_LOOKED ? share : LEAST_LOOKED;
-    empty_heap(values, places, s->wanted);
+static int select_row(screen *s, int64_t m) {
+    const float *x = s->inputs + m * s->columns, *bounds = s->bounds + m * s->padded;
+    float *values = s->values + m * s->k, mark = INFINITY;
+    int64_t *places = s->places + m * s->k, looked = 0;
+    const int64_t share = s->outputs / SHARE_LOOKED, max_looked = share > MIN_LOOKED ? share : MIN_LOOKED;
+    empty_heap(values, places, s->k);
     if (isnan(s->factors[3 * m + 1])) { /* the caller sees that the best value is no number */
-        for (int64_t k = 0; k < s->wanted; k++) values[k] = NAN, places[k] = 0;
+        for (int64_t k = 0; k < s->k; k++) values[k] = NAN, places[k] = 0;
         return 1;
     }
     if (!(s->factors[3 * m + 1] < TOO_LONG)) return 0;
     for (int64_t o = 0; (o = next_reaching(bounds, o, s->outputs, values[0])) < s->outputs; o++)
-        if (worse(values[0], places[0], bounds[o], o)) sink(values, places, s->wanted, bounds[o], o);
-    for (int64_t k = 0; k < s->wanted; k++) {
-        const float made = product_of(s, x, places[k]);
-        mark = made < mark ? made : mark;
+        if (worse(values[0], places[0], bounds[o], o)) sink(values, places, s->k, bounds[o], o);
+    for (int64_t k = 0; k < s->k; k++) {
+        const float value = product_of(s, x, places[k]);
+        mark = value < mark ? value : mark;
     }
-    empty_heap(values, places, s->wanted);
+    empty_heap(values, places, s->k);
     for (int64_t o = 0; (o = next_reaching(bounds, o, s->outputs, mark)) < s->outputs; o++) {
-        if (++looked > most + s->wanted) return 0;
-        const float made = product_of(s, x, o);
-        if (worse(values[0], places[0], made, o)) sink(values, places, s->wanted, made, o);
+        if (++looked > max_looked + s->k) return 0;
+        const float value = product_of(s, x, o);
+        if (worse(values[0], places[0], value, o)) sink(values, places, s->k, value, o);
     }
-    in_order(values, places, s->wanted);
+    in_order(values, places, s->k);
     return 1;
 }
 
-static void *choose_work(void *given) {
-    screen *s = given;
-    for (int64_t m; (m = fetch(&s->shared)) < s->rows && !__atomic_load_n(&s->failed, __ATOMIC_RELAXED);)
-        if (!choose_row(s, m)) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
+static void *select_task(void *arguments) {
+    screen *s = arguments;
+    for (int64_t m; (m = next_piece(&s->queue)) < s->rows && !__atomic_load_n(&s->failed, __ATOMIC_RELAXED);)
+        if (!select_row(s, m)) __atomic_store_n(&s->failed, 1, __ATOMIC_RELAXED);
     return 0;
 }
 
@@ -325,32 +331,50 @@ static int too_coarse(const screen *s) {
 
 /* ---- what is called from outside ---- */
 
-/* The copy of a weight [O, I] in bytes, and factors [3, O] and sums [O] with it, O padded to PACK; what is padded must be
-   zeros. columns: a multiple of 32. Returns whether it can be used. */
+int64_t ptuning_screen_pack(void) { return PACK; }
+
 int ptuning_screen_copy(const void *weight, int kind, int8_t *bytes, float *factors, int32_t *sums, int64_t outputs,
                         int64_t columns, parallel pool, int threads) {
     const int64_t padded = (outputs + PACK - 1) / PACK * PACK;
     screen s = {.weight = weight, .kind = kind, .bytes = bytes, .step = factors, .lost = factors + padded,
                 .length = factors + 2 * padded, .sums = sums, .outputs = outputs, .padded = padded, .columns = columns};
-    run(copy_work, &s.shared, pool, threads);
+    run_task(copy_task, &s, pool, threads);
     return !s.failed;
 }
 
-/* The largest products of every row of activations, the largest first, equal ones by their place; NaN for a row that is not
-   finite. numbers: room [M, 2, I]; room: [M, O + 3] floats. Returns 0 where multiplying with all of the weight is better. */
 int ptuning_screen(const float *inputs, const void *weight, int kind, int8_t *bytes, float *factors, int32_t *sums,
                    uint8_t *numbers, float *room, float *values, int64_t *places, int64_t rows, int64_t outputs,
-                   int64_t columns, int64_t wanted, parallel pool, int threads) {
+                   int64_t columns, int64_t k, parallel pool, int threads) {
     const int64_t padded = (outputs + PACK - 1) / PACK * PACK;
     screen s = {.weight = weight, .kind = kind, .bytes = bytes, .step = factors, .lost = factors + padded,
-                .length = factors + 2 * padded, .sums = sums, .given = inputs, .numbers = numbers,
+                .length = factors + 2 * padded, .sums = sums, .inputs = inputs, .numbers = numbers,
                 .factors = room + rows * padded, .bounds = room, .values = values, .places = places, .rows = rows,
-                .outputs = outputs, .padded = padded, .columns = columns, .wanted = wanted};
+                .outputs = outputs, .padded = padded, .columns = columns, .k = k};
     for (s.digits = rows <= FEW_SCREENED ? 2 : 1;; s.digits = 2) {
-        run(number_work, &s.shared, pool, rows < 4 ? 1 : threads);
+        run_task(number_task, &s, pool, rows < 4 ? 1 : threads);
         if (s.digits == 2 || !too_coarse(&s)) break;
     }
-    run(bound_work, &s.shared, pool, threads);
-    run(choose_work, &s.shared, pool, rows == 1 ? 1 : threads);
+    run_task(bound_task, &s, pool, threads);
+    run_task(select_task, &s, pool, rows == 1 ? 1 : threads);
     return !s.failed;
 }
+
+#else
+
+int64_t ptuning_screen_pack(void) { return 0; }
+
+int ptuning_screen_copy(const void *weight, int kind, int8_t *bytes, float *factors, int32_t *sums, int64_t outputs,
+                        int64_t columns, parallel pool, int threads) {
+    (void)weight, (void)kind, (void)bytes, (void)factors, (void)sums, (void)outputs, (void)columns, (void)pool, (void)threads;
+    return 0;
+}
+
+int ptuning_screen(const float *inputs, const void *weight, int kind, int8_t *bytes, float *factors, int32_t *sums,
+                   uint8_t *numbers, float *room, float *values, int64_t *places, int64_t rows, int64_t outputs,
+                   int64_t columns, int64_t k, parallel pool, int threads) {
+    (void)inputs, (void)weight, (void)kind, (void)bytes, (void)factors, (void)sums, (void)numbers, (void)room, (void)values;
+    (void)places, (void)rows, (void)outputs, (void)columns, (void)k, (void)pool, (void)threads;
+    return 0;
+}
+
+#endif
