@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import json_line, table
-from ptuning.checkpoint.load import load_model
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.engine.generation import PRESETS, generate_answers
+from ptuning.engine.load import load_model
 from ptuning.kernels import dispatch as choose
 from ptuning.memory.estimates import GIB, MemoryEstimate, ModelSizes, PrefixSizes, Storage, answering_memory, tuning_memory
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 
 TOLERANCE = 0.15
 IDS: dict[str, Any] = {"bos_token_id": 89, "eos_token_id": 90, "mask_token_id": 85, "gmask_token_id": 86, "pad_token_id": 3}

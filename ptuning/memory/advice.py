@@ -13,7 +13,7 @@ from ptuning.data.example_store import PackedExamples
 from ptuning.kernels.dispatch import uses_compiled
 from ptuning.memory.checkpointing_choice import choose_checkpointing
 from ptuning.memory.estimates import ModelSizes, PrefixSizes, Storage, size_text, tuning_memory
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.training_arguments import Arguments
 
@@ -25,7 +25,7 @@ _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def settle_checkpointing(
-    model: ChatGLMForConditionalGeneration, arguments: Arguments, examples: PackedExamples
+    model: ChatGLMNetwork, arguments: Arguments, examples: PackedExamples
 ) -> None:
     """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
 
@@ -60,7 +60,7 @@ def _longest(examples: PackedExamples, data: DataArguments) -> tuple[int, int]:
     return source, target
 
 
-def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arguments, error: BaseException) -> str:
+def out_of_memory_message(model: ChatGLMNetwork, arguments: Arguments, error: BaseException) -> str:
     """Say what the run was expected to need, what to change and how much each change saves, and what is kept."""
     training = arguments.training
     wanted = _needed(model, arguments, {})
@@ -79,7 +79,7 @@ def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arg
     )
 
 
-def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
+def _changes(model: ChatGLMNetwork, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
     training, data = arguments.training, arguments.data
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     found: list[tuple[str, dict[str, Any]]] = []
@@ -95,7 +95,7 @@ def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> li
     return found
 
 
-def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, changes: dict[str, Any]) -> int:
+def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]) -> int:
     """Bytes by the formulae of ``ptuning info``."""
     training, data = arguments.training, arguments.data
     sizes, storage, prefix = _shape(model)
@@ -111,7 +111,7 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
     ).total
 
 
-def _shape(model: ChatGLMForConditionalGeneration) -> tuple[ModelSizes, Storage, PrefixSizes]:
+def _shape(model: ChatGLMNetwork) -> tuple[ModelSizes, Storage, PrefixSizes]:
     """What the formulae ask of a loaded model with a prefix."""
     config = model.config
     encoder: Any = model.prefix_encoder

@@ -39,7 +39,7 @@ from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
 from ptuning.evaluation.run_result import RunResult
 from ptuning.memory.advice import is_out_of_memory, out_of_memory_message, settle_checkpointing
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
 from ptuning.training.settings_checks import check_against_model, check_before_loading, check_steps
@@ -140,7 +140,7 @@ def _trainer(
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
-    model = prepare_model(arguments.model, new_prefix=True)
+    model = prepare_model(ChatGLMNetwork, arguments.model, new_prefix=True)
     encoder: Any = model.prefix_encoder
     encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
     settle_checkpointing(model, arguments, examples)
@@ -216,7 +216,7 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
 
 
 def _scorer(
-    model: ChatGLMForConditionalGeneration, tokenizer: Any, rows: list[Row], arguments: Arguments
+    model: ChatGLMNetwork, tokenizer: Any, rows: list[Row], arguments: Arguments
 ) -> Callable[[], dict[str, float]] | None:
     """Scores of a sample of the validation rows, for every evaluation during training."""
     training, data = arguments.training, arguments.data
@@ -259,7 +259,7 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration, *, history: bool) -> dict[str, Any]:
+def prefix_settings(arguments: Arguments, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
     """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
 
     ``history``: the training rows have earlier rounds, whatever form they came in.

@@ -20,7 +20,7 @@ from ptuning.memory.estimates import (
     weight_bytes,
 )
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 
 TINY = {"vocab_size": 704, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4, "inner_hidden_size": 128}
 ODD = TINY | {"hidden_size": 48, "inner_hidden_size": 64}
@@ -36,7 +36,7 @@ ADGEN = {"source": 64, "target": 64, "accumulation": 16}
 def test_weights_are_those_of_the_model(values, dtype, bits, embeddings):
     config = ChatGLMConfig(**values, quantization_bit=bits, quantization_embeddings=embeddings)
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(config).to(dtype)
+        model = ChatGLMNetwork(config).to(dtype)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     storage = Storage(bits, embeddings and bits > 0, dtype.itemsize)
     assert weight_bytes(ModelSizes.from_config(values), storage) == held
@@ -45,7 +45,7 @@ def test_weights_are_those_of_the_model(values, dtype, bits, embeddings):
 @pytest.mark.parametrize("projection", [False, True])
 def test_trained_numbers_are_those_of_the_prefix(projection):
     config = ChatGLMConfig(**TINY, pre_seq_len=5, prefix_projection=projection)
-    encoder = ChatGLMForConditionalGeneration(config).prefix_encoder
+    encoder = ChatGLMNetwork(config).prefix_encoder
     states, trained = prefix_numbers(ModelSizes.from_config(TINY), PrefixSizes(5, projection))
     assert trained == sum(parameter.numel() for parameter in encoder.parameters())
     assert states == sum(key.numel() + value.numel() for key, value in encoder(torch.float32))
