@@ -121,6 +121,7 @@ def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, flo
     """Tokens of prompts and of answers a second, from the time of the engine's steps: medians."""
     from ptuning.engine.engine import Engine
     from ptuning.engine.request import Request
+    from ptuning.engine.sampling_params import SamplingParams
 
     config = model.config
     engine = Engine(model, SimpleNamespace(eos_token_id=-1), max_rows=batch, max_length=options.prompt + options.new + 2)
@@ -129,8 +130,9 @@ def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, flo
     prompts[:, -2], prompts[:, -1] = config.gmask_token_id, config.bos_token_id
     first: list[float] = []
     steps: list[float] = []
+    greedy = SamplingParams(temperature=0, max_new_tokens=options.new + 2)
     for repeat in range(3):  # in the first one, weights take the form for decoding
-        requests = [Request(ids if repeat else ids[-8:], max_new_tokens=options.new + 2) for ids in prompts.tolist()]
+        requests = [Request(ids if repeat else ids[-8:], sampling=greedy) for ids in prompts.tolist()]
         generations = engine.submit(requests, lambda generation, piece: None)
         times = []
         while not engine.idle:

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 
 from benchmarks.machine import json_line, table
-from ptuning.checkpoint.load import load_model
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.engine.generation import PRESETS, generate_answers
+from ptuning.engine.load import load_model
 from ptuning.kernels import dispatch
 from ptuning.memory.estimates import MemoryEstimate, Storage, answering_memory, tuning_memory
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes
 
 TOLERANCE = 0.15

@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from benchmarks.plain_habits import PackedLinears, packed_linears, published_products
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.model.float_linear import FloatLinear
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.positions import build_position_ids
 from ptuning.model.rotary import apply_rotary, rotary_table
 

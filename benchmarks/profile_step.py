@@ -18,7 +18,8 @@ from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, read_examples, tokenizer
 from benchmarks.plain_habits import HABITS, PlainStep, batch_of, made_rows
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Request
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.kernels import dispatch, native
 
 HEADS = ("step", "operator", "calls", "ms", "share")
@@ -130,10 +131,11 @@ def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) 
 def _decoding(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
     """Steps of an engine all of whose rows run."""
     engine = Engine(model, tokenizer(), max_rows=options.rows)
-    engine.end_ids = frozenset()
+    engine.scheduler.end_ids = frozenset()
     with torch.no_grad():
         prefix = engine.add_prefix("prefix", model.prefix_key_values())
     ends = [model.config.gmask_token_id, model.config.bos_token_id]
-    engine.submit([Request([100 + row] * 62 + ends, prefix, GREEDY, 1000) for row in range(options.rows)])
+    greedy = SamplingParams(temperature=0, max_new_tokens=1000)
+    engine.submit([Request([100 + row] * 62 + ends, prefix, greedy) for row in range(options.rows)])
     engine.step()
     return engine.step

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
-_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.model.network"
+_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.engine.chat_model"
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),

@@ -43,7 +43,7 @@ for trust in (None, True):
             assert made.bos_token_id == 89 and made("你好")["input_ids"][-2:] == [86, 89]
 assert not [name for name in sys.modules if "transformers_modules" in name]
 # Tools that look for a module's source must find it: the modules have their own loaders.
-names = ("transformers.models.auto.modeling_auto", "ptuning.model.network", "ptuning.model.config")
+names = ("transformers.models.auto.modeling_auto", "ptuning.engine.chat_model", "ptuning.model.config")
 modules = [sys.modules[name] for name in names]
 assert [type(module.__spec__.loader).__name__ for module in modules] == ["SourceFileLoader"] * 3
 assert all(module.__loader__ is module.__spec__.loader for module in modules)
@@ -57,9 +57,9 @@ EXPECTED = {
     for name, where in {
         "AutoConfig": "ptuning.model.config.ChatGLMConfig",
         "AutoTokenizer": "ptuning.data.tokenizer.ChatGLMTokenizer",
-        "AutoModel": "ptuning.model.network.ChatGLMForConditionalGeneration",
-        "AutoModelForCausalLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
-        "AutoModelForSeq2SeqLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
+        "AutoModel": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
+        "AutoModelForCausalLM": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
+        "AutoModelForSeq2SeqLM": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
     }.items()
 }
 
@@ -69,7 +69,7 @@ EXPECTED = {
     [
         f"import ptuning\nfrom transformers import {AUTO}",
         f"from transformers import {AUTO}\nimport ptuning",
-        f"from ptuning.model.network import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
+        f"from ptuning.engine.chat_model import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
         f"import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\nfrom transformers import {AUTO}",
     ],
     ids=["ptuning first", "transformers first", "model first", "reloaded"],
@@ -101,7 +101,10 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
 
 @pytest.mark.parametrize(
     "module",
-    [f"ptuning.{name}" for name in ("model.backbone", "data.tokenizer", "model.answering", "engine.chat", "model.network")],
+    [
+        "ptuning.model.backbone", "ptuning.data.tokenizer", "ptuning.model.answering", "ptuning.engine.chat",
+        "ptuning.engine.chat_model", "ptuning.model.network",
+    ],
 )
 def test_any_module_may_be_imported_first(module):
     """The model imports an Auto module on its way, which must not ask for the model again."""

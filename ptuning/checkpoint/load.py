@@ -1,11 +1,11 @@
-"""``load_model`` and ``load_tokenizer``: from a name to something that answers."""
+"""``load_model`` and ``load_tokenizer``: from a name to a model, of whatever class the caller gives, and its tokenizer."""
 
 from __future__ import annotations
 
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -28,8 +28,8 @@ from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_te
 
 if TYPE_CHECKING:
     from ptuning.model.answering import AnsweringModel, PrefixedModel
-    from ptuning.model.network import ChatGLMForConditionalGeneration
 
+Model = TypeVar("Model", bound="PrefixedModel")
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "ice_text.model"
@@ -88,6 +88,7 @@ def _release(size: int) -> str:
 
 
 def load_model(
+    kind: type[Model],
     path: str | os.PathLike[str],
     *,
     ptuning_checkpoint: str | os.PathLike[str] | None = None,
@@ -96,24 +97,14 @@ def load_model(
     dtype: str | torch.dtype | None = None,
     pre_seq_len: int | None = None,
     prefix_projection: bool | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-) -> ChatGLMForConditionalGeneration:
-    """Load a ChatGLM-6B model, with a prefix where one is given.
+    **hub: Any,
+) -> Model:
+    """Load a model of one class, with a prefix where one is given.
 
     Args:
-        path: folder or hub name of the model, ``tiny-chatglm``, or a prefix checkpoint that names its base model.
-        ptuning_checkpoint: prefix checkpoint: ours, the published ``pytorch_model.bin``, or a PEFT adapter folder.
-        quantization_bit: 4 or 8 quantises float weights while they are read; None or 0 keeps what the checkpoint holds.
-        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; None or ``auto`` takes the best there is.
-        dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own. On a CPU, where float16
-            products are an order slower, float16 becomes float32, or bfloat16 for a quantised model where that is
-            faster (see :func:`cpu_dtype`).
-        pre_seq_len: without a checkpoint, a new prefix of so many tokens, to be trained; with one, held against the file.
-        prefix_projection: likewise.
-        revision: branch, tag or commit on the hub; ``cache_dir``, ``token`` and ``local_files_only`` as transformers'.
+        kind: class of the model.
+        path: and everything else is as in :func:`ptuning.load_model`; ``hub`` takes ``revision``, ``cache_dir``, ``token``
+            and ``local_files_only``.
 
     Returns:
         the model in eval mode; only its prefix (if any) is trainable.
@@ -121,12 +112,8 @@ def load_model(
     Raises:
         UserError: one clear message for every folder, file or flag that does not fit, before weights are read.
     """
-    from ptuning.model.network import ChatGLMForConditionalGeneration
-
     return _load(  # type: ignore[no-any-return]
-        ChatGLMForConditionalGeneration, path, ptuning_checkpoint, quantization_bit, device, dtype, pre_seq_len,
-        prefix_projection,
-        {"revision": revision, "cache_dir": cache_dir, "token": token, "local_files_only": local_files_only},
+        kind, path, ptuning_checkpoint, quantization_bit, device, dtype, pre_seq_len, prefix_projection, hub
     )
 
 

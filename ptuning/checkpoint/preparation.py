@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.load import load_answering_model, load_model, load_tokenizer
@@ -14,8 +14,9 @@ from ptuning.model.config import ChatGLMConfig
 from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
-    from ptuning.model.answering import AnsweringModel
-    from ptuning.model.network import ChatGLMForConditionalGeneration
+    from ptuning.model.answering import AnsweringModel, PrefixedModel
+
+Model = TypeVar("Model", bound="PrefixedModel")
 
 def base_model_name(model: ModelArguments) -> str:
     """The backbone to load: the flag, or what the prefix checkpoint says of itself.
@@ -57,16 +58,18 @@ def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:
     )
 
 
-def prepare_model(model: ModelArguments, *, new_prefix: bool = False) -> ChatGLMForConditionalGeneration:
+def prepare_model(kind: type[Model], model: ModelArguments, *, new_prefix: bool = False) -> Model:
     """The model of a run, with the prefix of ``--ptuning_checkpoint``.
 
     Args:
+        kind: class of the model.
         model: which, and how it is loaded.
         new_prefix: make a new prefix of ``--pre_seq_len`` where no checkpoint is given (training); otherwise the flag is
             only held against the checkpoint.
     """
     with_prefix = new_prefix or model.ptuning_checkpoint is not None
     return load_model(
+        kind,
         **_loading(model),
         ptuning_checkpoint=model.ptuning_checkpoint,
         pre_seq_len=model.pre_seq_len if with_prefix else None,

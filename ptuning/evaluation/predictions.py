@@ -19,7 +19,7 @@ from ptuning.evaluation.journal import AnswerJournal
 from ptuning.evaluation.metrics import score_pair
 from ptuning.evaluation.run_fingerprint import run_fingerprint
 from ptuning.evaluation.run_result import Evaluation, evaluation_of
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.setting_limits import Limits, check_number
 
@@ -30,7 +30,7 @@ ShowRows = Callable[[int, int], Callable[[int], None]]
 
 
 def evaluate_rows(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     rows: Sequence[Row],
     data: DataArguments,

@@ -18,7 +18,7 @@ from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
 from ptuning.settings.run_checks import check_against_model, check_before_loading
@@ -79,7 +79,7 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -
     tokenizer = prepare_tokenizer(model_settings)
     check_against_model(model_settings, training, arguments.given, model_config(model_settings))
     asked = prepare_evaluation_rows(data)
-    model = prepare_model(model_settings)
+    model = prepare_model(ChatGLMNetwork, model_settings)
     for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
         read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
     folder = Path(str(training.output_dir))
@@ -92,7 +92,7 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -
 
 
 def evaluate_models(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     rows: EvaluationRows,
     arguments: Arguments,
@@ -134,7 +134,7 @@ def evaluate_models(
 class _OneModel:
     """Scores the model in its present state."""
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     tokenizer: Any
     rows: EvaluationRows
     arguments: Arguments

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ptuning.core.version import __version__
 from ptuning.data.rows import Row
 from ptuning.engine.generation import PRESETS
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 
 
 @torch.no_grad()
 def run_fingerprint(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
     data: DataArguments,
@@ -42,7 +42,7 @@ def run_fingerprint(
         "legacy_first_round": data.legacy_first_round,
         "truncation": data.truncation,
     }
-    if PRESETS[data.generation].do_sample:
+    if not PRESETS[data.generation].sampling.greedy:
         found["seed"] = seed
         if found["num_beams"] > 1:
             found["per_device_eval_batch_size"] = batch_size
@@ -64,7 +64,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _weights_digest(model: ChatGLMForConditionalGeneration) -> str:
+def _weights_digest(model: ChatGLMNetwork) -> str:
     """Of the layer norms, and of one linear in the first and the last block: two ways to quantise the same weights share
     the norms. Read through ``state_dict``, which gives quantised weights in their published form."""
     digest = hashlib.sha256((model.base_fingerprint or "").encode())

@@ -13,7 +13,7 @@ from ptuning.data.example_store import PackedExamples
 from ptuning.kernels.dispatch import uses_native
 from ptuning.memory.checkpointing_choice import choose_checkpointing
 from ptuning.memory.estimates import Storage, tuning_memory
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.model.sizes import ModelSizes, PrefixSizes, size_text
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.training_arguments import Arguments
@@ -24,7 +24,7 @@ _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def settle_checkpointing(
-    model: ChatGLMForConditionalGeneration, arguments: Arguments, examples: PackedExamples
+    model: ChatGLMNetwork, arguments: Arguments, examples: PackedExamples
 ) -> None:
     """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
 
@@ -59,7 +59,7 @@ def _longest(examples: PackedExamples, data: DataArguments) -> tuple[int, int]:
     return source, target
 
 
-def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arguments, error: BaseException) -> str:
+def out_of_memory_message(model: ChatGLMNetwork, arguments: Arguments, error: BaseException) -> str:
     """Say what the run was expected to need, what to change and how much each change saves, and what is kept."""
     training = arguments.training
     wanted = _needed(model, arguments, {})
@@ -78,7 +78,7 @@ def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arg
     )
 
 
-def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
+def _changes(model: ChatGLMNetwork, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
     training, data = arguments.training, arguments.data
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     found: list[tuple[str, dict[str, Any]]] = []
@@ -94,7 +94,7 @@ def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> li
     return found
 
 
-def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, changes: dict[str, Any]) -> int:
+def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]) -> int:
     """Bytes by the formulae of ``ptuning info``."""
     training, data = arguments.training, arguments.data
     sizes, storage, prefix = _shape(model)
@@ -110,7 +110,7 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
     ).total
 
 
-def _shape(model: ChatGLMForConditionalGeneration) -> tuple[ModelSizes, Storage, PrefixSizes]:
+def _shape(model: ChatGLMNetwork) -> tuple[ModelSizes, Storage, PrefixSizes]:
     """What the formulae ask of a loaded model with a prefix."""
     config = model.config
     encoder: Any = model.prefix_encoder

@@ -127,6 +127,18 @@ class PrefixedModel(nn.Module):
             return None
         return self.prefix_encoder(self.transformer.final_layernorm.weight.dtype)
 
+    def refuse_untrained_prefix(self) -> None:
+        """Refuse to answer with a prefix that is attached, not disabled, and was never trained or loaded.
+
+        Raises:
+            UserError: it is one.
+        """
+        if self.prefix_encoder is not None and self.prefix_encoder.fresh and self._prefix_on:
+            raise UserError(
+                "the prefix of this model is freshly initialised and was never trained or loaded: its answers would mean "
+                "nothing. Load one (ptuning_checkpoint=...), train it, or generate under model.prefix_disabled()"
+            )
+
 
 class AnsweringModel(PrefixedModel):
     """The model for answers alone. Same weights, same names, same numbers as ``ChatGLMForConditionalGeneration``, which

@@ -1,4 +1,4 @@
-"""Backbone + head + prefix: the model that is tuned, scored and talked to.
+"""Backbone + head + prefix as transformers expects a model: forward, loss, and what ``generate`` needs.
 
 Legend: B batch, T tokens, S tokens seen, P prefix slots, L layers, N heads, H head size, D hidden, V vocabulary.
 """
@@ -9,17 +9,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptuning.checkpoint.weights import from_pretrained
 from ptuning.core.errors import UserError
-from ptuning.engine.chat import ChatMixin
-from ptuning.engine.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.model.answering import PrefixedModel
 from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
@@ -92,11 +88,11 @@ class CheckpointedBlock(Block, GradientCheckpointingLayer):
         return super().forward(hidden_states, context)
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel, GenerationMixin):
-    """A ChatGLM-6B model, with a prefix encoder where ``config.pre_seq_len`` says so.
+class ChatGLMNetwork(PrefixedModel, PreTrainedModel, GenerationMixin):
+    """A ChatGLM-6B model that is tuned and scored, with a prefix encoder where ``config.pre_seq_len`` says so.
 
-    The names of the published state dict are kept. ``from_pretrained`` (also through ``AutoModelForCausalLM``) reads every
-    published layout; see :func:`ptuning.load_model`.
+    The names of the published state dict are kept. What answers questions and reads itself from a folder is the public
+    class on top of it, ``ptuning.ChatGLMForConditionalGeneration``.
 
     Args:
         config: sizes, special ids, quantisation, prefix.
@@ -222,34 +218,6 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             inputs["position_ids"] = position_ids  # published form; the 1-D positions of transformers mean nothing here
         return inputs | {"input_ids": input_ids, "attention_mask": attention_mask}
 
-    @torch.no_grad()
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does (greedy, sampled, beams, batches with left padding).
-
-        The keys and values of the attached prefix are computed once for the whole call.
-        """
-        if self.prefix_encoder is not None and self.prefix_encoder.fresh and self._prefix_on:
-            raise UserError(
-                "the prefix of this model is freshly initialised and was never trained or loaded: its answers would mean "
-                "nothing. Load one (ptuning_checkpoint=...), train it, or generate under model.prefix_disabled()"
-            )
-        processors = list(kwargs.pop("logits_processor", None) or [])
-        kwargs["logits_processor"] = LogitsProcessorList([FiniteScores(), *processors])
-        if kwargs.get("prefix_key_values") is None:
-            kwargs["prefix_key_values"] = self.prefix_key_values()
-        self._count_prompt_in_beams(args, kwargs)
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
-
-    def _count_prompt_in_beams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Beams are compared as in the published code; see :class:`PromptCountedPenalty`."""
-        config = kwargs.get("generation_config") or self.generation_config
-        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if prompt is None or (kwargs.get("num_beams") or config.num_beams or 1) == 1:
-            return
-        penalty = kwargs.get("length_penalty")
-        penalty = config.length_penalty if penalty is None else penalty
-        kwargs["length_penalty"] = PromptCountedPenalty(1.0 if penalty is None else penalty, prompt.shape[1])
-
     # ---- the rest of the transformers contract ------------------------------------------------------------------------
 
     def quantize(self, bits: int, quantize_embeddings: bool = False) -> Self:
@@ -307,11 +275,6 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             state["lm_head.weight"] = head.detach().clone()
             kwargs["state_dict"] = state
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load as :func:`ptuning.load_model` does; takes the keywords of transformers' ``from_pretrained``."""
-        return from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs)
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.errors import UserError
 from ptuning.core.reading import is_regular
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.model.quantization import ALLOWED_BITS, quantize_weight
 
 logger = logging.getLogger(__name__)
@@ -152,11 +152,11 @@ def plan_quantization(
     )
 
 
-def empty_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMForConditionalGeneration:
+def empty_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMNetwork:
     """The backbone that a configuration describes, at other bits, without its weights."""
     values = config.to_dict() | {"quantization_bit": bits, "quantization_embeddings": embeddings, "pre_seq_len": None}
     with torch.device("meta"):
-        return ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(values))
+        return ChatGLMNetwork(ChatGLMConfig.from_dict(values))
 
 
 def _size_after(name: str, fact: TensorFacts, bits: int, quantised: bool) -> int:

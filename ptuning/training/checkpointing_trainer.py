@@ -27,7 +27,7 @@ from ptuning.core.atomic import replace_when_whole, writing
 from ptuning.core.errors import OutputError, UserError
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.reading import guarded
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.training.running_loss import RunningLoss
 
@@ -43,7 +43,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
     """
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     args: TuningArguments
     prefix_settings: dict[str, Any]
     description: dict[str, Any]

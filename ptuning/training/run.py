@@ -29,7 +29,7 @@ from ptuning.data.preprocess import IGNORE_INDEX, Example
 from ptuning.data.rows import Row
 from ptuning.data.run_rows import prepare_rows, prepare_training_rows
 from ptuning.memory.advice import out_of_memory_message, settle_checkpointing
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
@@ -55,7 +55,7 @@ _DECIDING_WHERE_GIVEN = (
     "dataloader_drop_last",
 )
 
-ScoreRows = Callable[[ChatGLMForConditionalGeneration, Any, Sequence[Row]], dict[str, float]]
+ScoreRows = Callable[[ChatGLMNetwork, Any, Sequence[Row]], dict[str, float]]
 """Answers rows with a model and its tokenizer and gives scores by name: how a run looks at answers while it trains."""
 
 
@@ -88,7 +88,7 @@ class TunedRun:
         is_first_process: whether this process is the one that evaluates and reports.
     """
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     checkpoint: Path | None
     metrics: dict[str, float]
     is_first_process: bool
@@ -165,7 +165,7 @@ def _trainer(
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
-    model = prepare_model(arguments.model, new_prefix=True)
+    model = prepare_model(ChatGLMNetwork, arguments.model, new_prefix=True)
     encoder: Any = model.prefix_encoder
     encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
     settle_checkpointing(model, arguments, examples)
@@ -241,7 +241,7 @@ def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, coun
 
 
 def _scorer(
-    model: ChatGLMForConditionalGeneration, run: PreparedRun, score_rows: ScoreRows
+    model: ChatGLMNetwork, run: PreparedRun, score_rows: ScoreRows
 ) -> Callable[[], dict[str, float]] | None:
     """Scores of a sample of the validation rows, for every evaluation during training."""
     training, rows = run.arguments.training, run.validation
@@ -281,7 +281,7 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def prefix_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration, *, history: bool) -> dict[str, Any]:
+def prefix_settings(arguments: Arguments, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
     """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
 
     ``history``: the training rows have earlier rounds, whatever form they came in.

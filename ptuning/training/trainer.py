@@ -22,7 +22,7 @@ from ptuning.data.collator import TrainingCollator
 from ptuning.data.preprocess import Example
 from ptuning.kernels.allocator import keep_freed_memory
 from ptuning.kernels.dispatch import settings
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.run_checks import clear_errors
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.settings.training_fields import FORCED
@@ -74,7 +74,7 @@ class PrefixTrainer(CheckpointingTrainer):
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
+        model: ChatGLMNetwork,
         args: TuningArguments,
         examples: Sequence[Example],
         collator: TrainingCollator,

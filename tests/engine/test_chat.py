@@ -8,6 +8,7 @@ import torch
 
 import ptuning
 from ptuning import UserError
+from ptuning.engine.head import Head
 from ptuning.engine.text_stream import reply_text
 
 
@@ -111,52 +112,67 @@ def test_the_source_prefix_of_the_training_is_used(golden, tokenizer, tmp_path):
 # ---- one text function for both doors
 
 
-class Scripted:
-    """``generate`` that says what it is told to, token by token, so that an answer can be cut anywhere."""
+@pytest.fixture(params=["engine", "transformers"])
+def say(request, base, monkeypatch):
+    """Makes the model answer with the tokens that a test names, and gives the settings that ask it, in either way."""
 
-    def __init__(self, model, monkeypatch, ids):
-        self.ids = ids
-        monkeypatch.setattr(type(model), "generate", lambda model, inputs, **settings: self.generate(inputs, **settings))
+    def by_engine(ids, end):
+        def sample(head, sampler, states):
+            head.said = getattr(head, "said", 0) + 1
+            return torch.tensor([[*ids, end][min(head.said - 1, len(ids))]])
 
-    def generate(self, inputs, streamer=None, **settings):
-        if streamer is not None:
-            streamer.put(inputs)
-            for token in self.ids:
-                streamer.put(torch.tensor([token]))
-        return torch.cat([inputs, torch.tensor([self.ids], dtype=torch.long)], dim=1)
+        monkeypatch.setattr(Head, "sample", sample)
+        return {}
+
+    def by_transformers(ids, end):
+        def generate(model, inputs, streamer=None, **settings):
+            said = [*ids, end][: settings["max_new_tokens"]]
+            if streamer is not None:
+                streamer.put(inputs)
+                for token in said:
+                    streamer.put(torch.tensor([token]))
+            return torch.cat([inputs, torch.tensor([said], dtype=torch.long)], dim=1)
+
+        monkeypatch.setattr(type(base), "generate", generate)
+        return {"num_assistant_tokens": 20}  # nothing that the engine knows
+
+    return {"engine": by_engine, "transformers": by_transformers}[request.param]
 
 
 TEXTS = ["a😀", "你好,我很好!", "[[训练时间]],好", "it isn't, is it?", "  空白 ", "", "好\n\n", "！！，", "a , b .", "😀a😀"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_an_answer_that_is_cut_anywhere_has_the_same_text_at_every_door(base, tokenizer, monkeypatch, text):
+def test_an_answer_that_is_cut_anywhere_has_the_same_text_at_every_door(base, tokenizer, say, text):
     """Within a character, too: by chat, by stream_chat, and as the engine makes it; and a stream never takes back."""
     ids = tokenizer.encode_text(text)
     for length in range(len(ids) + 1):
-        Scripted(base, monkeypatch, ids[:length])
-        response, history = base.chat(tokenizer, "x", max_new_tokens=99)
-        items = list(base.stream_chat(tokenizer, "x", max_new_tokens=99))
-        assert response == reply_text(tokenizer, ids[:length])
-        assert "\ufffd" not in response
-        assert items[-1] == (response, history)
-        assert all(after.startswith(before) for (before, _), (after, _) in pairwise(items))
-        assert all(item_history == [("x", item)] for item, item_history in items)
+        for limit, end in ((99, tokenizer.eos_token_id), (length, 5)):  # the model ends it, or the limit
+            if limit == 0:
+                continue
+            settings = say(ids[:length], end) | {"max_new_tokens": limit}
+            response, history = base.chat(tokenizer, "x", **settings)
+            items = list(base.stream_chat(tokenizer, "x", **settings))
+            assert response == reply_text(tokenizer, ids[:length])
+            assert "\ufffd" not in response
+            assert items[-1] == (response, history)
+            assert all(after.startswith(before) for (before, _), (after, _) in pairwise(items))
+            assert all(item_history == [("x", item)] for item, item_history in items)
 
 
-def test_what_follows_the_end_token_is_no_text(base, tokenizer, monkeypatch):
+def test_what_follows_the_end_token_is_no_text(base, tokenizer, say):
     ids = [*tokenizer.encode_text("好的"), tokenizer.eos_token_id, *tokenizer.encode_text("不是")]
-    Scripted(base, monkeypatch, ids)
-    assert base.chat(tokenizer, "x")[0] == "好的"
-    assert [text for text, _ in base.stream_chat(tokenizer, "x")][-1] == "好的"
+    settings = say(ids, 5) | {"max_new_tokens": 99}
+    assert base.chat(tokenizer, "x", **settings)[0] == "好的"
+    assert [text for text, _ in base.stream_chat(tokenizer, "x", **settings)][-1] == "好的"
 
 
-def test_a_stream_does_not_decode_everything_again_at_every_token(base, tokenizer, monkeypatch):
+def test_a_stream_does_not_decode_everything_again_at_every_token(base, tokenizer, say, monkeypatch):
     ids = tokenizer.encode_text("今天天气很好我们一起去公园玩，这件衣服的版型很好看。" * 30)
-    Scripted(base, monkeypatch, ids)
+    settings = say(ids, tokenizer.eos_token_id) | {"max_new_tokens": len(ids) + 1}
     decode, decoded = tokenizer.decode, []
     monkeypatch.setattr(tokenizer, "decode", lambda some: decoded.append(len(some)) or decode(some))
-    items = list(base.stream_chat(tokenizer, "x"))
+    items = list(base.stream_chat(tokenizer, "x", **settings))
     monkeypatch.undo()
     assert items[-1][0] == reply_text(tokenizer, ids)
     assert len(items) > len(ids) / 3

@@ -27,7 +27,7 @@ from ptuning.memory.estimates import (
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfLinear
 from ptuning.model.loss import target_loss
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.model.quantization import quantize_weight
 from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes, prefix_numbers
 
@@ -45,7 +45,7 @@ ADGEN = {"source": 64, "target": 64, "accumulation": 16}
 def test_weights_are_those_of_the_model(values, dtype, bits, embeddings):
     config = ChatGLMConfig(**values, quantization_bit=bits, quantization_embeddings=embeddings)
     with torch.device("meta"):
-        model = ChatGLMForConditionalGeneration(config).to(dtype)
+        model = ChatGLMNetwork(config).to(dtype)
     held = sum(tensor.numel() * tensor.element_size() for tensor in model.parameters())
     storage = Storage(bits, embeddings and bits > 0, dtype.itemsize)
     assert weight_bytes(ModelSizes.from_config(values), storage) == held
@@ -54,7 +54,7 @@ def test_weights_are_those_of_the_model(values, dtype, bits, embeddings):
 @pytest.mark.parametrize("projection", [False, True])
 def test_trained_numbers_are_those_of_the_prefix(projection):
     config = ChatGLMConfig(**TINY, pre_seq_len=5, prefix_projection=projection)
-    encoder = ChatGLMForConditionalGeneration(config).prefix_encoder
+    encoder = ChatGLMNetwork(config).prefix_encoder
     states, trained = prefix_numbers(ModelSizes.from_config(TINY), PrefixSizes(5, projection))
     assert trained == sum(parameter.numel() for parameter in encoder.parameters())
     assert states == sum(key.numel() + value.numel() for key, value in encoder(torch.float32))

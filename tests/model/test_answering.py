@@ -14,7 +14,8 @@ from ptuning.checkpoint.load import load_answering_model
 from ptuning.core.errors import UserError
 from ptuning.data.preprocess import prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import Request, Sampling
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.model.answering import AnsweringModel
 from ptuning.serving.chat_service import load_service
 from ptuning.settings.arguments import ServingArguments
@@ -85,7 +86,7 @@ def test_both_answer_alike_with_and_without_a_prefix(settings):
         with model.prefix_disabled():
             assert model.prefix_key_values() is None
         ids = prompt_ids(tokenizer, "今天天气怎么样？")
-        requests = [Request(ids, one, Sampling(0.95, 0.7, seed=5), 12) for one in (None, prefix)]
+        requests = [Request(ids, one, SamplingParams(0.95, 0.7, seed=5, max_new_tokens=12)) for one in (None, prefix)]
         answers.append({done.index: done.ids for done in engine.run(requests)})
         assert model.detach_prefix() is not None
         assert model.prefix_encoder is None

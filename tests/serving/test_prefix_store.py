@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from prefixes import save_random_prefix
+from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
@@ -49,7 +50,7 @@ def test_a_loaded_prefix_answers_as_the_model_with_it(store, folder, parts):
     stored = store.load("one", folder / "checkpoint-1")
     with_prefix = ptuning.load_model("tiny-chatglm", device="cpu", ptuning_checkpoint=folder / "checkpoint-1")
     ids = prompt_ids(tokenizer, "你好")
-    (found,) = store.engine.run([Request(ids, stored.shared, max_new_tokens=12)])
+    (found,) = store.engine.run([Request(ids, stored.shared, greedy(12))])
     whole = with_prefix.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
     assert found.ids == [token for token in whole if token != tokenizer.eos_token_id]
 
@@ -71,7 +72,7 @@ def test_taken_names_are_refused(store, folder):
     for name, whose in (("one", "checkpoint-1"), ("tiny-chatglm", "the base model")):
         with pytest.raises(UserError, match=f"the name {name} is taken by .*{whose}"):
             store.load(name, folder / "checkpoint-2")
-    assert len(store.engine.bank.by_length[4].entries) == 1
+    assert len(store.engine.runner.prefix_pool.by_length[4].entries) == 1
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", "..", ".hidden", "a..b", "-x", "a b", "x" * 101, "a\n", "a\0"])

@@ -32,9 +32,9 @@ def test_overflow_ends_a_run_and_is_never_saved(command, tmp_path):
 
 def test_a_bad_row_is_named_and_the_last_good_checkpoint_kept(command, tmp_path, rows_file, monkeypatch):
     """One row's loss becomes infinite at step 3; the message names the two rows of its batch."""
-    from ptuning.model.network import ChatGLMForConditionalGeneration
+    from ptuning.model.network import ChatGLMNetwork
 
-    calls, forward = [], ChatGLMForConditionalGeneration.forward
+    calls, forward = [], ChatGLMNetwork.forward
 
     def broken(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
@@ -43,7 +43,7 @@ def test_a_bad_row_is_named_and_the_last_good_checkpoint_kept(command, tmp_path,
             output.loss = output.loss * math.inf
         return output
 
-    monkeypatch.setattr(ChatGLMForConditionalGeneration, "forward", broken)
+    monkeypatch.setattr(ChatGLMNetwork, "forward", broken)
     with pytest.raises(TrainingError) as caught:
         train(command(tmp_path / "run", save_steps=1))
     said = str(caught.value)

@@ -61,7 +61,7 @@ def create_app(
             "status": "ok" if alive else "stopped",
             "model": service.store.base_name,
             "prefixes": service.store.names()[1:],
-            "running": len(engine.rows),
+            "running": len(engine.running),
             "waiting": len(engine.waiting),
             "version": __version__,
         }

@@ -45,7 +45,7 @@ class Metrics:
     def collect(self) -> Iterator[Any]:
         """What the engine counts, read when asked for."""
         engine, counters = self.service.engine, self.service.engine.counters
-        yield GaugeMetricFamily("ptuning_requests_running", "Rows of the batch.", value=len(engine.rows))
+        yield GaugeMetricFamily("ptuning_requests_running", "Rows of the batch.", value=len(engine.running))
         yield GaugeMetricFamily("ptuning_requests_waiting", "Requests in the queue.", value=len(engine.waiting))
         yield GaugeMetricFamily("ptuning_rows", "Most rows that run at a time.", value=engine.max_rows)
         yield GaugeMetricFamily("ptuning_prefixes", "Prefixes loaded.", value=len(self.service.store.names()) - 1)

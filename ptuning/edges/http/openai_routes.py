@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -72,20 +73,10 @@ def _question(body: ChatCompletionRequest) -> Question:
     """
     query, history = query_and_history(body.messages)
     try:
-        sampling = body.sampling()
+        sampling = replace(body.sampling_params(), max_new_tokens=_max_new_tokens(body))
     except UserError as error:
         raise setting_error(error, status=400) from None
-    return Question(
-        query,
-        history,
-        body.model,
-        sampling,
-        max_length=body.max_length,
-        max_new_tokens=_max_new_tokens(body),
-        stop=tuple(body.stop or ()),
-        stream=bool(body.stream),
-        choices=body.n or 1,
-    )
+    return Question(query, history, body.model, sampling, stream=bool(body.stream), choices=body.n or 1)
 
 
 def _max_new_tokens(body: ChatCompletionRequest) -> int | None:

@@ -51,11 +51,10 @@ def _question(body: PublishedRequest) -> Question:
         ApiError: a setting that the engine refuses.
     """
     try:
-        sampling = body.sampling()
+        sampling = body.sampling_params()
     except UserError as error:
         raise setting_error(error, status=WRONG) from None
-    stop = tuple(body.stop or ())
-    return Question(body.prompt, body.history or (), body.model, sampling, body.max_length, body.max_new_tokens, stop)
+    return Question(body.prompt, body.history or (), body.model, sampling)
 
 
 def _written(body: PublishedRequest, asked: Asked) -> bytes:

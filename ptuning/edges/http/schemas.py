@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from ptuning.core.characters import whole_characters
 from ptuning.edges.http.strict_model import IGNORED, NEUTRAL, StrictModel
-from ptuning.engine.request import Sampling
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.settings.answer_limits import MAX_CHOICES, MAX_ROUNDS, MAX_STOP_CHARACTERS, MAX_STOPS, MAX_TOKENS, SAMPLING
 
 MAX_MESSAGES, MAX_PARTS = 2 * MAX_ROUNDS, 1000
@@ -90,17 +90,15 @@ class SamplingFields(StrictModel):
     max_new_tokens: Annotated[Count, Field(description="answer alone, in tokens")] | None = None
     stop: Annotated[Stops, Field(description="the answer ends before the first of these texts")] | None = None
 
-    def sampling(self) -> Sampling:
+    def sampling_params(self) -> SamplingParams:
         """The engine's form; what was not given is as in the published chat.
 
         Raises:
             UserError: a value that the engine does not take.
         """
-        names = ("temperature", "top_p", "top_k", "repetition_penalty", "no_repeat_ngram_size", "seed")
-        given = {name: getattr(self, name) for name in names}
-        if self.do_sample is False:
-            given["temperature"] = 0.0
-        return Sampling(**{name: value for name, value in given.items() if value is not None})
+        names = [*SamplingParams.__dataclass_fields__, "do_sample"]
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return SamplingParams.from_settings(**given)
 
 
 class PublishedRequest(SamplingFields):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ptuning.core.characters import whole_characters
@@ -13,8 +13,8 @@ from ptuning.edges.http.answer_queue import AnswerQueue, ask
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.web.sessions import Column, Note, PageSession, Pair, Run
 from ptuning.engine.request import Generation, QueueFullError
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import Asked, ChatService, Question
-from ptuning.serving.conversation import sampling_of
 from ptuning.serving.prefix_store import UnknownPrefixError
 from ptuning.settings.arguments import AnswerArguments
 
@@ -126,15 +126,13 @@ class Answers:
             raise _NoRoomError(max_length)
         given = {name: _whole(name, value) if name in _WHOLE else value for name, value in options.settings.items()}
         settings = AnswerArguments(**given)  # type: ignore[arg-type]
-        sampling = sampling_of(settings)
+        sampling = SamplingParams.from_settings(**asdict(settings) | {"max_length": max_length})
         for column, name in zip(columns, options.names, strict=True):
             alone = options.history == "never"
             if options.history == "tuned":
                 alone = self.service.store.get(name).single_round
             earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
-            question = Question(
-                run.query, earlier, name, sampling, max_length, settings.max_new_tokens, stream=True
-            )
+            question = Question(run.query, earlier, name, sampling, stream=True)
             column.alone = alone and bool(column.rounds)
             asked = await ask(self.service, question, inbox)
             run.take(asked)

@@ -468,7 +468,7 @@ def test_the_row_of_an_answer_that_nobody_reads_is_free_again(page, monkeypatch)
         events = client.get("/config").json()["dependencies"]
         server = SimpleNamespace(number={one["api_name"]: one["id"] for one in events}, client=client)
         join(server, "你好", "asked-and-gone")
-        wait_for(lambda: engine.rows)
+        wait_for(lambda: engine.running)
         monkeypatch.setattr(queue_limits, "UNREAD_SECONDS", -1.0)
         join(server, "", "somebody-else")
         wait_for(lambda: engine.idle)

@@ -13,7 +13,7 @@ from ptuning.edges.web import answers as answers_module
 from ptuning.edges.web.answers import AnswerOptions, Answers
 from ptuning.edges.web.sessions import PageSession
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import ChatService, Question
 from ptuning.serving.prefix_store import PrefixStore
 
@@ -221,14 +221,14 @@ def test_side_by_side_both_answer_the_same_question_in_one_batch(made, service, 
     both_grew, running = [], []
 
     def look():
-        running.append(len(service.engine.rows))
+        running.append(len(service.engine.running))
         both_grew.append(all(column.query and column.shown()[-1][1] for column in session.columns))
 
     follow(made.send(session, "1+1=?", greedy(BASE, "one", tokens=40)), look)
     first = ("你好", chat("你好"))
     left, right = (column.rounds for column in session.columns)
     assert left == [first, ("1+1=?", chat("1+1=?", [first], tokens=40))]
-    alone = service.ask(Question("1+1=?", [first], "one", GREEDY, max_new_tokens=40)).generations[0]
+    alone = service.ask(Question("1+1=?", [first], "one", SamplingParams(temperature=0, max_new_tokens=40))).generations[0]
     assert alone.wait(20)
     assert right == [first, ("1+1=?", alone.text)]  # what was said before side by side was switched on is there as well
     assert right != left
