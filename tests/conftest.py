@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def _cache_of_the_tests(tmp_path_factory):
     os.environ.pop("PTUNING_CACHE")
     if before is not None:
         os.environ["PTUNING_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _no_command_outlives_its_test():
+    """Whatever became of the test."""
+    yield
+    if "processes" in sys.modules:
+        sys.modules["processes"].end_all()
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,65 @@
 """The command in processes of their own that start at once: they are forked from one that has everything imported.
 
-Such a process can be killed at any moment; what it wrote to the disk is what a user would find.
+Such a process can be killed at any moment; what it wrote to the disk is what a user would find. None outlives its test:
+tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from weakref import WeakSet
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     [
         "ptuning.edges.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
-        "matplotlib.figure", "matplotlib.backends.backend_agg",
+        "matplotlib.figure", "matplotlib.backends.backend_agg", "fastapi", "uvicorn", "prometheus_client",
     ]
 )
+_started: WeakSet["Command"] = WeakSet()
 
 
 class Command:
     """``ptuning ARGV`` in a new process.
+
+    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first.
 
     Attributes:
         pid: of the process.
         output: file with everything it printed.
     """
 
-    def __init__(self, argv, output, limit_memory=None, limit_file=None):
+    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before=""):
         self.output = Path(output)
-        self._process = _CONTEXT.Process(target=_inside, args=(list(map(str, argv)), str(output), limit_memory, limit_file))
+        streams = (str(output), str(errors or output))
+        limits = {"RLIMIT_AS": limit_memory, "RLIMIT_FSIZE": limit_file}
+        self._process = FORKS.Process(target=_inside, args=(list(map(str, argv)), streams, limits, before))
         self._process.start()
         self.pid = self._process.pid
+        _started.add(self)
 
     def send(self, number):
         """Send a signal, where the process still runs."""
         if self._process.is_alive():
             os.kill(self.pid, number)
 
-    def wait(self, timeout=240):
+    def wait(self, timeout=100):
         """Wait for the end; the exit code (negative: the signal that ended it)."""
         self._process.join(timeout)
         if self._process.exitcode is None:
-            self._process.kill()
+            self.end()
             raise AssertionError(f"still running after {timeout} s:\n{self.text()}")
         return self._process.exitcode
+
+    def end(self):
+        """Kill it, where it still runs."""
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
     def running(self):
         """Whether it has not ended."""
@@ -54,7 +69,7 @@ class Command:
         """What it has printed so far."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
-    def wait_for(self, condition, timeout=240):
+    def wait_for(self, condition, timeout=100):
         """Wait until ``condition()`` holds or the process ends; what it gave."""
         until = time.monotonic() + timeout
         while time.monotonic() < until and self.running():
@@ -64,20 +79,36 @@ class Command:
         return condition()
 
 
-def _inside(argv, output, limit_memory, limit_file):
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def end_all():
+    """Kill every command that still runs."""
+    for command in list(_started):
+        command.end()
+
+
+def finished(argv, folder, **settings):
+    """Run the command to its end; what ``subprocess.run`` would give. ``folder``: for what it prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.glob("stdout-*")))
+    output, errors = (folder / f"{name}-{number}" for name in ("stdout", "stderr"))
+    command = Command(argv, output, errors=errors, **settings)
+    code = command.wait()
+    return subprocess.CompletedProcess(argv, code, command.text(), errors.read_text(encoding="utf-8"))
+
+
+def _inside(argv, streams, limits, before):
+    for number, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if limit_memory is not None:
+    if any(limits.values()):
         import resource
 
-        size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + limit_memory, size + limit_memory))
-    if limit_file is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file, limit_file))  # as `ulimit -f`, in bytes
+        if limits["RLIMIT_AS"] is not None:  # beyond what it has
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            limits["RLIMIT_AS"] += pages * resource.getpagesize()
+        for name, limit in limits.items():
+            if limit is not None:  # RLIMIT_FSIZE: as `ulimit -f`, in bytes
+                resource.setrlimit(getattr(resource, name), (limit, limit))
+    exec(before, {})
     from ptuning.edges.cli import main
 
     code = main(argv)

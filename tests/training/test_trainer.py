@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import Command, finished
 from runs import log_of, prefix_of, train
 
 from ptuning import load_model
@@ -51,28 +50,28 @@ def test_a_checkpoint_holds_the_prefix_and_not_the_backbone(straight):
     assert sizes < 60_000  # three float32 copies of 5 x 192 numbers, and text
 
 
+KILL_AT_STEP_9 = """
+import os
+from transformers import TrainerCallback
+from ptuning.training.trainer import PrefixTrainer
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9: os.kill(os.getpid(), 9)
+start = PrefixTrainer.__init__
+def init(self, *args, **kwargs):
+    start(self, *args, **kwargs); self.add_callback(Kill())
+PrefixTrainer.__init__ = init
+"""
+
+
 @pytest.mark.parametrize("projection", [False, True])
 def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, projection):
     """Seven steps, a kill, and on to twelve from the last checkpoint: weights, optimiser and log are the same."""
     settings = {"prefix_projection": projection, "save_steps": 7, "logging_steps": 1}
     train(command(tmp_path / "straight", **settings))
     argv = command(tmp_path / "killed", **settings)
-    script = (
-        "import os, sys\n"
-        "from transformers import TrainerCallback\n"
-        "from ptuning.training.trainer import PrefixTrainer\n"
-        "class Kill(TrainerCallback):\n"
-        "    def on_step_end(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 9: os.kill(os.getpid(), 9)\n"
-        "start = PrefixTrainer.__init__\n"
-        "def init(self, *args, **kwargs):\n"
-        "    start(self, *args, **kwargs); self.add_callback(Kill())\n"
-        "PrefixTrainer.__init__ = init\n"
-        "from ptuning.edges.cli import main\n"
-        "sys.exit(main(['train'] + sys.argv[1:]))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -9, killed.stderr
+    killed = Command(["train", *argv], tmp_path / "out", before=KILL_AT_STEP_9)
+    assert killed.wait() == -9, killed.text()
     assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-7"]
     train([*argv, "--resume_from_checkpoint", "auto"])
     for name, tensor in prefix_of(tmp_path / "straight" / "checkpoint-12").items():
@@ -167,12 +166,10 @@ def test_several_processes_prepare_the_same_examples(command, tmp_path, rows_fil
     assert prepare_examples(tokenizer, rows, arguments.data, "rows") == alone
 
 
-def test_training_again_into_a_used_folder_is_refused(command, straight):
+def test_training_again_into_a_used_folder_is_refused(command, straight, tmp_path):
     folder, _ = straight
     before = sorted(path.name for path in folder.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "ptuning", "train", *command(folder)], capture_output=True, text=True, timeout=300
-    )
+    done = finished(["train", *command(folder)], tmp_path)
     assert done.returncode == 2
     assert "already holds a run, up to checkpoint-12" in done.stderr
     assert "Traceback" not in done.stderr
@@ -193,7 +190,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(command, tmp_path, 
     for name, value in change.items():
         place = argv.index(f"--{name}")
         argv[place : place + 2] = [] if value is None else [f"--{name}", value]
-    done = subprocess.run([sys.executable, "-m", "ptuning", "train", *argv], capture_output=True, text=True, timeout=300)
+    done = finished(["train", *argv], tmp_path)
     assert done.returncode == 2
     assert words in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -210,12 +207,7 @@ def test_a_kill_between_saving_and_deleting_leaves_no_checkpoint_too_many(comman
 def test_resuming_with_another_prefix_names_both(command, straight, tmp_path):
     folder, _ = straight
     shutil.copytree(folder, tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-m", "ptuning", "train", *command(tmp_path / "run", pre_seq_len=7, resume_from_checkpoint="auto")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = finished(["train", *command(tmp_path / "run", pre_seq_len=7, resume_from_checkpoint="auto")], tmp_path)
     assert done.returncode == 2
     assert "a prefix of 5 tokens" in done.stderr
     assert "trains 7" in done.stderr

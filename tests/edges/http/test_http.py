@@ -44,7 +44,7 @@ def folder(parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     """Open to all on this machine, with three prefixes."""
-    with running("serve", "--ptuning_checkpoint", folder, "--max_waiting", 100) as (address, process):
+    with running("serve", "--ptuning_checkpoint", folder, "--max_waiting", 100, fresh=True) as (address, process):
         yield address, process
 
 
@@ -431,7 +431,7 @@ def test_no_page_of_another_origin_is_allowed(address):
 def test_sigterm_ends_streams_in_order(folder):
     """Listening to everybody without a key is said; a running stream is cut and closed, and the exit code is 0."""
     flags = ("--host", "0.0.0.0", "--shutdown_seconds", 1, "--ptuning_checkpoint", folder / "a")
-    with running("serve", *flags) as (address, process):
+    with running("serve", *flags, fresh=True) as (address, process):
         assert any("WARNING" in line and "without a key" in line for line in [*process.log, process.stderr.readline()])
         body = {"model": "a", "messages": messages_of("x"), "stream": True} | ENDLESS
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=30) as response:
