@@ -1,4 +1,4 @@
-"""Prefixes loaded and unloaded while the server runs, behind a key of their own."""
+"""``/admin``: load and unload prefixes while the server runs, with a key of its own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from ptuning.core.errors import UserError
 from ptuning.edges.http.errors import ApiError
-from ptuning.edges.http.json_body import BodyReader, documented
+from ptuning.edges.http.json_body import BodyReader, openapi_body
 from ptuning.edges.http.middleware.access import bearer_key, keys_equal
 from ptuning.edges.http.schemas import LoadPrefixRequest
 from ptuning.serving.chat_service import ChatService
@@ -19,87 +19,88 @@ from ptuning.serving.prefix_store import StoredPrefix, UnknownPrefixError, check
 
 
 def admin_router(service: ChatService, admin_key: str | None, root: Path) -> APIRouter:
-    """The routes.
+    """The router of ``/admin``.
 
     Args:
-        service: whose prefixes.
-        admin_key: None switches the routes off.
-        root: only checkpoints below this folder are loaded.
+        service: whose prefixes are managed.
+        admin_key: None disables the routes.
+        root: only checkpoints below this folder can be loaded.
     """
 
-    def with_key(request: Request) -> None:
+    def check_key(request: Request) -> None:
         if not admin_key:
             raise ApiError(403, "prefixes cannot be changed over HTTP: the server was started without --admin_key")
         if not keys_equal(bearer_key(request.scope["headers"]), admin_key):
             raise ApiError(401, "wrong admin key: Authorization: Bearer KEY", code="invalid_api_key")
 
-    router = APIRouter(prefix="/admin", dependencies=[Depends(with_key)])
+    router = APIRouter(prefix="/admin", dependencies=[Depends(check_key)])
     reader = BodyReader(LoadPrefixRequest)
 
     @router.get("/prefixes")
     async def prefixes() -> dict[str, Any]:
-        """Everything that is loaded."""
-        return {"default": service.store.default, "prefixes": [_described(one) for one in service.store.all()]}
+        """All loaded prefixes."""
+        return {"default": service.store.default, "prefixes": [_description(stored) for stored in service.store.all()]}
 
-    @router.post("/prefixes", status_code=201, openapi_extra=documented(LoadPrefixRequest))
+    @router.post("/prefixes", status_code=201, openapi_extra=openapi_body(LoadPrefixRequest))
     async def load(request: Request) -> dict[str, Any]:
         """Load a checkpoint from this machine's disk."""
-        body = await reader.read(request, lambda read: read)
-        return _described(await run_in_threadpool(_load, service, body.name, body.path, root))
+        body = await reader.read(request, lambda body: body)
+        return _description(await run_in_threadpool(_load, service, body.name, body.path, root))
 
     @router.delete("/prefixes/{name}")
     async def unload(name: Annotated[str, "as in /v1/models"]) -> dict[str, Any]:
-        """Let a prefix go; answers that run with it are finished."""
+        """Unload a prefix; answers in progress with it are finished."""
         await run_in_threadpool(service.store.unload, name)
         return {"unloaded": name}
 
     return router
 
 
-def below(path: str, root: Path) -> Path:
-    """A checkpoint below a folder. Links are followed, its own and those of its files; none may lead out of the folder.
+def checkpoint_below(root: Path, path: str) -> Path:
+    """A checkpoint below a folder, with symbolic links resolved: its own and those of its files may not lead out of it.
 
     Raises:
-        ApiError: it lies elsewhere, or nowhere. Both read the same, so that nobody learns what lies elsewhere.
+        ApiError: it lies elsewhere or does not exist. The message is the same for both, so that it reveals nothing about
+            other folders.
     """
     try:
-        top = root.resolve()
-        found = (root / path).resolve()
-        fine = found.is_relative_to(top) and found.exists() and _stays_below(found, top)
+        real_root = root.resolve()
+        checkpoint = (root / path).resolve()
+        is_below = checkpoint.is_relative_to(real_root) and checkpoint.exists() and _files_are_below(checkpoint, real_root)
     except (OSError, ValueError, RuntimeError):
-        fine = False
-    if not fine:
+        is_below = False
+    if not is_below:
         raise ApiError(400, f"path: no such checkpoint below {root}", "path")
-    return found
+    return checkpoint
 
 
-def _stays_below(checkpoint: Path, top: Path) -> bool:
-    """Whether everything that a reader of the checkpoint may open is a file or folder below ``top``."""
+def _files_are_below(checkpoint: Path, root: Path) -> bool:
+    """Whether everything that a reader of the checkpoint may open is a file or folder below ``root``."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     for entry in (checkpoint, *folder.iterdir()):
-        kind = entry.stat().st_mode if entry.exists() else 0
-        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) or not entry.resolve().is_relative_to(top):
+        mode = entry.stat().st_mode if entry.exists() else 0
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)) or not entry.resolve().is_relative_to(root):
             return False
     return True
 
 
 def _load(service: ChatService, name: str, path: str, root: Path) -> StoredPrefix:
-    """Load a checkpoint; its place is looked at again afterwards, as links may change while it is read.
+    """Load a checkpoint. Its place is checked again afterwards, because links may change while it is read.
 
     Raises:
         ApiError: it cannot be loaded.
     """
-    found = below(path, root)
+    checkpoint = checkpoint_below(root, path)
     try:
         check_name(name)
-        stored = service.store.load(name, found)
+        stored = service.store.load(name, checkpoint)
     except UnknownPrefixError:
         raise
     except UserError as error:
         taken = name in service.store.names()
         raise ApiError(409 if taken else 400, str(error), "name" if taken else None) from None
     try:
-        if below(path, root) != found:
+        if checkpoint_below(root, path) != checkpoint:
             raise ApiError(400, f"path: no such checkpoint below {root}", "path")
     except ApiError:
         service.store.unload(name)
@@ -107,7 +108,7 @@ def _load(service: ChatService, name: str, path: str, root: Path) -> StoredPrefi
     return stored
 
 
-def _described(stored: StoredPrefix) -> dict[str, Any]:
+def _description(stored: StoredPrefix) -> dict[str, Any]:
     return {
         "name": stored.name,
         "path": None if stored.path is None else str(stored.path),

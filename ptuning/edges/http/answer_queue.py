@@ -1,4 +1,4 @@
-"""From the engine's thread to the event loop: pieces of answers, and the news that the client went away."""
+"""Answers on their way from the engine's thread to the event loop, and clients that disconnect before the end."""
 
 from __future__ import annotations
 
@@ -11,76 +11,81 @@ from fastapi.responses import StreamingResponse
 
 from ptuning.edges.http.errors import ClientGoneError
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.http.worker_threads import away
+from ptuning.edges.http.worker_threads import run_in_worker
 from ptuning.engine.request import Generation
 from ptuning.serving.chat_service import Asked, ChatService, Question
 
 
 class AnswerQueue:
-    """Where the answers to one request arrive, in the event loop."""
+    """The pieces of the answers to one request: put in by the engine's thread, taken out in the event loop.
+
+    Args:
+        metrics: told of every finished answer.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
-        self.loop, self.metrics = asyncio.get_running_loop(), metrics
-        self.queue: asyncio.Queue[tuple[Generation, str] | None] = asyncio.Queue()
+        self._loop, self._metrics = asyncio.get_running_loop(), metrics
+        self._queue: asyncio.Queue[tuple[Generation, str] | None] = asyncio.Queue()  # None: the client disconnected
 
-    def listen(self, generation: Generation, piece: str) -> None:
-        """The engine's listener."""
+    def put(self, generation: Generation, piece: str) -> None:
+        """Add a piece of an answer; the last one is empty. Called in the engine's thread."""
         if generation.finish_reason is not None and not piece:
-            self.metrics.observe(generation)
+            self._metrics.observe(generation)
         try:
-            self.loop.call_soon_threadsafe(self.queue.put_nowait, (generation, piece))
-        except RuntimeError:  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (generation, piece))
+        except RuntimeError:  # the event loop is closed: nobody reads the answer
             generation.cancel()
 
-    async def events(self, count: int) -> AsyncIterator[tuple[Generation, str]]:
-        """Pieces of the answers, until ``count`` of them are over; each answer's last one is "".
+    async def pieces(self, count: int) -> AsyncIterator[tuple[Generation, str]]:
+        """Yield pieces until ``count`` answers are finished; the last piece of each is "".
 
         Raises:
             ClientGoneError: see :meth:`watch`.
         """
-        async for bunch in self.bunches(count):
-            for item in bunch:
+        async for batch in self.batches(count):
+            for item in batch:
                 yield item
 
-    async def bunches(self, count: int) -> AsyncIterator[list[tuple[Generation, str]]]:
-        """The same, everything that has arrived meanwhile at once: for who looks less often than the model writes.
+    async def batches(self, count: int) -> AsyncIterator[list[tuple[Generation, str]]]:
+        """Like :meth:`pieces`, but everything that has arrived since the last look at once: for a reader that is slower
+        than the model.
 
         Raises:
             ClientGoneError: see :meth:`watch`.
         """
         while count:
-            bunch = [await self.queue.get()]
-            while not self.queue.empty():
-                bunch.append(self.queue.get_nowait())
-            items = [item for item in bunch if item is not None]
-            if len(items) < len(bunch):
+            items = [await self._queue.get()]
+            while not self._queue.empty():
+                items.append(self._queue.get_nowait())
+            batch = [item for item in items if item is not None]
+            if len(batch) < len(items):
                 raise ClientGoneError
-            yield items
-            count -= sum(piece == "" for _, piece in items)
+            yield batch
+            count -= sum(piece == "" for _, piece in batch)
 
     async def watch(self, request: Request) -> None:
-        """Wait for the client to go away."""
+        """Wait for the client to disconnect; the readers of this queue then get :class:`ClientGoneError`."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
-        self.queue.put_nowait(None)
+        self._queue.put_nowait(None)
 
 
-async def ask(service: ChatService, question: Question, inbox: AnswerQueue) -> Asked:
-    """Put a question from the event loop; the tokenizer works in another thread."""
+async def submit(service: ChatService, question: Question, queue: AnswerQueue) -> Asked:
+    """Submit a question from the event loop; its prompt is built in a worker thread."""
     size = len(question.query) + sum(len(query) + len(reply) for query, reply in question.history)
-    return await away(size, service.ask, question, inbox.listen, undo=Asked.cancel)
+    return await run_in_worker(size, service.ask, question, queue.put, undo=Asked.cancel)
 
 
-async def wait_for(asked: Asked, inbox: AnswerQueue, request: Request) -> None:
-    """Wait until all choices are over.
+async def wait_until_finished(asked: Asked, queue: AnswerQueue, request: Request) -> None:
+    """Wait until all answers to a request are finished.
 
     Raises:
-        ClientGoneError: the client went away; its answers were cancelled.
+        ClientGoneError: the client disconnected; its answers were cancelled.
         GenerationError: the model's scores were not finite.
     """
-    watching = asyncio.create_task(inbox.watch(request))
+    watching = asyncio.create_task(queue.watch(request))
     try:
-        async for _ in inbox.events(len(asked.generations)):
+        async for _ in queue.pieces(len(asked.generations)):
             pass
     finally:
         watching.cancel()
@@ -90,17 +95,23 @@ async def wait_for(asked: Asked, inbox: AnswerQueue, request: Request) -> None:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. However it ends, also before the first piece, the answers behind it are cancelled."""
+    """Server-sent events. However the stream ends, even before its first piece, the answers behind it are cancelled.
+
+    Args:
+        asked: the answers.
+        events: made of them.
+        headers: further ones.
+    """
 
     media_type = "text/event-stream"
 
     def __init__(self, asked: Asked, events: AsyncIterator[str], headers: dict[str, str]) -> None:
-        # Buffering proxies would hold a stream back until it is over.
+        # A proxy that buffers would hold the stream back until it is complete.
         super().__init__(events, headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"} | headers)
         self.asked = asked
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send; Starlette ends it when the client goes away."""
+        """Send the stream; Starlette ends it when the client disconnects."""
         try:
             await super().__call__(scope, receive, send)
         finally:

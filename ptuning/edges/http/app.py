@@ -1,4 +1,4 @@
-"""The application: routes, errors, health and metrics around one service. A web page may be mounted on it."""
+"""The API as an ASGI application: routes, error handlers and middleware around one chat service."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ptuning.edges.http.openai_routes import openai_router
 from ptuning.edges.http.published_routes import published_router
 from ptuning.serving.chat_service import ChatService
 
-MAX_BYTES = 2_000_000
+MAX_BODY_BYTES = 2_000_000
 
 
 def create_app(
@@ -29,18 +29,18 @@ def create_app(
     api_key: str | None = None,
     admin_key: str | None = None,
     checkpoint_root: Path = Path(),
-    max_bytes: int = MAX_BYTES,
+    max_bytes: int = MAX_BODY_BYTES,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """The application for a service that was started.
+    """The application over a running service.
 
     Args:
-        service: answers.
-        api_key: needed for everything but ``/health``; None: nobody needs one.
-        admin_key: needed to load and unload prefixes; None: nobody can.
+        service: already started.
+        api_key: required for everything but ``/health``; None: no key is needed.
+        admin_key: required to load and unload prefixes; None: that is disabled.
         checkpoint_root: only checkpoints below it can be loaded over HTTP.
-        max_bytes: of a request's body.
-        cors_origins: web pages of other origins that may call it; ``*`` for all.
+        max_bytes: limit of a request body.
+        cors_origins: other origins whose web pages may call the API; ``*`` for all.
     """
     app = FastAPI(
         title="ptuning", version=__version__, description="ChatGLM-6B with any number of P-Tuning prefixes",
@@ -55,9 +55,9 @@ def create_app(
 
     @app.get("/health", response_model=None)
     async def health() -> Response:
-        """Whether it answers, and how busy it is."""
+        """Whether the server answers, and how busy it is."""
         engine, alive = service.engine, service.worker.alive
-        found: dict[str, Any] = {
+        state: dict[str, Any] = {
             "status": "ok" if alive else "stopped",
             "model": service.store.base_name,
             "prefixes": service.store.names()[1:],
@@ -65,7 +65,7 @@ def create_app(
             "waiting": len(engine.waiting),
             "version": __version__,
         }
-        return JSONResponse(found, 200 if alive else 503)
+        return JSONResponse(state, 200 if alive else 503)
 
     @app.get("/metrics", response_model=None)
     async def prometheus() -> Response:

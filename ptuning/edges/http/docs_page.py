@@ -1,4 +1,4 @@
-"""``/docs``: what the API offers, on a page without any script. The whole schema is at ``/openapi.json``."""
+"""``/docs``: the routes of the API on a page without scripts. The whole schema is at ``/openapi.json``."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _STYLE = (
 
 
 def docs_router(app: FastAPI) -> APIRouter:
-    """The route.
+    """The router of ``/docs``.
 
     Args:
-        app: whose routes it shows.
+        app: whose routes the page lists.
     """
     router = APIRouter()
 
@@ -32,7 +32,7 @@ def docs_router(app: FastAPI) -> APIRouter:
 
 
 def render_docs(schema: dict[str, Any]) -> str:
-    """A page with every route of an OpenAPI schema and the fields of its body."""
+    """An HTML page with every route of an OpenAPI schema and the fields of its body."""
     title = escape(f"{schema['info']['title']} {schema['info']['version']}")
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>",
@@ -42,14 +42,15 @@ def render_docs(schema: dict[str, Any]) -> str:
         for method, route in methods.items():
             parts.append(f"<h2>{escape(method.upper())} {escape(path)}</h2><p>{escape(route.get('description', ''))}</p>")
             content = route.get("requestBody", {}).get("content", {}).get("application/json", {})
-            parts.append(_fields(content.get("schema", {})))
+            parts.append(_field_table(content.get("schema", {})))
     return "".join(parts)
 
 
-def _fields(schema: dict[str, Any]) -> str:
-    needed = schema.get("required", [])
+def _field_table(schema: dict[str, Any]) -> str:
+    required = schema.get("required", [])
     rows = []
     for name, field in schema.get("properties", {}).items():
-        cells = (f"<code>{escape(name)}</code>", "needed" if name in needed else "", escape(field.get("description", "")))
+        note = "required" if name in required else ""
+        cells = (f"<code>{escape(name)}</code>", note, escape(field.get("description", "")))
         rows.append("<tr>" + "".join(f"<td>{cell}" for cell in cells))
     return f"<table>{''.join(rows)}</table>" if rows else ""

@@ -1,4 +1,4 @@
-"""OpenAI's messages as a question after rounds of question and reply. Nothing is dropped: it is used, or refused."""
+"""OpenAI's messages as a question with earlier rounds. Every message is used or rejected; none is dropped."""
 
 from __future__ import annotations
 
@@ -11,50 +11,51 @@ Rounds = list[tuple[str, str]]
 
 
 def query_and_history(messages: Sequence[ChatMessage]) -> tuple[str, Rounds]:
-    """The last question and the rounds before it.
+    """The last question and the (question, reply) rounds before it.
 
-    ChatGLM-6B knows questions and replies only. System (and developer) messages go in front of the last question, which
-    is never cut, each on lines of its own. Several messages of one speaker in a row are one, line by line. A reply that
-    nobody asked for stands after an empty question.
+    ChatGLM-6B knows questions and replies only. System (and developer) messages go in front of the last question, which is
+    never truncated, each on lines of its own. Consecutive messages of one role are joined by newlines. A reply without a
+    question before it follows an empty question.
 
     Raises:
-        ApiError: the last message is not the user's; a part is no text; nothing is asked.
+        ApiError: the last message is not the user's; a part is not text; a message has no content.
     """
     system: list[str] = []
-    rounds: list[tuple[list[str], list[str]]] = []  # lines of the question and of the reply
+    rounds: list[tuple[list[str], list[str]]] = []  # lines of the question, lines of the reply
     questions: list[str] = []
-    last = ""
-    for number, message in enumerate(messages):
-        text = _text(message, number)
+    previous_role = ""
+    for index, message in enumerate(messages):
+        text = _text(message, index)
         if message.role in ("system", "developer"):
             system.append(text)
             continue
         if message.role == "user":
             questions.append(text)
-        elif questions or last != "assistant":
+        elif questions or previous_role != "assistant":
             rounds.append((questions, [text]))
             questions = []
         else:
             rounds[-1][1].append(text)
-        last = message.role
+        previous_role = message.role
     if not questions:
-        where = f"messages.{len(messages) - 1}.role"
-        raise ApiError(400, f"{where}: the last message must be the user's; there is nothing to answer", where)
-    return "\n".join([*system, *questions]), [("\n".join(asked), "\n".join(replies)) for asked, replies in rounds]
+        field = f"messages.{len(messages) - 1}.role"
+        raise ApiError(400, f"{field}: the last message must be the user's; there is nothing to answer", field)
+    history = [("\n".join(question_lines), "\n".join(reply_lines)) for question_lines, reply_lines in rounds]
+    return "\n".join([*system, *questions]), history
 
 
-def _text(message: ChatMessage, number: int) -> str:
-    """The text of a message; its parts one after another."""
+def _text(message: ChatMessage, index: int) -> str:
+    """The text of a message; the texts of its parts joined."""
     content = message.content
-    where = f"messages.{number}.content"
+    field = f"messages.{index}.content"
     if content is None:
         if message.role == "assistant":  # as clients send it beside tool calls
             return ""
-        raise ApiError(400, f"{where}: a text is needed", where)
-    for place, part in enumerate(content):
+        raise ApiError(400, f"{field}: a text is needed", field)
+    for number, part in enumerate(content):
         if part.type not in ("text", "input_text"):
-            kind = f"{where}.{place}.type"
-            raise ApiError(400, f"{kind}: {part.type[:40]!r} cannot be read; allowed is text", kind)
+            type_field = f"{field}.{number}.type"
+            raise ApiError(400, f"{type_field}: {part.type[:40]!r} cannot be read; allowed is text", type_field)
         if part.text is None:
-            raise ApiError(400, f"{where}.{place}.text: is needed", f"{where}.{place}.text")
+            raise ApiError(400, f"{field}.{number}.text: is required", f"{field}.{number}.text")
     return "".join(part.text or "" for part in content)

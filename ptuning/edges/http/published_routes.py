@@ -9,43 +9,43 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from ptuning.core.errors import UserError
-from ptuning.edges.http.answer_queue import AnswerQueue, wait_for
+from ptuning.edges.http.answer_queue import AnswerQueue, wait_until_finished
 from ptuning.edges.http.errors import setting_error
-from ptuning.edges.http.json_body import BodyReader, documented
+from ptuning.edges.http.json_body import BodyReader, openapi_body
 from ptuning.edges.http.metrics import Metrics
 from ptuning.edges.http.schemas import PublishedRequest, PublishedResponse
-from ptuning.edges.http.worker_threads import away
+from ptuning.edges.http.worker_threads import run_in_worker
 from ptuning.serving.chat_service import Asked, ChatService, Question
 
-WRONG = 422  # what the published route answers to a body that is wrong
+INVALID = 422  # the published route's status for an invalid body
 
 
 def published_router(service: ChatService, metrics: Metrics) -> APIRouter:
-    """The route.
+    """The router of ``POST /``.
 
-    It takes JSON whatever the content type says, as the published one did, and so do its users' scripts.
+    It reads JSON whatever the Content-Type says: so did the published route, and its users' scripts rely on that.
     """
     router = APIRouter()
-    reader = BodyReader(PublishedRequest, WRONG, any_type=True)
+    reader = BodyReader(PublishedRequest, INVALID, any_type=True)
 
-    @router.post("/", response_model=PublishedResponse, openapi_extra=documented(PublishedRequest))
+    @router.post("/", response_model=PublishedResponse, openapi_extra=openapi_body(PublishedRequest))
     async def chat(request: Request) -> Response:
         """Answer a prompt after its history."""
-        inbox = AnswerQueue(metrics)
+        queue = AnswerQueue(metrics)
 
-        def put(body: PublishedRequest) -> tuple[PublishedRequest, Asked]:
-            return body, service.ask(_question(body), inbox.listen)
+        def submit(body: PublishedRequest) -> tuple[PublishedRequest, Asked]:
+            return body, service.ask(_question(body), queue.put)
 
-        body, asked = await reader.read(request, put, undo=lambda made: made[1].cancel())
-        await wait_for(asked, inbox, request)
+        body, asked = await reader.read(request, submit, undo=lambda submitted: submitted[1].cancel())
+        await wait_until_finished(asked, queue, request)
         size = sum(len(query) + len(reply) for query, reply in body.history or ())
-        return Response(await away(size, _written, body, asked), media_type="application/json")
+        return Response(await run_in_worker(size, _response_json, body, asked), media_type="application/json")
 
     return router
 
 
 def _question(body: PublishedRequest) -> Question:
-    """The body as a question.
+    """The question that a body asks.
 
     Raises:
         ApiError: a setting that the engine refuses.
@@ -53,12 +53,12 @@ def _question(body: PublishedRequest) -> Question:
     try:
         sampling = body.sampling_params()
     except UserError as error:
-        raise setting_error(error, status=WRONG) from None
+        raise setting_error(error, status=INVALID) from None
     return Question(body.prompt, body.history or (), body.model, sampling)
 
 
-def _written(body: PublishedRequest, asked: Asked) -> bytes:
-    """The answer, with all of the history: not a small thing to write."""
+def _response_json(body: PublishedRequest, asked: Asked) -> bytes:
+    """The response as JSON. It repeats the whole history, so that writing it may take a while."""
     response = asked.generations[0].text
     answer: dict[str, Any] = {
         "response": response,

@@ -1,11 +1,10 @@
-"""Names of fields beside those that a route knows: what changes no answer is let through, all else is refused by name.
+"""The base class of request schemas: fields that it does not know are rejected by name, unless they change nothing.
 
-A setting that is taken and not followed would be worse than an error: the answer looks as if it had been.
+A setting that is accepted and then ignored would be worse than an error: the answer would look as if it had been followed.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
 
 from ptuning.core.characters import whole_characters
+from ptuning.edges.suggestions import did_you_mean
 
 IGNORED = frozenset(
     {
@@ -20,7 +20,7 @@ IGNORED = frozenset(
         "prediction", "parallel_tool_calls",
     }
 )  # fmt: skip
-"""What no answer depends on: who asks, what is kept of it, how fast it should come."""
+"""Fields that no answer depends on: who asks, what is logged, how fast the answer should come."""
 
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"), "function_call": ("none", "auto"),
@@ -31,17 +31,17 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "min_length": (0,), "min_tokens": (0,), "min_new_tokens": (0,), "ignore_eos": (False,), "echo": (False,),
     "suffix": ("",), "reasoning_effort": ("none",), "verbosity": ("medium",),
 }  # fmt: skip
-"""Settings of others that this model does not have, with the values at which they change nothing."""
+"""Settings of other servers that this model does not have, with the values at which they change nothing."""
 
-_MAX_SHOWN = 60  # characters of a name
+_MAX_NAME_SHOWN = 60  # characters
 
 
 class StrictModel(BaseModel):
-    """An object of a body: its own fields, and others where they change nothing. null is as if a field were missing.
+    """A JSON object that rejects unknown fields. A field that is null counts as missing.
 
     Attributes:
-        ignored: other names that may have any value.
-        neutral: other names, with the values that they may have.
+        ignored: further fields that are accepted with any value.
+        neutral: further fields that are accepted with one of these values.
     """
 
     model_config = ConfigDict(protected_namespaces=(), extra="ignore")
@@ -50,35 +50,31 @@ class StrictModel(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_others(cls, value: Any) -> Any:
+    def _reject_unknown_fields(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             raise PydanticCustomError("object_type", "must be an object")
         if value.keys() <= cls.model_fields.keys():
             return value
         for name in value:
             if name not in cls.model_fields and value[name] is not None and name not in cls.ignored:
-                cls._refuse(name, value[name])
+                cls._reject_field(name, value[name])
         return value
 
     @classmethod
-    def _refuse(cls, name: str, value: Any) -> None:
+    def _reject_field(cls, name: str, value: Any) -> None:
+        """Raise for a field that is none of the schema's own, unless its value is neutral."""
         if name in cls.neutral:
-            if any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in cls.neutral[name]):
+            if any(value == ok and isinstance(value, bool) == isinstance(ok, bool) for ok in cls.neutral[name]):
                 return
             hint = "; repetition_penalty is there" if name.endswith("_penalty") else ""
             raise PydanticCustomError(
                 "unsupported_parameter", "not supported by this model{hint}; leave it out", {"field": name, "hint": hint}
             )
-        shown = whole_characters(name)[:_MAX_SHOWN]
-        raise PydanticCustomError("unknown_parameter", "{text}", {"field": shown, "text": unknown(shown, cls.model_fields)})
+        shown = whole_characters(name)[:_MAX_NAME_SHOWN]
+        text = f"no such field; {did_you_mean(shown, cls.model_fields)}"
+        raise PydanticCustomError("unknown_parameter", "{text}", {"field": shown, "text": text})
 
 
-def unknown(name: str, known: Collection[str]) -> str:
-    """What is said of a name that is not known."""
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
-    return f"no such field; did you mean {near[0]}?" if near else f"no such field; there are {', '.join(known)}"
-
-
-def settings_in_query(names: Iterable[str], known: Collection[str]) -> str | None:
-    """The first parameter of a query that would be a setting in the body, if there is one."""
+def setting_in_query(names: Iterable[str], known: Collection[str]) -> str | None:
+    """The first query parameter that is a setting of the body, or None."""
     return next((name for name in names if name in known or name in NEUTRAL), None)

@@ -1,7 +1,7 @@
-"""The threads in which bodies are parsed and prompts made, so that the event loop is there for everybody else.
+"""The threads in which bodies are parsed and prompts built, so that the event loop stays free for other requests.
 
-Most of that work keeps Python's one lock. With many such threads the event loop would wait for its turn behind all of them;
-so there are few, and what is large waits for what is large, not small requests for it.
+Most of that work holds Python's global lock. With many such threads the event loop would queue for the lock behind all of
+them, so there are few; and large work has a thread of its own, so that small requests do not wait for it.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-LARGE = 50_000  # bytes or characters, from which on work is large
+LARGE = 50_000
+"""Bytes or characters from which on work counts as large."""
 _SMALL_WORK = ThreadPoolExecutor(2, thread_name_prefix="ptuning-small")
 _LARGE_WORK = ThreadPoolExecutor(1, thread_name_prefix="ptuning-large")
 Result = TypeVar("Result")
 
 
-async def away(
+async def run_in_worker(
     size: int, function: Callable[..., Result], *arguments: object, undo: Callable[[Result], None] | None = None
 ) -> Result:
-    """Call a function in another thread.
+    """Call a function in a worker thread and wait for its result.
 
     Args:
-        size: of what it works on, in bytes or characters.
+        size: of what the function works on, in bytes or characters.
         function: to be called.
-        arguments: of it.
-        undo: called with the result if nobody waits for it any more.
+        arguments: of the function.
+        undo: called with the result if the caller was cancelled meanwhile.
     """
     pool = _LARGE_WORK if size >= LARGE else _SMALL_WORK
     future = pool.submit(function, *arguments)
@@ -37,7 +38,9 @@ async def away(
             future.add_done_callback(lambda done: _undo(done, undo))
         raise
     finally:
-        del future  # it holds the error, whose traceback holds this frame: all of a large body would wait for the collector
+        # The future holds the error, whose traceback holds this frame: a large body would stay in memory until the garbage
+        # collector runs.
+        del future
 
 
 def _undo(done: Future[Result], undo: Callable[[Result], None]) -> None:

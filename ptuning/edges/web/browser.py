@@ -1,4 +1,4 @@
-"""Who asks: the cookies of a request, whose session it may name, and what its headers say about this server."""
+"""Which browser sent a request: its cookies, the sessions that it may use, and its headers made safe for gradio."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.requests import cookie_parser
 from ptuning.edges.web.functions import RefusedError
 
 COOKIE = "ptuning_visitor"
-"""By which the pages of one browser are known."""
+"""Name of the cookie that tells browsers apart."""
 
 Headers = Sequence[tuple[bytes, bytes]]
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -25,29 +25,29 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::(\d{1,
 
 @dataclass(frozen=True)
 class Browser:
-    """The sender of a request.
+    """The browser that sent a request.
 
     Attributes:
         cookies: of the request.
-        mark: added to the names of its sessions; "" without a cookie of the page.
+        suffix: appended to the names of its sessions; "" where it does not send our cookie.
     """
 
     cookies: Mapping[str, str]
-    mark: str
+    suffix: str
 
     def session(self, name: Any) -> str:
-        """The session that is meant by the name a client gave it. Whoever does not send the cookie of the browser that
-        opened a session means another one by the same name.
+        """The server's name for the session that a client calls ``name``. The same name means different sessions for
+        different browsers, so that nobody can use the session of another one.
 
         Raises:
-            RefusedError: no name that a client of gradio gives.
+            RefusedError: not a name that gradio's clients use.
         """
         if not isinstance(name, str) or not _SESSION.fullmatch(name):
             raise RefusedError(400, "session_hash: 1 to 64 letters, digits, - or _ are needed")
-        return name + self.mark
+        return name + self.suffix
 
     def logged_in(self, page: Any) -> bool:
-        """Whether gradio's login was passed, if there is one.
+        """Whether the user has logged in, or gradio asks for no login.
 
         Args:
             page: gradio's application.
@@ -57,13 +57,13 @@ class Browser:
 
 
 class BrowserCookies:
-    """Tells visitors apart. What it adds to the name of a session cannot be told from the cookie by anybody else."""
+    """Tells browsers apart by a cookie. The suffix of their sessions depends on the cookie and a secret of this process."""
 
     def __init__(self) -> None:
         self._secret = secrets.token_bytes(32)
 
-    def visitor(self, headers: Headers) -> Browser:
-        """Of a request."""
+    def browser(self, headers: Headers) -> Browser:
+        """The browser that sent a request with these headers."""
         text = "; ".join(value.decode("latin-1") for name, value in headers if name.lower() == b"cookie")
         cookies = cookie_parser(text)
         token = cookies.get(COOKIE, "")
@@ -73,21 +73,21 @@ class BrowserCookies:
 
     @staticmethod
     def new() -> bytes:
-        """The header's value that marks a browser."""
+        """The value of a ``Set-Cookie`` header for a browser that has no cookie yet."""
         return f"{COOKIE}={secrets.token_urlsafe(24)}; Path=/; HttpOnly; SameSite=Lax".encode()
 
 
-def sound_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """Without those that would make gradio take another server for this one, or fail over an address that is none.
+def safe_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
+    """The headers without those that would make gradio mistake another server for this one, or fail on an invalid address.
 
     Raises:
-        RefusedError: the Host header is no address.
+        RefusedError: the Host header is not an address.
     """
     kept = []
     for name, value in headers:
         lower = name.lower()
         if lower == b"host" and not _is_host(value):
-            raise RefusedError(400, "Host: this is no address")
+            raise RefusedError(400, "Host: not a valid address")
         if lower == b"x-gradio-server" or (lower == b"x-forwarded-host" and not _is_host(value.split(b",")[0].strip())):
             continue
         kept.append((name, value))
@@ -96,11 +96,11 @@ def sound_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def _is_host(value: bytes) -> bool:
     text = value.decode("latin-1")
-    found = _HOST.fullmatch(text)
-    if found is None or int(found[1] or 0) > 65535:
+    match = _HOST.fullmatch(text)
+    if match is None or int(match[1] or 0) > 65535:
         return False
     try:
-        httpx.URL(f"http://{text}")  # as gradio takes it apart
+        httpx.URL(f"http://{text}")  # the parser that gradio uses
     except httpx.InvalidURL:
         return False
     return True

@@ -1,4 +1,4 @@
-"""How the page looks: gradio's plain theme in the report's colours, with fonts of the reader's own machine."""
+"""The page's theme: gradio's base theme in the colours of the report, with the fonts of the user's own machine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CODE_FONTS = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans
 
 
 def theme() -> Any:
-    """The theme. Font names are names only: nothing is fetched from a font server."""
+    """gradio's theme object. Fonts are given by name only: none is loaded from a font server."""
     return gr.themes.Base(
         primary_hue="blue", secondary_hue="slate", neutral_hue="slate", radius_size="lg", font=_FONTS, font_mono=_CODE_FONTS
     ).set(
@@ -41,5 +41,5 @@ def theme() -> Any:
 
 
 def css() -> str:
-    """The page's own style sheet."""
+    """The page's style sheet."""
     return _CSS.read_text(encoding="utf-8")

@@ -93,7 +93,7 @@ def test_who_sends_slowly_is_closed(address, first, then, said):
         found = trickle(connection, then)
     assert found.split(b"\r\n")[0].split()[1:2] == ([said] if said else [])
     if said == b"408":
-        assert b"the request was not whole after 2 seconds" in found
+        assert b"the request was not complete after 2 seconds" in found
 
 
 def test_a_second_request_that_trickles_on_a_kept_connection(address):

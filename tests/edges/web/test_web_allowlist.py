@@ -284,18 +284,18 @@ def name_of(server):
 BODIES = {
     "nested": ('{"data": ' + "[" * 5000, "nested too deeply"),
     "nested objects": ('{"a":' * 5000, "nested too deeply"),
-    "not a number": ('{"data": [NaN], "fn_index": 0}', "question: a number was given; allowed is a text"),
+    "not a number": ('{"data": [NaN], "fn_index": 0}', "question: a number was given; allowed is a string"),
     "endless": ('{"data": ["x", null, null, null, 1e999]}', "needed are 13"),
     "digits": ('{"data": [' + "9" * 5000 + "]}", "a number with too many digits"),
     "twice": ('{"data": ["run"], "data": [{"path": "/etc/passwd"}]}', "'data' stands twice"),
-    "no JSON": ("{", "no JSON that can be read"),
-    "empty": ("", "no JSON that can be read"),
-    "a list": ("[]", "no JSON object"),
+    "no JSON": ("{", "cannot be read as JSON"),
+    "empty": ("", "cannot be read as JSON"),
+    "a list": ("[]", "not a JSON object"),
     "no data": ("{}", "data: null was given; allowed is a list"),
-    "data a text": ('{"data": "run"}', "data: a text was given"),
+    "data a text": ('{"data": "run"}', "data: a string was given"),
     "too few": ('{"data": []}', "data: 0 values were given; needed are 1 (report)"),
     "too many": ('{"data": ["run", "run"]}', "data: 2 values were given"),
-    "a number": ('{"data": [3]}', "report: a number was given; allowed is a text"),
+    "a number": ('{"data": [3]}', "report: a number was given; allowed is a string"),
     "true": ('{"data": [true]}', "report: true or false was given"),
     "bytes": (b'{"data": ["\xff"]}', "not UTF-8"),
     "gbk": ('{"data": ["报告"]}'.encode("gbk"), "not UTF-8"),
@@ -341,7 +341,7 @@ def test_a_function_that_is_none(server, number):
     for path in ("run/predict", "run/nothing", "queue/join", "cancel"):
         body = {"fn_index": number, "data": [], "session_hash": "s", "event_id": "0" * 32}
         answer = server.client.post(f"/gradio_api/{path}", json=body)
-        assert (answer.status_code, answer.json()["error"]) == (404, "there is no such function of the page")
+        assert (answer.status_code, answer.json()["error"]) == (404, "the page has no such function")
 
 
 @pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}, JSON | {"content-encoding": "gzip"}])
@@ -445,7 +445,7 @@ def running_now(server):
 def test_an_answer_that_nobody_reads_is_given_up_and_ends_nobody_elses(tmp_path, monkeypatch):
     """Strangers ask and do not listen, more of them than there is room for, while somebody reads a long answer."""
     monkeypatch.setattr(queue_limits, "MAX_WAITING_SESSIONS", 12)
-    monkeypatch.setattr(queue_limits, "PRESSED_SECONDS", 0.0)
+    monkeypatch.setattr(queue_limits, "CROWDED_UNREAD_SECONDS", 0.0)
     long = "一二三四五六七八九十" * 1000
     with echo_page(tmp_path) as address, httpx.Client(base_url=address, timeout=30) as client:
         events = client.get("/config").json()["dependencies"]

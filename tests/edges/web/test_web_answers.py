@@ -48,7 +48,7 @@ def service(parts, tmp_path_factory):
 
 @pytest.fixture
 def made(service, monkeypatch):
-    monkeypatch.setattr(answers_module, "PAUSE", 0.001)
+    monkeypatch.setattr(answers_module, "REFRESH_SECONDS", 0.001)
     return Answers(service, Metrics(service))
 
 
@@ -101,18 +101,18 @@ def test_the_second_question_has_the_first_round_before_it(made, chat):
     assert session.columns[0].rounds == [("你好", first), ("你是谁", chat("你是谁", [("你好", first)]))]
 
 
-@pytest.mark.parametrize(("name", "history", "alone"), [
+@pytest.mark.parametrize(("name", "history", "without_history"), [
     ("single", "tuned", True), ("one", "tuned", False), (BASE, "never", True), ("single", "always", False),
 ])  # fmt: skip
-def test_history_is_used_as_wished_or_as_the_prefix_was_tuned(made, service, monkeypatch, name, history, alone):
+def test_history_is_used_as_wished_or_as_the_prefix_was_tuned(made, service, monkeypatch, name, history, without_history):
     session = PageSession()
     session.columns[0].rounds = [("甲", "乙"), ("没有回答", "")]
     asked = []
     monkeypatch.setattr(service, "ask", lambda question, listener: asked.append(question) or type(service).ask(
         service, question, listener))  # fmt: skip
     follow(made.send(session, "丙", greedy(name, tokens=2, history=history)))
-    assert list(asked[0].history) == ([] if alone else [("甲", "乙")])
-    assert ("alone" in notes_of(session)) is alone
+    assert list(asked[0].history) == ([] if without_history else [("甲", "乙")])
+    assert ("without_history" in notes_of(session)) is without_history
     assert asked[0].model == name
 
 
@@ -295,7 +295,7 @@ def test_rounds_that_do_not_fit_are_left_out_and_it_is_said(made):
     dropped = dict(session.columns[0].notes)["dropped"][0]
     assert 0 < dropped < 30
     assert len(session.columns[0].rounds) == 31
-    assert "cut" in notes_of(session)
+    assert "truncated" in notes_of(session)
 
 
 def test_a_model_that_breaks_is_said(made, service, monkeypatch):

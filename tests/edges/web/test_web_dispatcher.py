@@ -7,7 +7,7 @@ from starlette.testclient import TestClient
 
 import ptuning
 from ptuning.edges.http.app import create_app
-from ptuning.edges.web.dispatcher import PathDispatcher, first_part
+from ptuning.edges.web.dispatcher import PathDispatcher, first_segment
 from ptuning.edges.web.page_app import create_page_app
 from ptuning.engine.engine import Engine
 from ptuning.serving.chat_service import ChatService
@@ -61,9 +61,9 @@ def test_no_route_of_the_page_is_taken_by_the_api(open_client):
     from gradio.routes import INTERNAL_ROUTES
 
     app = open_client.app
-    assert not app.of_the_api & set(INTERNAL_ROUTES)
-    assert {"v1", "health", "metrics", "admin", "docs", "openapi.json"} <= app.of_the_api
-    assert first_part("//v1/models") == "v1"
+    assert not app.api_segments & set(INTERNAL_ROUTES)
+    assert {"v1", "health", "metrics", "admin", "docs", "openapi.json"} <= app.api_segments
+    assert first_segment("//v1/models") == "v1"
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1", "/v1/x", "/metrics", "/admin/prefixes", "/docs", "/openapi.json"])
@@ -76,7 +76,7 @@ def test_the_api_wants_its_key(closed_client, path):
     ("GET", "//v1/models", True), ("GET", "/v1", True), ("GET", "/v12", False), ("POST", "/gradio_api/queue/join", False),
 ])  # fmt: skip
 def test_who_answers(open_client, method, path, api):
-    assert open_client.app.belongs_to_the_api(method, path) is api
+    assert open_client.app.is_for_api(method, path) is api
 
 
 def test_keys_and_passwords_are_of_different_doors(closed_client):

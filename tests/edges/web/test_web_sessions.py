@@ -16,37 +16,37 @@ class Asked:
 
 def test_every_session_has_its_own_visit():
     sessions = SessionStore()
-    assert sessions.of("a") is sessions.of("a")
-    assert sessions.of("a") is not sessions.of("b")
-    assert sessions.of(None) is not sessions.of(None)
+    assert sessions.get("a") is sessions.get("a")
+    assert sessions.get("a") is not sessions.get("b")
+    assert sessions.get(None) is not sessions.get(None)
     assert len(sessions) == 2
 
 
 def test_leaving_stops_the_answer_and_the_visit_stays_for_a_while(monkeypatch):
     sessions = SessionStore()
-    session, asked = sessions.of("a"), Asked()
+    session, asked = sessions.get("a"), Asked()
     session.run = Run("q")
-    session.run.take(asked)
+    session.run.add(asked)
     sessions.leave("a")
     sessions.leave("nobody")
     sessions.leave(None)
     assert asked.cancelled == 1
-    sessions.of("b")
-    assert sessions.of("a") is session
+    sessions.get("b")
+    assert sessions.get("a") is session
     sessions.leave("a")
     monkeypatch.setattr(sessions_module, "KEPT_SECONDS", -1.0)
-    sessions.of("b")
+    sessions.get("b")
     assert len(sessions) == 1
-    assert sessions.of("a") is not session
+    assert sessions.get("a") is not session
 
 
 def test_there_are_never_too_many(monkeypatch):
     monkeypatch.setattr(sessions_module, "MAX_PAGE_SESSIONS", 3)
     sessions = SessionStore()
-    first = sessions.of("0")
+    first = sessions.get("0")
     first.run = Run("q")
     for number in range(1, 6):
-        sessions.of(str(number)).run = Run("q")
+        sessions.get(str(number)).run = Run("q")
     assert len(sessions) == 3
     assert first.run.stopped
 
@@ -54,20 +54,20 @@ def test_there_are_never_too_many(monkeypatch):
 def test_whoever_opens_many_ends_nobodys_answer(monkeypatch):
     monkeypatch.setattr(sessions_module, "MAX_PAGE_SESSIONS", 10)
     sessions = SessionStore()
-    answered, talked = sessions.of("answered"), sessions.of("talked")
+    answered, talked = sessions.get("answered"), sessions.get("talked")
     answered.run = Run("q")
     talked.columns[0].rounds = [("a", "b")]
     for number in range(50):
-        sessions.of(f"nothing {number}")
-        sessions.of(f"language {number}").language = "en"
+        sessions.get(f"nothing {number}")
+        sessions.get(f"language {number}").language = "en"
     assert len(sessions) == 10
     assert not answered.run.stopped
-    assert sessions.of("answered") is answered
-    assert sessions.of("talked") is talked
+    assert sessions.get("answered") is answered
+    assert sessions.get("talked") is talked
     for number in range(50):
-        sessions.of(f"another {number}").columns[0].rounds = [("a", "b")]
-    assert sessions.of("answered") is answered
-    assert sessions.of("talked") is not talked
+        sessions.get(f"another {number}").columns[0].rounds = [("a", "b")]
+    assert sessions.get("answered") is answered
+    assert sessions.get("talked") is not talked
 
 
 def test_a_conversation_has_bounds():
@@ -85,7 +85,7 @@ def test_a_conversation_has_bounds():
 def test_a_stop_before_the_engine_has_the_question_holds():
     run, asked = Run("q"), Asked()
     run.stop()
-    run.take(asked)
+    run.add(asked)
     assert asked.cancelled == 1
 
 

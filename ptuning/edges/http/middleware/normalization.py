@@ -1,25 +1,27 @@
-"""Requests as the routes know them: without a slash at the end, and HEAD as GET without the body of its answer."""
+"""Path and method as the routes expect them: no slash at the end, and HEAD handled as GET without a response body."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ptuning.edges.http.middleware.early_response import Message, Receive, Send
+from ptuning.edges.http.middleware.asgi import Message, Receive, Send
 
 
 class NormalizationMiddleware:
-    """ASGI middleware, outside of all others, so that everything behind it sees the same path. (A redirect to the path
-    without the slash would lose the bodies that some clients send.)
+    """Removes trailing slashes from the path and turns HEAD into GET.
+
+    It stands outside the API's other middleware, so that all of them see the same path. (A redirect to the path without the
+    slash would lose the bodies that some clients send.)
 
     Args:
-        app: behind it.
+        app: the next ASGI application.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Hand a request on."""
+        """Pass a normalized request on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
