@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.data.rows import Row
+from ptuning.evaluation.metrics.registry import row_metrics
 from ptuning.evaluation.predictions import evaluate_rows
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run import EvaluationRows, Progress, evaluate_models, prepare_evaluation_rows
@@ -14,8 +15,6 @@ from ptuning.evaluation.run_result import RunResult
 from ptuning.settings.output_claim import claimed_output
 from ptuning.settings.training_arguments import Arguments
 from ptuning.training.run import prepare_tuning, tune
-
-_SCORES = ("rouge-1", "rouge-2", "rouge-l", "bleu-4")
 
 
 def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunResult:
@@ -35,7 +34,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         scored = evaluate_rows(
             model, tokenizer, rows, data, batch_size=training.per_device_eval_batch_size, seed=training.seed
         )
-        return {name: scored.metrics[name] for name in _SCORES}
+        return {metric.name: scored.metrics[metric.name] for metric in row_metrics()}
 
     with claimed_output(arguments) as place:
         prepared = prepare_tuning(arguments)

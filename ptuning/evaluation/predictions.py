@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from ptuning.engine.generation import PRESETS, generate_answers
 from ptuning.engine.text_stream import reply_text
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.journal import AnswerJournal
-from ptuning.evaluation.metrics import score_pair
+from ptuning.evaluation.metrics.registry import row_metrics
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.run_fingerprint import run_fingerprint
 from ptuning.evaluation.run_result import Evaluation, evaluation_of
 from ptuning.model.network import ChatGLMForConditionalGeneration
@@ -114,10 +116,18 @@ def _kept(
     """The answers there are by row, and what keeps a further one: on disk, or in memory alone."""
     if folder is not None:
         with AnswerJournal(folder, fingerprint, rows, anew=anew) as journal:
+            journal.answers.update({index: _rescored(answer) for index, answer in journal.answers.items()})
             yield journal.answers, journal.append
     else:
         answers: dict[int, ScoredAnswer] = {}
         yield answers, lambda made: answers.update({answer.index: answer for answer in made})
+
+
+def _rescored(answer: ScoredAnswer) -> ScoredAnswer:
+    """An answer of an earlier run, scored again where that run knew other metrics."""
+    if answer.scores.keys() == {metric.name for metric in row_metrics()}:
+        return answer
+    return replace(answer, scores=score_pair(answer.answer, answer.reference))
 
 
 def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> ScoredAnswer:

@@ -11,7 +11,7 @@ from ptuning.core.output_folder import claimed
 from ptuning.core.paths import path_argument, quoted
 from ptuning.core.result_files import save_metrics
 from ptuning.evaluation.answers import ScoredAnswer, read_answers
-from ptuning.evaluation.metrics import score_pair
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
 
