@@ -1,17 +1,12 @@
-"""Shows a run: progress while rows are answered, scores side by side, sample answers, and where everything lies."""
+"""Shows what a run gave: scores side by side, sample answers, and where everything lies."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Literal
 
 from ptuning.core.paths import pasted
-from ptuning.edges.output import inline, say, tell
+from ptuning.edges.output import say
 from ptuning.edges.table import table
 from ptuning.evaluation.answers import ANSWERS_FILE, PREDICTIONS_FILE
 from ptuning.evaluation.intervals import LEVEL
@@ -21,64 +16,6 @@ from ptuning.evaluation.run_result import COMPARISON_FILE, RunResult, ScoredMode
 
 _COUNTS = {"empty_predictions": "empty", "unfinished_predictions": "truncated"}
 SAMPLES = 3
-SECONDS_BETWEEN_LINES = 30.0
-"""How often progress is told where standard error is no terminal."""
-
-
-def progress_bar(title: str, total: int, answered: int) -> Callable[[int], None]:
-    """A display on standard error that counts rows: a bar on a terminal, which closes itself at the end, else a line now
-    and then.
-
-    Args:
-        title: what is being done.
-        total: rows; ``answered`` of them were done by an earlier run and do not count for the rate.
-        answered: see there.
-    """
-    if not sys.stderr.isatty():
-        return _progress_lines(title, total, answered)
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=total, initial=answered, desc=inline(title), unit="row", file=sys.stderr, dynamic_ncols=True)
-
-    def advance(rows: int) -> None:
-        bar.update(rows)
-        if bar.n >= total:
-            bar.close()
-
-    if answered >= total:
-        bar.close()
-    return advance
-
-
-def _progress_lines(title: str, total: int, answered: int) -> Callable[[int], None]:
-    started = said = time.monotonic()
-    done = answered
-
-    def advance(rows: int) -> None:
-        nonlocal done, said
-        done += rows
-        now = time.monotonic()
-        if done < total and now - said < SECONDS_BETWEEN_LINES:
-            return
-        said = now
-        rate = (done - answered) / max(now - started, 1e-9)
-        left = f", {timedelta(seconds=round((total - done) / rate))} left" if done < total else ""
-        tell(f"{title}: {done}/{total} rows, {rate:.1f} rows/s{left}")
-
-    return advance
-
-
-@contextmanager
-def quiet_logs() -> Iterator[None]:
-    """Log lines and warnings of libraries go above the bar instead of through it."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    logging.captureWarnings(True)
-    try:
-        with logging_redirect_tqdm([logging.getLogger(), logging.getLogger("transformers")]):
-            yield
-    finally:
-        logging.captureWarnings(False)
 
 
 def print_result(result: RunResult, *, written: bool = True) -> None:
