@@ -32,7 +32,7 @@ from ptuning.data.sentencepiece_file import load_processor
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import read_answers
 from ptuning.evaluation.report.loss_curve import read_log_history
-from ptuning.evaluation.report.report import _data_counts
+from ptuning.evaluation.report.row_counts import row_counts
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 from ptuning.quantize.calibration import CalibrationSettings, _Workshop
 from ptuning.quantize.folder import plan_quantization
@@ -399,7 +399,7 @@ def test_readers_of_what_a_run_left_fall_back_and_say_so(tmp_path, caplog):
             put(folder / file, content)
         save_metrics(folder, "predict", {"bleu-4": 1.0})
         assert json.loads((folder / "all_results.json").read_text())["predict_bleu-4"] == 1.0
-        assert _data_counts(None, {"test": [1, 2]}, folder)[0]["rows"] == 2
+        assert row_counts(None, {"test": [1, 2]}, folder)[0]["rows"] == 2
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
+from ptuning.edges.table import table
 from ptuning.memory.estimates import (
     MemoryEstimate,
     Storage,
@@ -217,8 +218,8 @@ def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loadi
         )
     else:
         lines.append(f"answering, {use.batch_size} rows of {use.max_length} tokens:")
-    lines += [f"  {name:<16}{_size(value):>10}" for name, value in estimate.parts.items() if value]
-    lines.append(f"  {'total':<16}{_size(estimate.total):>10}")
+    parts = {name: value for name, value in estimate.parts.items() if value} | {"total": estimate.total}
+    lines += table([[name, _size(value)] for name, value in parts.items()], first=16, others=8, indent="  ")
     lines.append(f"while loading, before that: {_size(loading).strip()}")
     more = "0.5 GB of Python and its libraries" if storage.device == "cpu" else "0.5 GB of the driver on the GPU"
     lines.append(f"(not counted: about {more})")

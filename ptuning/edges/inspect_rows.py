@@ -9,6 +9,7 @@ from typing import Any
 
 from ptuning.core.errors import UserError
 from ptuning.edges.output import Green, say, say_json, say_text
+from ptuning.edges.table import table
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import SettingsParser
 from ptuning.settings.setting_limits import check_path
@@ -99,12 +100,12 @@ def _table(found: Any, data: DataArguments, tokenizer: str, built_in: bool) -> l
             "  (the small vocabulary of the built-in model: ChatGLM-6B's counts differ, name it with --model for them)"
         )
     names = list(found.prompt_lengths)
-    lines.append(f"  {'':<8}" + "".join(f"{name:>9}" for name in names) + f"{'limit':>9}")
-    for title, lengths, limit in (
-        ("prompt", found.prompt_lengths, data.max_source_length),
-        ("reply", found.reply_lengths, data.max_target_length),
-    ):
-        lines.append(f"  {title:<8}" + "".join(f"{lengths[name]:>9}" for name in names) + f"{limit:>9}")
+    lengths = [
+        ["", *names, "limit"],
+        ["prompt", *(found.prompt_lengths[name] for name in names), data.max_source_length],
+        ["reply", *(found.reply_lengths[name] for name in names), data.max_target_length],
+    ]
+    lines += table(lengths, first=8, indent="  ")
     lines += [
         f"  cut at these limits: earlier rounds of {_share(cut['earlier rounds'], count)}, the prompt of "
         f"{_share(cut['prompt'], count)}, the reply of {_share(cut['reply'], count)} rows",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ptuning.core.errors import UserError
-from ptuning.edges.output import inline, say
+from ptuning.edges.output import say
+from ptuning.edges.progress import open_progress
 from ptuning.settings.arguments import BUILT_IN_MODEL
 from ptuning.settings.parsing import SettingsParser
 from ptuning.settings.setting_limits import check_path
@@ -166,7 +166,7 @@ def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArgument
         device=settings.device,
         **hub,
     )
-    done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, progress_bar)
+    done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, open_progress)
     files = f"{len(done.files)} files" if len(done.files) > 1 else done.files[0].name
     say(
         f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}"
@@ -197,19 +197,4 @@ def _calibrate(job: Any, settings: QuantizeArguments, calibration: CalibrationAr
     )
     ids = calibration_ids(load_tokenizer(job.source), rows)
     how = CalibrationSettings(calibration.damping, calibration.act_order, calibration.calibration_batch_size)
-    return calibrate_checkpoint(job, ids, how, progress_bar)
-
-
-def progress_bar(title: str, total: int, unit: str) -> Callable[[int], None]:
-    """A bar on standard error that closes itself at the end."""
-    from tqdm.auto import tqdm
-
-    scaled = unit == "B"
-    bar: Any = tqdm(total=total, desc=inline(title), unit=unit, unit_scale=scaled, file=sys.stderr, dynamic_ncols=True)
-
-    def advance(amount: int) -> None:
-        bar.update(min(amount, total - bar.n))
-        if bar.n >= total:
-            bar.close()
-
-    return advance
+    return calibrate_checkpoint(job, ids, how, open_progress)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
+from ptuning.evaluation.metrics.registry import table_metrics
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 from ptuning.settings.setting_limits import check_text
@@ -164,7 +165,8 @@ def _check(arguments: Arguments) -> None:
             asked = switch if arguments.given.get(switch) or switch != "do_eval" else "eval_strategy"
             raise UserError(f"--{file_flag} is missing: --{asked} needs rows")
     if training.do_train:
-        check_combinations(model, data, training, arguments.given)
+        scores = {metric.name: metric.higher_is_better for metric in table_metrics()}
+        check_combinations(model, data, training, arguments.given, scores)
     else:
         _check_answering(model, training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]

@@ -37,7 +37,7 @@ class ScoredAnswer:
         source: ``file:line`` of the row.
         finish_reason: ``stop`` (the model ended it) or ``length`` (the limit did); "" where a file does not tell.
         tokens: how many were generated, without the end token; None where a file does not tell.
-        scores: of the pair, see :func:`ptuning.evaluation.metrics.score_pair`.
+        scores: of the pair, see :func:`ptuning.evaluation.metrics.scoring.score_pair`.
     """
 
     index: int

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ptuning.checkpoint.load import attach_checkpoint
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
 from ptuning.core.output_folder import OutputFolder
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.result_files import save_metrics
 from ptuning.data.rows import Row
 from ptuning.data.run_rows import prepare_other_rows, prepare_rows
@@ -23,10 +23,6 @@ from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
 from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments
-
-Progress = Callable[[str, int, int], Callable[[int], None]]
-"""Given a title, how many rows there are and how many are answered already, makes a callback that takes the number of rows
-just done."""
 
 SEVERAL = "evaluation"
 """Folder below the output folder where each of several checkpoints has one of its own."""
@@ -51,14 +47,14 @@ def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
     return EvaluationRows(test, general)
 
 
-def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
+def run_evaluation(arguments: Arguments, progress: OpenProgress = silent) -> RunResult:
     """Evaluate a base model, a prefix or several prefixes on the test rows.
 
     The base model is loaded once; for every further checkpoint only the prefix is exchanged.
 
     Args:
         arguments: parsed for the task ``evaluate``.
-        progress: makes a progress display.
+        progress: opens a progress display.
 
     Raises:
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is
@@ -71,7 +67,7 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
         return _run(arguments, progress, place)
 
 
-def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -> RunResult:
+def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> RunResult:
     model_settings, data, training = arguments
     check_before_loading(training)
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
@@ -97,7 +93,7 @@ def evaluate_models(
     rows: EvaluationRows,
     arguments: Arguments,
     folder: Path,
-    progress: Progress | None = None,
+    progress: OpenProgress = silent,
     checkpoint: Path | None = None,
     place: OutputFolder | None = None,
 ) -> list[ScoredModel]:
@@ -111,7 +107,7 @@ def evaluate_models(
         arguments: of the run.
         folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
             of several checkpoints to ``evaluation/NAME``.
-        progress: makes a progress display.
+        progress: opens a progress display.
         checkpoint: where the model's prefix lies.
         place: the claim on the output folder; looked after between the models.
     """
@@ -138,7 +134,7 @@ class _OneModel:
     tokenizer: Any
     rows: EvaluationRows
     arguments: Arguments
-    progress: Progress | None
+    progress: OpenProgress
     place: OutputFolder | None
 
     def score(
@@ -164,7 +160,8 @@ class _OneModel:
             seed=training.seed,
             folder=folder,
             anew=self.arguments.data.overwrite_predictions,
-            show=None if self.progress is None else partial(self.progress, title),
+            title=title,
+            progress=self.progress,
         )
         if self.place is not None:
             self.place.check(f"after {title}")

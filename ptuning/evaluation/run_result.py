@@ -14,7 +14,8 @@ from typing import Any
 from ptuning.core.atomic import replace_when_whole
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.intervals import difference_intervals, mean_intervals
-from ptuning.evaluation.metrics import SET_SCORE_NAMES, summary
+from ptuning.evaluation.metrics.registry import corpus_metrics
+from ptuning.evaluation.metrics.scoring import summary
 from ptuning.evaluation.text_statistics import text_statistics
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class Evaluation:
     Attributes:
         predictions: answers in the order of the rows, as a chat would show them.
         references: the wanted replies in the same form.
-        metrics: rouge-1, rouge-2, rouge-l, bleu-4 (percent), empty_predictions, unfinished_predictions, length and
-            repetition statistics; runtime and rates where a model answered.
+        metrics: the scores by the names of the metrics, empty_predictions, unfinished_predictions, length and repetition
+            statistics; runtime and rates where a model answered.
         answers: the same answers with all that is known about each.
     """
 
@@ -143,7 +144,7 @@ class ScoreRow:
             "difference_to_base": {
                 name: {"mean": mean, "low": low, "high": high} for name, (mean, low, high) in self.differences.items()
             },
-            "set_scores": {name: metrics[name] for name in SET_SCORE_NAMES if name in metrics},
+            "set_scores": {metric.name: metrics[metric.name] for metric in corpus_metrics() if metric.name in metrics},
         }
 
 

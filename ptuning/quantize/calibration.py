@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,12 @@ from ptuning.checkpoint.file_list import LIST_FILE, add_to_file_list, check_list
 from ptuning.checkpoint.weight_files import read_tensors
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.errors import UserError
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.reading import guarded, parse_json, read_json
 from ptuning.model.attention import DenseAttention
 from ptuning.model.layers import run_layers
 from ptuning.model.quantization import dequantize_weight
-from ptuning.quantize.folder import Progress, QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
+from ptuning.quantize.folder import QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
 from ptuning.quantize.gptq import Calibrator, round_embedding
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def calibrate_checkpoint(
     job: QuantizationJob,
     rows: Sequence[Sequence[int]],
     settings: CalibrationSettings | None = None,
-    progress: Progress | None = None,
+    progress: OpenProgress = silent,
 ) -> QuantizedFolder:
     """Write the target of a job, every weight rounded for the inputs that the calibration rows give it.
 
@@ -90,7 +91,7 @@ def calibrate_checkpoint(
         job: from :func:`~ptuning.quantize.folder.plan_quantization`.
         rows: ids, each with a mask token and ``<sop>``; see :func:`~ptuning.data.calibration_rows.calibration_ids`.
         settings: None: the defaults.
-        progress: makes a progress display.
+        progress: opens a progress display.
 
     Raises:
         UserError: rows that do not fit the model, a damaged weight.
@@ -100,9 +101,8 @@ def calibrate_checkpoint(
     work = _Workshop(job, rows, settings)
     work.open()
     count = len(LINEARS) * job.config.num_layers + 2 * job.embeddings
-    show = progress("calibrating", count, "weight") if progress is not None else lambda amount: None
-    with torch.no_grad():
-        work.run(show)
+    with closing(progress("calibrating", count, unit="weight")) as display, torch.no_grad():
+        work.run(display.advance)
     done = quantize_checkpoint(job, tensors=work.tensors(), extra_files={"calibration.json": work.report()})
     remove_tree(work.folder)
     return done

@@ -20,6 +20,7 @@ from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, 
 from ptuning.core.errors import StoppedError, TrainingError, UserError, is_out_of_memory
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.private_cache import keep_compiled_code_private
+from ptuning.core.progress import OpenProgress
 from ptuning.core.result_files import save_metrics
 from ptuning.core.version import __version__
 from ptuning.data.collator import TrainingCollator
@@ -118,13 +119,16 @@ def prepare_tuning(arguments: Arguments) -> PreparedRun:
     return PreparedRun(arguments, start, tokenizer, rows, validation)
 
 
-def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) -> TunedRun:
+def tune(
+    run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows, open_bar: OpenProgress | None = None
+) -> TunedRun:
     """Load the model, train, and save.
 
     Args:
         run: what is ready.
         place: the claim on the output folder; None in all processes but the first.
         score_rows: see :data:`ScoreRows`.
+        open_bar: opens a bar that counts steps; None: log lines instead.
 
     Raises:
         UserError: examples or checkpoints that do not fit.
@@ -136,7 +140,7 @@ def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) ->
     examples = prepare_examples(run.tokenizer, run.rows, data, "training rows")
     eval_examples = prepare_examples(run.tokenizer, run.validation, data, "validation rows") if run.validation else None
     check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
-    trainer = _trainer(run, examples, eval_examples, score_rows)
+    trainer = _trainer(run, examples, eval_examples, score_rows, open_bar)
     trainer.place = place
     folder = Path(str(training.output_dir))
     if place is not None:
@@ -158,7 +162,11 @@ def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) ->
 
 
 def _trainer(
-    run: PreparedRun, examples: PackedExamples, eval_examples: PackedExamples | None, score_rows: ScoreRows
+    run: PreparedRun,
+    examples: PackedExamples,
+    eval_examples: PackedExamples | None,
+    score_rows: ScoreRows,
+    open_bar: OpenProgress | None,
 ) -> PrefixTrainer:
     """Load the model with the prefix that training starts from, and put the trainer around it."""
     arguments, training = run.arguments, run.arguments.training
@@ -178,6 +186,7 @@ def _trainer(
         prefix_settings(arguments, model, history=any(row.history is not None for row in run.rows)),
         run_description(arguments, examples),
         _scorer(model, run, score_rows),
+        open_bar,
     )
 
 

@@ -18,6 +18,7 @@ from transformers.trainer_utils import TrainOutput
 
 from ptuning.checkpoint.run_checkpoints import changes_since, checkpoints, clear_staging, read_run, remove_old
 from ptuning.core.errors import TrainingError, UserError
+from ptuning.core.progress import OpenProgress
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.preprocess import Example
 from ptuning.kernels.allocator import keep_freed_memory
@@ -69,7 +70,8 @@ class PrefixTrainer(CheckpointingTrainer):
         eval_examples: for the validation loss.
         prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
         description: settings and rows of the run; what differs when a run goes on is named.
-        scorer: gives BLEU-4 and ROUGE for every evaluation while training.
+        scorer: gives scores of answers for every evaluation while training.
+        open_bar: opens a bar that counts steps, unless ``--disable_tqdm``; None: log lines instead.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class PrefixTrainer(CheckpointingTrainer):
         prefix_settings: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
         scorer: Scorer | None = None,
+        open_bar: OpenProgress | None = None,
     ) -> None:
         if model.prefix_encoder is None:
             raise UserError("the model has no prefix to train: give --pre_seq_len (published: 128)")
@@ -90,7 +93,7 @@ class PrefixTrainer(CheckpointingTrainer):
         self.examples = examples
         self.scorer = scorer
         self.stop = StopOnSignal()
-        self.progress = TrainingProgress(False if args.disable_tqdm else None)
+        self.progress = TrainingProgress(None if args.disable_tqdm else open_bar)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._losses = RunningLoss()
         _prepare(args)

@@ -170,7 +170,7 @@ def test_an_evaluation_in_another_encoding_is_whole(golden, golden_cases, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr.decode("gbk")
     printed = done.stdout.decode("gbk") + done.stderr.decode("gbk")
-    assert "wanted" in printed
+    assert "reference" in printed
     assert row["prompt"][:6] in printed
     assert not OBEYED & set(printed)
     assert (tmp_path / "run" / "report.html").is_file()
