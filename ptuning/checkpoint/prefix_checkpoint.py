@@ -68,7 +68,7 @@ class PrefixCheckpoint:
 
     @property
     def prompt_settings(self) -> dict[str, Any]:
-        """Keywords of :func:`ptuning.data.preprocess.prompt_ids` that the prefix was trained with."""
+        """Keywords of :func:`ptuning.data.truncation.prompt_ids` that the prefix was trained with."""
         return {
             "source_prefix": self.settings.get("source_prefix") or "",
             "legacy": bool(self.settings.get("history")) and bool(self.settings.get("legacy_first_round")),

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.sampling import sampling_settings
 from ptuning.engine.text_stream import TextStream, reply_text
 from ptuning.settings.answer_limits import checked, shown

@@ -9,7 +9,7 @@ from prefixes import random_encoder
 
 import ptuning
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import GREEDY, QueueFullError, Request, Sampling
 from ptuning.engine.text_stream import reply_text

@@ -15,7 +15,7 @@ from prefixes import random_encoder
 
 import ptuning
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine import cache as slot_cache
 from ptuning.engine import engine as core
 from ptuning.engine import text_stream

@@ -7,7 +7,7 @@ from prefixes import save_random_prefix
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import fitting_prompt_ids, prompt_ids
+from ptuning.data.truncation import fitting_prompt_ids, prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import GREEDY, Sampling
 from ptuning.serving.chat_service import ChatService, Question, load_service

@@ -9,7 +9,7 @@ import torch
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request, Sampling
 from ptuning.serving.chat_service import ChatService, Question
