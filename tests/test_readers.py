@@ -468,7 +468,7 @@ OUTSIDE_THE_GUARD = {
     "data/table_files.py:read_csv": "parses a text that was read; what the csv module raises is caught there",
     "data/table_files.py:_separator": "parses a text that was read; what the csv module raises is caught there",
     "quantize/calibration.py:calibrate_checkpoint": "a method of the workshop, no file",
-    "checkpoint/mapped_pages.py:_places": "/proc/self/maps",
+    "checkpoint/mapped_tensors.py:__init__": "called within the guard of weight_files",
     "data/sentencepiece_file.py:literal_processor": "made from a vocabulary that was read before",
     "kernels/allocator.py:zeros_when_read": "memory without a file",
     "edges/terminal.py:talk": "opens the null device for writing",

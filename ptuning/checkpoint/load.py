@@ -12,7 +12,7 @@ import torch
 from ptuning.checkpoint.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.checkpoint.placement import free_bytes, parse_dtype, pick_device
 from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
-from ptuning.checkpoint.weight_files import read_json, refuse_pointer
+from ptuning.checkpoint.weight_files import read_json, read_small_file
 from ptuning.checkpoint.weights import from_pretrained, read_config
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
@@ -50,7 +50,7 @@ def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer
     file = folder / TOKENIZER_FILE
     if not is_regular(file):
         raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
-    refuse_pointer(file)
+    read_small_file(file)
     config = read_config(folder) if is_regular(folder / "config.json") else None
     for name in _TOKENIZER_SETTINGS:
         if is_regular(folder / name):

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from ptuning.checkpoint.mapped_tensors import MappedTensors
 from ptuning.checkpoint.prefix_tensors import refuse_not_float
-from ptuning.checkpoint.weight_files import check_whole, read_json, read_tensors
+from ptuning.checkpoint.weight_files import open_tensors, read_json
 from ptuning.core.atomic import replace_when_whole
 from ptuning.core.errors import UserError
 from ptuning.core.reading import check_kinds, is_regular, listed, shortened
@@ -41,12 +41,12 @@ def is_adapter(folder: Path) -> bool:
     return os.path.isfile(folder / CONFIG_FILE)
 
 
-def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]:
+def read_adapter(folder: Path) -> tuple[MappedTensors, dict[str, str], dict[str, Any]]:
     """Read a PEFT prefix-tuning adapter.
 
     Returns:
-        the weight file; the tensors under the prefix encoder's own names; what the adapter says about its base model, under
-        the names of ``prefix_config.json``.
+        the weight file; the names of its tensors by the prefix encoder's own; what the adapter says about its base model,
+        under the names of ``prefix_config.json``.
 
     Raises:
         UserError: another kind of adapter, or files that are missing or damaged.
@@ -62,20 +62,21 @@ def read_adapter(folder: Path) -> tuple[Path, dict[str, Tensor], dict[str, Any]]
     file = next((folder / name for name in _WEIGHT_FILES if is_regular(folder / name)), None)
     if file is None:
         raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
-    check_whole(file)
-    tensors = dict(read_tensors(file))
-    rows = tensors.get(_TENSOR)
-    if rows is None or rows.dim() != 2:
-        raise UserError(f"{file} holds {listed(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
+    opened = open_tensors(file)
+    rows = opened.stored.get(_TENSOR)
+    if rows is None or len(rows.shape) != 2:
+        names = listed(sorted(opened.stored)) or "nothing"
+        raise UserError(f"{file} holds {names}; {_TENSOR} [P, 2*layers*hidden] is needed")
+    length = rows.shape[0]
     submodules = config.get("num_transformer_submodules") or 1
-    if submodules != 1 or config.get("num_virtual_tokens", len(rows)) != len(rows):
+    if submodules != 1 or config.get("num_virtual_tokens", length) != length:
         raise UserError(
             f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
-            f"{file.name} holds {len(rows)}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
+            f"{file.name} holds {length}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
         )
     refuse_not_float({_TENSOR: rows.dtype}, file)
     settings = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
-    return file, {"embedding.weight": rows.to(torch.float32).clone()}, settings
+    return opened, {"embedding.weight": _TENSOR}, settings
 
 
 def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_model: str | None = None) -> Path:

@@ -6,6 +6,7 @@ needed to chat with it: nobody repeats pre_seq_len by hand.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -17,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.checkpoint.file_list import check_listed
+from ptuning.checkpoint.file_list import ListedFile, check_read, read_file_list
+from ptuning.checkpoint.mapped_tensors import MappedTensors
 from ptuning.checkpoint.peft_adapter import CONFIG_FILE as ADAPTER_FILE
 from ptuning.checkpoint.peft_adapter import is_adapter, read_adapter
 from ptuning.checkpoint.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
-from ptuning.checkpoint.weight_files import check_whole, find_weights, read_facts, read_json, read_tensors
+from ptuning.checkpoint.weight_files import find_weights, open_tensors, parse_json_file, read_small_file
 from ptuning.core.atomic import replace_when_whole
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
@@ -45,16 +47,26 @@ class PrefixCheckpoint:
     """A prefix as it stands on disk.
 
     Attributes:
-        state_dict: tensors under the encoder's own names (``embedding.weight``, ``trans.0.weight``, …), float32.
+        stored: where each tensor lies, by the encoder's own names (``embedding.weight``, ``trans.0.weight``, …): the open
+            file, and the tensor's name in it.
         shape: read off the tensors.
         path: the file they came from.
         settings: what ``prefix_config.json`` says besides (base model, fingerprint, prompt settings); may be empty.
     """
 
-    state_dict: dict[str, Tensor]
+    stored: Mapping[str, tuple[MappedTensors, str]]
     shape: PrefixShape
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors under the encoder's own names, float32, copied out of their files."""
+        state = {}
+        for name, (file, its_name) in self.stored.items():
+            state[name] = file.tensor(its_name).to(torch.float32, copy=True)
+            file.forget(its_name)
+        return state
 
     @property
     def pre_seq_len(self) -> int:
@@ -68,7 +80,7 @@ class PrefixCheckpoint:
 
     @property
     def prompt_settings(self) -> dict[str, Any]:
-        """Keywords of :func:`ptuning.data.preprocess.prompt_ids` that the prefix was trained with."""
+        """Keywords of :func:`ptuning.data.truncation.prompt_ids` that the prefix was trained with."""
         return {
             "source_prefix": self.settings.get("source_prefix") or "",
             "legacy": bool(self.settings.get("history")) and bool(self.settings.get("legacy_first_round")),
@@ -111,8 +123,7 @@ def _is_backbone(file: Path) -> bool:
     """Whether a published weight file holds anything but a prefix."""
     if not os.path.isfile(file):
         return False
-    check_whole(file)
-    return any(not name.startswith(PREFIX_KEY) for name in read_facts(file))
+    return any(not name.startswith(PREFIX_KEY) for name in open_tensors(file).stored)
 
 
 def read_prefix(
@@ -132,61 +143,67 @@ def read_prefix(
     if not os.path.exists(folder):
         raise UserError(f"prefix checkpoint not found: {path} (working directory {working_directory()})")
     if os.path.isdir(folder) and is_regular(folder / ADAPTER_FILE) and not is_regular(folder / WEIGHTS_FILE):
-        file, state, settings = read_adapter(folder)
+        file, names, settings = read_adapter(folder)
+        stored = {name: (file, its_name) for name, its_name in names.items()}
     else:
-        files = _prefix_files(folder)
-        file = files[0]
-        state = {}
-        for part in files:
-            check_listed(part)
-            for name, tensor in read_tensors(part, PREFIX_KEY):
-                refuse_not_float({name: tensor.dtype}, part)
-                state[name.removeprefix(PREFIX_KEY)] = tensor.to(torch.float32, copy=True)
-        described = file.with_name(CONFIG_FILE)
-        settings = _read_settings(described) if file.name == WEIGHTS_FILE else {}
-        if settings:
-            _warn_of_changes(described)
-    shape = read_shape({name: tuple(tensor.shape) for name, tensor in state.items()}, file)
-    refuse_not_finite(state, file)
-    checkpoint = PrefixCheckpoint(state, shape, file, settings)
-    _hold_against_settings(checkpoint, file.with_name(CONFIG_FILE))
+        parts = _prefix_files(folder)
+        file = parts[0]
+        listed = read_file_list(file.path.parent) or {}
+        stored = {}
+        for part in parts:
+            check_read(part.path, listed.get(part.path.name), part.length, part.sha256)
+            stored |= {name.removeprefix(PREFIX_KEY): (part, name) for name in part.stored if name.startswith(PREFIX_KEY)}
+        settings = _read_settings(file.path.with_name(CONFIG_FILE), listed) if file.path.name == WEIGHTS_FILE else {}
+    checkpoint = PrefixCheckpoint(stored, _checked_shape(stored, file.path), file.path, settings)
+    _hold_against_settings(checkpoint, file.path.with_name(CONFIG_FILE))
     _hold_against_flags(checkpoint, pre_seq_len, prefix_projection)
     return checkpoint
 
 
-def _warn_of_changes(described: Path) -> None:
-    """Settings may be changed by hand (a base model that moved), so that is no error; but it does not go unsaid."""
-    try:
-        check_listed(described)
-    except UserError as error:
-        logger.warning("%s", error)
-def _read_settings(path: Path) -> dict[str, Any]:
+def _checked_shape(stored: Mapping[str, tuple[MappedTensors, str]], where: Path) -> PrefixShape:
+    """The shape of a prefix whose tensors are ordinary, finite numbers."""
+    for file, name in stored.values():
+        refuse_not_float({name: file.stored[name].dtype}, file.path)
+    shape = read_shape({name: file.stored[its_name].shape for name, (file, its_name) in stored.items()}, where)
+    refuse_not_finite({name: file.tensor(its_name).to(torch.float32) for name, (file, its_name) in stored.items()}, where)
+    for file, name in stored.values():
+        file.forget(name)
+    return shape
+
+
+def _read_settings(path: Path, listed: Mapping[str, ListedFile]) -> dict[str, Any]:
     """What ``prefix_config.json`` says; nothing where there is none.
+
+    Settings may be changed by hand (a base model that moved), so that is no error; but it does not go unsaid.
+
     Raises:
         UserError: it is damaged, or a setting is of the wrong type.
     """
-    settings = read_json(path) if is_regular(path) else {}
+    if not is_regular(path):
+        return {}
+    data = read_small_file(path)
+    settings = parse_json_file(path, data)
     check_kinds(settings, _SETTINGS_KINDS, path)
+    try:
+        check_read(path, listed.get(path.name), len(data), lambda: hashlib.sha256(data).hexdigest())
+    except UserError as error:
+        logger.warning("%s", error)
     return settings
 
 
-def _prefix_files(folder: Path) -> tuple[Path, ...]:
-    """The weight files that may hold the prefix: the one in our form, or those of a published checkpoint.
+def _prefix_files(folder: Path) -> tuple[MappedTensors, ...]:
+    """The weight files that may hold the prefix, opened: the one in our form, or those of a published checkpoint.
 
     Raises:
         UserError: there are none, or they are damaged.
     """
-    file = folder / WEIGHTS_FILE if os.path.isdir(folder) else folder
-    if is_regular(file):
-        check_whole(file)
-        return (file,)
-    published = folder / PUBLISHED_FILE
-    if is_regular(published):  # before a model.safetensors: this is where the published trainer puts a prefix
-        check_whole(published)
-        return (published,)
+    # A published prefix before a model.safetensors: this is where the published trainer puts one.
+    for file in (folder / WEIGHTS_FILE if os.path.isdir(folder) else folder, folder / PUBLISHED_FILE):
+        if is_regular(file):
+            return (open_tensors(file),)
     files = find_weights(folder)
     if files is not None:
-        return files.paths
+        return files.parts
     inside = [entry for entry in folder.glob("checkpoint-*") if entry.name.removeprefix("checkpoint-").isdigit()]
     last = max(inside, key=lambda entry: int(entry.name.removeprefix("checkpoint-")), default=None)
     hint = f"; did you mean {last}?" if last is not None else ""

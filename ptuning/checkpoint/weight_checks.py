@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.prefix_tensors import FLOATS, PREFIX_KEY
-from ptuning.checkpoint.weight_files import TensorFacts
 from ptuning.core.errors import UserError
 from ptuning.core.reading import shortened
 from ptuning.model.config import ChatGLMConfig

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ptuning.checkpoint.hub import resolve_folder
+from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import one_device, parse_dtype
 from ptuning.checkpoint.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
-from ptuning.checkpoint.weight_files import TensorFacts, WeightFiles, find_weights, read_json
+from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.kernels.allocator import on_large_pages

@@ -41,7 +41,7 @@ class TrainingCollator:
 class PromptCollator:
     """Pads prompts on the left, so that generation starts at the same column in every row.
 
-    Called with rows of ids (from :func:`ptuning.data.preprocess.prompt_ids`) it gives int64 tensors ``input_ids`` and
+    Called with rows of ids (from :func:`ptuning.data.truncation.prompt_ids`) it gives int64 tensors ``input_ids`` and
     ``attention_mask`` (1 = real), each [B, T].
     """
 

@@ -25,10 +25,11 @@ from ptuning.data.example_store import (
     read_arrays,
     write_arrays,
 )
-from ptuning.data.preprocess import Example, prompt_ids, training_example
+from ptuning.data.preprocess import Example, training_example
 from ptuning.data.rows import Row, Rows, every_round
 from ptuning.data.settings import ExampleSettings
 from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.truncation import prompt_ids
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def row_prompt(tokenizer: ChatGLMTokenizer, row: Row, data: ExampleSettings) -> 
 
 
 def prompt_options(data: ExampleSettings) -> dict[str, Any]:
-    """The keywords of :func:`~ptuning.data.preprocess.fit_prompt` that settings decide."""
+    """The keywords of :func:`~ptuning.data.truncation.fit_prompt` that settings decide."""
     return {
         "max_source_length": data.max_source_length,
         "source_prefix": data.source_prefix,

@@ -17,7 +17,7 @@ import torch
 from transformers import GenerationConfig
 
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.generate import generate_settings, generated_ids, stream_ids
 from ptuning.engine.request import Request

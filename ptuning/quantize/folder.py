@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 
 from ptuning.checkpoint.hub import resolve_folder
+from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import pick_device
 from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder
 from ptuning.checkpoint.shard_writer import ShardWriter, WeightForm
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
-from ptuning.checkpoint.weight_files import TensorFacts, WeightFiles, find_weights, read_json
+from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
 from ptuning.checkpoint.weights import read_config
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.errors import UserError

@@ -10,7 +10,7 @@ from typing import Any
 
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
-from ptuning.data.preprocess import fitting_prompt_ids
+from ptuning.data.truncation import fitting_prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Generation, Listener, Request
 from ptuning.engine.sampling_params import SamplingParams

@@ -10,9 +10,10 @@ from ptuning.core.errors import UserError
 from ptuning.data import examples as made
 from ptuning.data.example_store import FILES_KEPT, PackedExamples, pack, read_arrays, write_arrays
 from ptuning.data.examples import prepare_examples
-from ptuning.data.preprocess import prompt_ids, training_example
+from ptuning.data.preprocess import training_example
 from ptuning.data.rows import Row, read_rows
 from ptuning.data.run_rows import prepare_training_rows
+from ptuning.data.truncation import prompt_ids
 from ptuning.settings.arguments import DataArguments
 
 LIMITS = {"max_source_length": 24, "max_target_length": 20}

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 import ptuning
 from ptuning.core.errors import QuestionTooLongError, UserError
-from ptuning.data.preprocess import fit_prompt, fitting_prompt_ids, prompt_ids, reply_ids, training_example
+from ptuning.data.preprocess import reply_ids, training_example
 from ptuning.data.prompts import build_prompt
 from ptuning.data.rows import Row
 from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.truncation import fit_prompt, fitting_prompt_ids, prompt_ids
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "chatglm-tiny"
 CASES = json.loads((GOLDEN / "cases.json").read_text(encoding="utf-8"))

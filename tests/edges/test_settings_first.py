@@ -275,7 +275,7 @@ def test_functions_check_their_sizes_themselves(tiny, sizes, message):
 
 
 def test_a_batch_larger_than_the_rows_takes_no_room_for_what_is_not_there(tiny):
-    from ptuning.data.preprocess import prompt_ids
+    from ptuning.data.truncation import prompt_ids
 
     prompts = [prompt_ids(tiny[1], "你好")]
     answers = list(generate_answers(*tiny, prompts, [2], batch_size=10**12, preset=PRESETS["greedy"]))

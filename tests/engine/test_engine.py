@@ -12,7 +12,7 @@ from sampling import greedy
 import ptuning
 from ptuning.core import limits
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import QueueFullError, Request
 from ptuning.engine.sampling_params import GREEDY, SamplingParams

@@ -17,7 +17,7 @@ from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine import cache as slot_cache
 from ptuning.engine import runner as core
 from ptuning.engine import scheduler, text_stream

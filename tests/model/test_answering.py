@@ -12,7 +12,7 @@ from prefixes import random_encoder, save_random_prefix
 import ptuning
 from ptuning.checkpoint.load import load_answering_model
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request
 from ptuning.engine.sampling_params import SamplingParams

@@ -9,7 +9,7 @@ from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import fitting_prompt_ids, prompt_ids
+from ptuning.data.truncation import fitting_prompt_ids, prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import ChatService, Question, load_service

@@ -9,7 +9,7 @@ from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request
 from ptuning.serving.prefix_store import PrefixStore, UnknownPrefixError, check_name, named_checkpoints

@@ -11,7 +11,7 @@ from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request
 from ptuning.engine.sampling_params import SamplingParams

@@ -1,5 +1,6 @@
 """Reading a checkpoint takes no memory for the mapped file, and what the published file holds once is held once."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -7,11 +8,10 @@ import sys
 import pytest
 import torch
 from checkpoints import make_checkpoint
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import ptuning
-from ptuning.checkpoint.mapped_pages import MappedFile
-from ptuning.checkpoint.weight_files import read_tensors
+from ptuning.checkpoint.weight_files import open_tensors, read_tensors
 
 HEAD, EMBEDDING = "lm_head.weight", "transformer.word_embeddings.weight"
 MEGABYTE = 1 << 20
@@ -52,11 +52,38 @@ def test_a_forgotten_tensor_keeps_its_values(tmp_path, form):
 
 
 def test_memory_outside_the_file_is_left_alone(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"x")
-    tensor = torch.ones(MEGABYTE)
-    MappedFile(path).forget(tensor)
+    """A tensor that does not lie where the processor needs it is a copy."""
+    header = b'{"a": {"dtype": "F32", "shape": [%d], "data_offsets": [0, %d]}} ' % (MEGABYTE, 4 * MEGABYTE)
+    assert len(header) % 4
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + torch.ones(MEGABYTE).numpy().tobytes())
+    opened = open_tensors(path)
+    tensor = opened.tensor("a")
+    opened.forget("a")
     assert tensor.sum() == MEGABYTE
+
+
+def test_the_hash_of_a_mapped_file(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(2 * MEGABYTE)}, path)
+    assert open_tensors(path).sha256() == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("dtype", [getattr(torch, name) for name in (
+    "float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool", "uint16", "uint32",
+    "uint64", "float8_e4m3fn", "float8_e5m2", "complex64",
+)], ids=str)
+def test_every_dtype_is_read_as_the_library_reads_it(tmp_path, dtype):
+    torch.manual_seed(1)
+    numbers = torch.randint(0, 2, (3, 5, 2)).to(dtype)
+    path = tmp_path / "model.safetensors"
+    save_file({"odd": torch.zeros(3, dtype=torch.int8), "a": numbers, "b": numbers[0, 0, 0].clone(), "c": numbers[:0]}, path)
+    theirs = load_file(path)
+    ours = dict(open_tensors(path).tensors())
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert (ours[name].dtype, ours[name].shape) == (tensor.dtype, tensor.shape)
+        assert ours[name].reshape(-1).view(torch.uint8).tolist() == tensor.reshape(-1).view(torch.uint8).tolist()
 
 
 @pytest.fixture
