@@ -36,6 +36,7 @@ from ptuning.engine.sampler import Choice, RowChoice
 from ptuning.engine.sequence import Row
 from ptuning.engine.slots import Slots
 from ptuning.engine.text_stream import TextStream, reply_text
+from ptuning.model.families import family_of
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.settings.answer_limits import checked_size
 
@@ -77,14 +78,15 @@ class Engine:
         usual = 1024 if self.device.type == "cpu" else 4096
         self.prefill_tokens = usual if prefill_tokens is None else checked_size("prefill_tokens", prefill_tokens)
         self.admit_at_least = checked_size("admit_at_least", admit_at_least)
-        self.end_ids = frozenset({tokenizer.eos_token_id})
+        family = family_of(model.config)
+        self.end_ids = family.stop_ids(tokenizer)
         self.head = Head(model.lm_head)
         self.bank = PrefixPool()
         self.cache = SlotCache(model.config, model.dtype, model.device, self.max_rows, self.max_length)
         self.queue = RequestQueue(self.max_waiting)
         self.delivery = Delivery(lambda: self.queue.driven)
         self.counters = self.delivery.counters
-        self.slots = Slots(self.cache, self.bank, lambda row, why: self.delivery.end(row, "error", why))
+        self.slots = Slots(self.cache, self.bank, lambda row, why: self.delivery.end(row, "error", why), family)
         self.rows = self.slots.rows
         self.wake: Callable[[], None] = lambda: None  # tells the driving thread that there is work
         self._driving, self._driver, self._stepping = RLock(), 0, False  # _driver: the thread that takes a step
@@ -312,7 +314,7 @@ class Engine:
         slots.tokens[places] = tokens
         slots.columns[places] = torch.tensor([row.columns for row in rows], device=self.device)
         slots.positions[places] = positions
-        slots.positions[places, 1] += 1
+        slots.advance(places)
         return rows, tokens.tolist()
 
     def _row(self, generation: Generation) -> Row:
@@ -383,7 +385,7 @@ class Engine:
         chosen = tokens.tolist()  # the step's one wait for the device
         self.slots.tokens[first:stop] = tokens
         columns += 1
-        positions[:, 1] += 1
+        self.slots.advance(slice(first, stop))
         self.counters.steps += 1
         for row in rows:
             row.columns += 1

@@ -10,6 +10,7 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.errors import GenerationError, UserError
+from ptuning.model.families import family_of
 from ptuning.settings.answer_limits import SAMPLING, checked, checked_stops
 
 if TYPE_CHECKING:
@@ -97,8 +98,7 @@ class Request:
             UserError: ids that are no prompt, or too many; a prefix that was unloaded.
         """
         ids = self.prompt_ids
-        if config.bos_token_id not in ids:
-            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
+        family_of(config).check_prompt(config, ids)
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise UserError(f"an id of the prompt is outside the model's vocabulary of {config.vocab_size}")
         if self.prefix is not None and self.prefix.removed:

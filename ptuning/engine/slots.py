@@ -13,6 +13,8 @@ import torch
 from ptuning.engine.cache import SlotCache
 from ptuning.engine.prefix_pool import PrefixPool, SharedPrefix
 from ptuning.engine.sequence import Row
+from ptuning.model.families.family import Family
+from ptuning.model.positions import advance
 
 logger = logging.getLogger(__name__)
 
@@ -24,25 +26,32 @@ class Slots:
         cache: their keys and values.
         bank: their prefixes.
         give_up: called with a row that cannot stay, and why.
+        family: of the model; says what a further token adds to its K position ids.
 
     Attributes:
         rows: by slot.
-        tokens: [R] the newest token of every row; ``columns``: [R] where it goes in the cache; ``positions``: [R, 2] where
+        tokens: [R] the newest token of every row; ``columns``: [R] where it goes in the cache; ``positions``: [R, K] where
             it stands.
     """
 
-    def __init__(self, cache: SlotCache, bank: PrefixPool, give_up: Callable[[Row, str], None]) -> None:
-        self.cache, self.bank, self.give_up = cache, bank, give_up
+    def __init__(
+        self, cache: SlotCache, bank: PrefixPool, give_up: Callable[[Row, str], None], family: Family
+    ) -> None:
+        self.cache, self.bank, self.give_up, self.position_step = cache, bank, give_up, family.position_step
         self.rows: list[Row] = []
         self.tokens = torch.zeros(cache.max_rows, dtype=torch.long, device=cache.device)
         self.columns = torch.zeros_like(self.tokens)
-        self.positions = torch.zeros(cache.max_rows, 2, dtype=torch.long, device=cache.device)
+        self.positions = torch.zeros(cache.max_rows, len(family.position_step), dtype=torch.long, device=cache.device)
         self._soiled: set[int] = set()  # free slots whose numbers may not be finite
 
     @property
     def prefixes(self) -> list[SharedPrefix | None]:
         """The prefix of every row."""
         return [row.generation.request.prefix for row in self.rows]
+
+    def advance(self, slots: slice) -> None:
+        """The positions of these rows move on by one token."""
+        advance(self.positions[slots], self.position_step)
 
     def clean(self, count: int) -> None:
         """So many slots behind the rows hold finite numbers from here on."""
