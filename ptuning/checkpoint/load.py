@@ -24,6 +24,7 @@ from ptuning.kernels.dispatch import best_cpu_dtype
 from ptuning.kernels.dispatch import settings as kernel_settings
 from ptuning.kernels.onednn import prefer_onednn_products
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="PrefixedModel")
 logger = logging.getLogger(__name__)
 
-TOKENIZER_FILE = "ice_text.model"
 _TOKENIZER_SETTINGS = (CONFIG_FILE, SPECIAL_FILE, ADDED_FILE)
 
 
@@ -47,15 +47,17 @@ def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer
         UserError: a missing or damaged ``ice_text.model``, or one of another vocabulary than ``config.json``.
     """
     folder = resolve_folder(path, weights=False, **hub)
-    file = folder / TOKENIZER_FILE
+    config = read_config(folder) if is_regular(folder / "config.json") else None
+    family = family_of({} if config is None else config)
+    file = folder / family.tokenizer_file
     if not is_regular(file):
         raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
     read_small_file(file)
-    config = read_config(folder) if is_regular(folder / "config.json") else None
     for name in _TOKENIZER_SETTINGS:
         if is_regular(folder / name):
             read_json(folder / name)
-    tokenizer = ChatGLMTokenizer.from_pretrained(str(folder))
+    tokenizer: ChatGLMTokenizer = family.tokenizer.from_pretrained(str(folder))
+    tokenizer.prompt_form = family.prompt_form
     if config is not None:
         check_vocabulary(tokenizer, config, folder)
     return tokenizer
@@ -67,11 +69,8 @@ def check_vocabulary(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig, where: 
     Raises:
         UserError: with the ids and sizes of both.
     """
-    pairs = (
-        ("<sop>", tokenizer.bos_token_id, config.bos_token_id),
-        ("<eop>", tokenizer.eos_token_id, config.eos_token_id),
-        ("[gMASK]", tokenizer.gmask_token_id, config.gmask_token_id),
-    )
+    special_ids = family_of(config).special_ids.items()
+    pairs = [(name, getattr(tokenizer, key), getattr(config, key)) for name, key in special_ids]
     wrong = [f"{name} is {mine} in the tokenizer and {its} in config.json" for name, mine, its in pairs if mine != its]
     if wrong or len(tokenizer) > config.vocab_size:
         raise UserError(
@@ -159,7 +158,7 @@ def _load(
         prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
     small = resolve_folder(path, weights=False, **hub)  # checked before 13 GB are fetched
     config = read_config(small)
-    if is_regular(small / TOKENIZER_FILE):
+    if is_regular(small / family_of(config).tokenizer_file):
         load_tokenizer(small)
     if prefix is not None:
         prefix.encoder(config)  # refuses a prefix of another model before any weight is read

@@ -22,7 +22,9 @@ from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.kernels.allocator import on_large_pages
-from ptuning.model.config import ChatGLMConfig, check_config
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
+from ptuning.model.families.family import TensorNames
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear, quantize_weight
@@ -31,10 +33,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(folder: Path, **overrides: Any) -> ChatGLMConfig:
-    """The configuration of a model folder, refused where it is no ChatGLM-6B."""
+    """The configuration of a model folder, refused where no family runs it."""
     values = read_json(folder / "config.json")
-    check_config(values, str(folder / "config.json"))
-    config = ChatGLMConfig.from_dict(values | overrides)
+    family = family_of(values)
+    family.check_config(values, str(folder / "config.json"))
+    config = family.config.from_dict(values | overrides)
     config.name_or_path = str(folder)
     return config
 
@@ -70,7 +73,8 @@ def load_weights(
     unused = check_tensors(model, facts, where)
     if unused:
         logger.warning("%s holds %d tensors that are not used: %s", where, len(unused), listed(unused, 5))
-    modules, slots = dict(model.named_modules()), dict(model.named_parameters())
+    modules, slots, names = dict(model.named_modules()), dict(model.named_parameters()), family_of(model.config).names
+    twin_of = _one_storage(names)
     prefix: dict[str, Tensor] = {}
     norms: dict[str, bytes] = {}
     ends: dict[str, Tensor] = {}
@@ -78,13 +82,13 @@ def load_weights(
         if name.startswith(PREFIX_KEY):
             prefix[name.removeprefix(PREFIX_KEY)] = tensor.clone()
         elif name in slots:
-            if "layernorm" in name:
+            if names.norms in name:
                 norms[name] = tensor.to(torch.float16).contiguous().view(torch.uint8).numpy().tobytes()
             parent = modules[name.rpartition(".")[0]]
-            if name in _ONE_STORAGE and model.config.quantization_bit:
-                twin, ends[name] = ends.get(_ONE_STORAGE[name]), tensor
+            if name in twin_of and model.config.quantization_bit:
+                twin, ends[name] = ends.get(twin_of[name]), tensor
                 if twin is not None and _is_same_storage(twin, tensor):
-                    shared = modules[_ONE_STORAGE[name].rpartition(".")[0]].weight.detach()
+                    shared = modules[twin_of[name].rpartition(".")[0]].weight.detach()
                     parent.weight = nn.Parameter(shared, requires_grad=slots[name].requires_grad)
                     continue
             _fill(parent, name, tensor, slots[name].requires_grad, dtype, device, where)
@@ -100,10 +104,11 @@ def load_weights(
     return prefix
 
 
-# The published INT4 file holds one storage under both names. A quantised model is never tuned as a whole, so there both may
-# stay one in memory, 1.07 GB less; the weights of a float model become separate, as they are when it is trained.
-_EMBEDDING, _HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
-_ONE_STORAGE = {_EMBEDDING: _HEAD, _HEAD: _EMBEDDING}
+def _one_storage(names: TensorNames) -> dict[str, str]:
+    """The published INT4 file holds one storage as embedding and head: the name of the one by the other's. A quantised model
+    is never tuned as a whole, so there both may stay one in memory, 1.07 GB less; the weights of a float model become
+    separate, as they are when it is trained."""
+    return {names.embedding: names.head, names.head: names.embedding}
 
 
 def _is_same_storage(one: Tensor, other: Tensor) -> bool:

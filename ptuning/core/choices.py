@@ -2,5 +2,8 @@
 
 from typing import Literal
 
+FAMILIES = ("chatglm",)
+"""Generations of models that run here; ``model/families`` has what each is."""
+
 Truncation = Literal["smart", "published"]
 """What goes where a prompt is too long; see the setting of this name."""

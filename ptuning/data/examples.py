@@ -108,6 +108,7 @@ def _versions(tokenizer: ChatGLMTokenizer) -> dict[str, Any]:
     return {
         "ptuning": __version__,
         "vocabulary": hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest(),
+        "prompt_form": type(tokenizer.prompt_form).__name__,
         "num_image_tokens": tokenizer.num_image_tokens,
         "do_lower_case": tokenizer.do_lower_case,
         "remove_space": tokenizer.remove_space,

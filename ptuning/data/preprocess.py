@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from ptuning.core.choices import Truncation
 from ptuning.core.errors import UserError
+from ptuning.data.protocols import Tokenizer
 from ptuning.data.rows import Row
-from ptuning.data.tokenizer import ChatGLMTokenizer
 from ptuning.data.truncation import SOURCE_SPECIALS, TARGET_SPECIALS, fit_prompt, text_room
 
 IGNORE_INDEX = -100  # the label that PyTorch's cross entropy leaves out
@@ -35,14 +35,14 @@ class Example:
     cut_prompt: bool = False
 
 
-def reply_ids(tokenizer: ChatGLMTokenizer, reply: str, *, max_target_length: int) -> list[int]:
+def reply_ids(tokenizer: Tokenizer, reply: str, *, max_target_length: int) -> list[int]:
     """Ids of a reply and ``<eop>``: at most ``max_target_length - 2`` ids of text, as in the published trainer."""
     ids = tokenizer.encode_text(reply)
     return [*ids[: text_room("max_target_length", max_target_length, TARGET_SPECIALS)], tokenizer.eos_token_id]
 
 
 def training_example(
-    tokenizer: ChatGLMTokenizer,
+    tokenizer: Tokenizer,
     row: Row,
     *,
     max_source_length: int,

@@ -16,6 +16,8 @@ from transformers import AddedToken, PreTrainedTokenizer
 
 from ptuning.core.errors import UserError
 from ptuning.core.reading import guarded, is_regular, read_json
+from ptuning.data.prompts import RoundsPrompt
+from ptuning.data.protocols import PromptForm
 from ptuning.data.sentencepiece_file import literal_processor, load_processor
 from ptuning.data.tokenizer_settings import CONFIG_FILE, MAX_IMAGE_TOKENS, check_image_tokens, check_tokenizer_files
 
@@ -46,6 +48,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": "ice_text.model"}  # noqa: RUF012 - the base class's form
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
+    prompt_form: PromptForm = RoundsPrompt()
 
     def __init__(
         self,

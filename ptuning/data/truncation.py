@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from ptuning.core.choices import Truncation
 from ptuning.core.errors import QuestionTooLongError, UserError
-from ptuning.data.prompts import build_prompt
-from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.protocols import Tokenizer
 
 SOURCE_SPECIALS, TARGET_SPECIALS = 1, 2  # how many ids the published limits count beside those of the text
 
@@ -33,7 +32,7 @@ class Prompt:
 
 
 def fit_prompt(
-    tokenizer: ChatGLMTokenizer,
+    tokenizer: Tokenizer,
     query: str,
     history: Sequence[Sequence[str]] | None = None,
     *,
@@ -58,7 +57,9 @@ def fit_prompt(
     def text_ids(first_round: int) -> list[int]:
         rounds = history if history is None else history[first_round:]
         wrap = legacy or first_round > 0
-        return tokenizer.encode_text(source_prefix + build_prompt(query, rounds, legacy=wrap, system=system))
+        return tokenizer.prompt_form.encode(
+            tokenizer, query, rounds, source_prefix=source_prefix, legacy=wrap, system=system
+        )
 
     ids = text_ids(0)
     full = len(ids)
@@ -73,23 +74,22 @@ def fit_prompt(
         cut = max(0, len(ids) - room)
     if cut:
         wrapped = bool(history) or (legacy and history is not None)
-        head = room if truncation == "published" else _head(tokenizer, query, room, cue="\n答：" if wrapped else "")
+        head = room if truncation == "published" else _head(tokenizer, query, room, wrapped)
         ids = ids[:head] + ids[head + cut :]
     return Prompt(tokenizer.build_inputs_with_special_tokens(ids), full, dropped, cut)
 
 
-def _head(tokenizer: ChatGLMTokenizer, query: str, room: int, cue: str) -> int:
-    """How many of ``room`` ids are kept from the front of a text that ends in ``query`` and ``cue``; the others come
-    from its end."""
-    before = len(tokenizer.encode_text("\n"))
-    ending = len(tokenizer.encode_text(f"\n{query}{cue}")) - before
+def _head(tokenizer: Tokenizer, query: str, room: int, wrapped: bool) -> int:
+    """How many of ``room`` ids are kept from the front of a prompt that ends in ``query``; the others come from its end."""
+    form = tokenizer.prompt_form
+    ending = form.ending(tokenizer, query, wrapped)
     if ending <= room:
         return room - ending  # the question is whole, and what comes before it is cut
-    return max(0, room - (len(tokenizer.encode_text(f"\n{cue}")) - before if cue else 0)) // 2
+    return max(0, room - form.ending(tokenizer, "", wrapped)) // 2
 
 
 def prompt_ids(
-    tokenizer: ChatGLMTokenizer,
+    tokenizer: Tokenizer,
     query: str,
     history: Sequence[Sequence[str]] | None = None,
     *,
@@ -113,7 +113,7 @@ def prompt_ids(
 
 
 def fitting_prompt_ids(
-    tokenizer: ChatGLMTokenizer,
+    tokenizer: Tokenizer,
     query: str,
     history: Sequence[Sequence[str]] | None = None,
     *,
@@ -128,7 +128,7 @@ def fitting_prompt_ids(
     the question itself is never cut. Where even that alone leaves less than ``room``, the answer has what is left.
 
     The work is bounded by ``limit``, however long question and history are: what has more characters than ``limit`` tokens
-    can stand for (:attr:`ChatGLMTokenizer.max_characters`) is never made into ids.
+    can stand for (:attr:`~ptuning.data.protocols.Tokenizer.max_characters`) is never made into ids.
 
     Args:
         tokenizer: of the model.

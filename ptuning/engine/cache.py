@@ -1,6 +1,7 @@
 """The cache of all running rows: one block of keys and values per layer, a slot for each row, columns from the left.
 
-Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S columns in use, T tokens, H head size.
+Legend: R slots, A rows in use (slots 0 to A-1), L layers, N key-value heads, C columns, S columns in use, T tokens,
+H head size.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ptuning.kernels.allocator import zeros_when_read
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 
 
 class CacheLostError(RuntimeError):
@@ -36,7 +38,8 @@ class SlotCache:
     def __init__(
         self, config: ChatGLMConfig, dtype: torch.dtype, device: torch.device, max_rows: int, max_columns: int
     ) -> None:
-        self.heads, self.head_dim, self.layers = config.num_attention_heads, config.head_dim, config.num_layers
+        self.layout = family_of(config).heads(config)
+        self.heads, self.head_dim, self.layers = self.layout.num_key_value_heads, self.layout.head_dim, config.num_layers
         self.dtype, self.device = dtype, device
         self.max_rows, self.max_columns = max_rows, max_columns
         self.rows = self.columns = 0

@@ -1,6 +1,6 @@
 """One decode step: a token of every row through the backbone, each row with its own cache and its own prefix.
 
-Legend: A rows, S columns in use with the new ones, N heads, H head size, D hidden.
+Legend: A rows, S columns in use with the new ones, K position ids of a token, N heads, H head size, D hidden.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class StepCache:
 
 def _has_kernel(cache: SlotCache) -> bool:
     """Whether the native kernel attends to the rows' own tokens."""
-    fits = cache.device.type == "cpu" and cache.dtype == torch.float32
+    fits = cache.device.type == "cpu" and cache.dtype == torch.float32 and cache.layout.has_native_kernel
     return fits and dispatch.has_native() and native.attends(cache.head_dim)
 
 
@@ -72,7 +72,7 @@ def decode_step(model: PrefixedModel, tokens: Tensor, positions: Tensor, cache: 
     Args:
         model: with the backbone.
         tokens: [A] the newest token of every row.
-        positions: [A, 2] where it stands.
+        positions: [A, K] where it stands.
         cache: of this step.
 
     Returns:

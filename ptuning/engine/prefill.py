@@ -1,6 +1,6 @@
 """Prompts through the backbone in one pass, their keys and values into slots.
 
-Legend: B prompts, T tokens of the longest, P prefix slots, N heads, H head size, D hidden.
+Legend: B prompts, T tokens of the longest, P prefix slots, K position ids of a token, N heads, H head size, D hidden.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def prefill(
         first: slot of the first prompt; the others follow.
 
     Returns:
-        the last states of the prompts [B, D], which the head takes, and the positions of the prompts' last tokens [B, 2].
+        the last states of the prompts [B, D], which the head takes, and the positions of the prompts' last tokens [B, K].
     """
     config, device = model.config, cache.device
     lengths = [len(ids) for ids in prompts]

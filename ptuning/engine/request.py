@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.errors import GenerationError, UserError
 from ptuning.engine.sampling_params import GREEDY, SamplingParams
+from ptuning.model.families import family_of
 
 if TYPE_CHECKING:
     from ptuning.engine.prefix_pool import SharedPrefix
@@ -51,8 +52,7 @@ class Request:
             UserError: ids that are no prompt, or too many; a prefix that was unloaded.
         """
         ids, limit = self.prompt_ids, self.sampling.context_limit(context)
-        if config.bos_token_id not in ids:
-            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
+        family_of(config).check_prompt(config, ids)
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise UserError(f"an id of the prompt is outside the model's vocabulary of {config.vocab_size}")
         if self.prefix is not None and self.prefix.removed:

@@ -1,6 +1,6 @@
 """One step on the device: prompts are read, or every row gets one more token. Who runs is the scheduler's business.
 
-Legend: R slots, A rows in use, D hidden.
+Legend: R slots, A rows in use, K position ids of a token, D hidden.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from ptuning.engine.prefix_attention import PrefixReads
 from ptuning.engine.prefix_pool import PrefixPool
 from ptuning.engine.sampler import Sampler
 from ptuning.engine.sequence import Sequence
+from ptuning.model.families import family_of
+from ptuning.model.positions import advance
 
 
 class _Batch(NamedTuple):
@@ -40,7 +42,7 @@ class Runner:
     Attributes:
         cache: keys and values of the rows.
         prefix_pool: keys and values of the prefixes.
-        tokens: [R] the newest token of every row; ``columns``: [R] where it goes in the cache; ``positions``: [R, 2] where
+        tokens: [R] the newest token of every row; ``columns``: [R] where it goes in the cache; ``positions``: [R, K] where
             it stands.
     """
 
@@ -51,7 +53,8 @@ class Runner:
         self.cache = SlotCache(model.config, model.dtype, model.device, max_rows, max_length)
         self.tokens = torch.zeros(max_rows, dtype=torch.long, device=self.device)
         self.columns = torch.zeros_like(self.tokens)
-        self.positions = torch.zeros(max_rows, 2, dtype=torch.long, device=self.device)
+        self._position_step = family_of(model.config).position_step
+        self.positions = torch.zeros(max_rows, len(self._position_step), dtype=torch.long, device=self.device)
         self._batch: _Batch | None = None
 
     def prefill(self, sequences: abc.Sequence[Sequence], first: int) -> list[int]:
@@ -67,7 +70,7 @@ class Runner:
         self.tokens[slots] = tokens
         self.columns[slots] = torch.tensor([sequence.columns for sequence in sequences], device=self.device)
         self.positions[slots] = positions
-        self.positions[slots, 1] += 1
+        advance(self.positions[slots], self._position_step)
         return tokens.tolist()  # type: ignore[no-any-return]
 
     def decode(self, sequences: list[Sequence], first: int) -> list[int]:
@@ -84,7 +87,7 @@ class Runner:
         next_tokens: list[int] = tokens.tolist()  # the step's one wait for the device
         self.tokens[first:stop] = tokens
         columns += 1
-        positions[:, 1] += 1
+        advance(positions, self._position_step)
         for sequence in sequences:
             sequence.columns += 1
         return next_tokens

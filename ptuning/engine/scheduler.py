@@ -22,6 +22,7 @@ from ptuning.engine.sampler import RowSampler
 from ptuning.engine.sequence import Sequence
 from ptuning.engine.slots import Slots
 from ptuning.engine.text_stream import TextStream
+from ptuning.model.families import family_of
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Scheduler:
         self.queue, self.runner, self.delivery, self.tokenizer = queue, runner, delivery, tokenizer
         self.max_rows, self.max_length = max_rows, max_length
         self.prefill_tokens, self.admit_at_least = prefill_tokens, admit_at_least
-        self.end_ids = frozenset({tokenizer.eos_token_id})
+        self.end_ids = family_of(runner.model.config).stop_ids(tokenizer)
         self.counters = delivery.counters
         self.slots = Slots(runner, lambda sequence, why: delivery.end(sequence, "error", why))
         self.sequences = self.slots.sequences

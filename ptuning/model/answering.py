@@ -16,6 +16,7 @@ from torch import nn
 from ptuning.core.errors import UserError
 from ptuning.model.backbone import Backbone
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 from ptuning.model.layers import Block
 from ptuning.model.linear import Linear
@@ -52,7 +53,7 @@ class PrefixedModel(nn.Module):
         half = bool(bits) and not embedding_bits
         embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
         head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
-        self.transformer = Backbone(config, quantized_linear_class(bits), embedding, block)
+        self.transformer = Backbone(config, family_of(config), quantized_linear_class(bits), embedding, block)
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
         self.prompt_settings = {}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptuning.model.attention_context import AttentionContext, KeyValueCache
-from ptuning.model.heads import InterleavedHeads
+from ptuning.model.heads import HeadLayout
 from ptuning.model.linear import LinearFactory
 
 
@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         linear: class of the linears; called as ``linear(in_features, out_features, bias=True)``.
     """
 
-    def __init__(self, hidden_size: int, heads: InterleavedHeads, layer_index: int, linear: LinearFactory) -> None:
+    def __init__(self, hidden_size: int, heads: HeadLayout, layer_index: int, linear: LinearFactory) -> None:
         super().__init__()
         self.layer_index = layer_index
         self.query_key_value = linear(hidden_size, heads.width, bias=True)

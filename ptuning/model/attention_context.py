@@ -14,7 +14,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from ptuning.model.heads import InterleavedHeads
+from ptuning.model.heads import HeadLayout
 from ptuning.model.masks import SEES_ALL, AttentionMask
 from ptuning.model.packing import Packing
 from ptuning.model.prefix_encoder import PrefixKeyValues
@@ -57,7 +57,7 @@ class AttentionContext:
         packing: where the tokens stand, if the hidden states [n, D] hold some of the batch only; None: they are [B, T, D].
     """
 
-    heads: InterleavedHeads
+    heads: HeadLayout
     rotary: tuple[Tensor, Tensor]
     backend: AttentionBackend
     mask: AttentionMask = SEES_ALL

@@ -1,7 +1,7 @@
-"""The frozen GLM backbone of ChatGLM-6B, to be read from top to bottom.
+"""The frozen GLM backbone, to be read from top to bottom; what differs between its generations is the family's.
 
 Legend: B batch, T new tokens, S tokens seen (cached and new), P prefix slots, L layers, N heads, H head size, D hidden,
-V vocabulary, n tokens of a packed batch, w those that are kept.
+K position ids of a token, V vocabulary, n tokens of a packed batch, w those that are kept.
 
 Source: "GLM: General Language Model Pretraining with Autoregressive Blank Infilling" (Du et al. 2022) and the published
 ChatGLM-6B checkpoints, whose parameter names are kept.
@@ -19,7 +19,7 @@ from ptuning.core.errors import UserError
 from ptuning.model.attention import DenseAttention
 from ptuning.model.attention_context import AttentionBackend, AttentionContext
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.heads import InterleavedHeads
+from ptuning.model.families.family import Family
 from ptuning.model.layers import Block, run_layers
 from ptuning.model.linear import LinearFactory
 from ptuning.model.masks import (
@@ -27,14 +27,13 @@ from ptuning.model.masks import (
     AttentionMask,
     cached_mask,
     mask_with_prefix,
-    prefix_lm_mask,
     published_mask,
     real_tokens,
+    sequence_mask,
 )
 from ptuning.model.packing import Packing, pack
-from ptuning.model.positions import build_position_ids, continue_positions
+from ptuning.model.positions import continue_positions
 from ptuning.model.prefix_encoder import PrefixKeyValues
-from ptuning.model.rotary import rotary_table
 from ptuning.model.sequence_cache import SequenceCache, SequenceState, set_state, state_of
 
 
@@ -57,24 +56,25 @@ class Backbone(nn.Module):
 
     Args:
         config: sizes and special ids.
+        family: of the model.
         linear: class of the linears in the blocks, called as ``linear(in, out, bias=True)``.
         embedding: class of the embedding, called as ``embedding(V, D)``.
-        block: class of the layers, called as ``block(config, index, linear)``.
+        block: class of the layers, called as ``block(config, family, index, linear)``.
     """
 
     def __init__(
         self,
         config: ChatGLMConfig,
+        family: Family,
         linear: LinearFactory = nn.Linear,
         embedding: Callable[..., nn.Module] = nn.Embedding,
         block: type[Block] = Block,
     ) -> None:
         super().__init__()
-        self.config = config
-        self.heads = InterleavedHeads(config.num_attention_heads, config.head_dim)
+        self.config, self.family, self.heads = config, family, family.heads(config)
         self.word_embeddings = embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(block(config, index, linear) for index in range(config.num_layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
+        self.layers = nn.ModuleList(block(config, family, index, linear) for index in range(config.num_layers))
+        self.final_layernorm = family.norm(config)
 
     def forward(
         self,
@@ -94,7 +94,7 @@ class Backbone(nn.Module):
             input_ids: [B, T].
             attention_mask: [B, T] (behind a cache [B, S]), 1 for real tokens; or the published bool [B, 1, T, S] with True
                 for *masked*; or None where nothing is padding.
-            position_ids: [B, 2, T]; None builds them from the ids, or continues those of the cache.
+            position_ids: [B, K, T]; None builds them from the ids, or continues those of the cache.
             cache: of earlier tokens, without the prefix.
             inputs_embeds: [B, T, D] in place of the embedding of ``input_ids``, which still give masks and positions.
             prefix_key_values: per layer a key and a value, [1 or B, N, P, H].
@@ -123,17 +123,16 @@ class Backbone(nn.Module):
     # ---- the parts of a pass, which decoding, prompts and calibration put together themselves -------------------------
 
     def position_ids(self, input_ids: Tensor, real: Tensor | None) -> Tensor:
-        """Positions of a sequence from its start, [B, 2, T]; see :func:`~ptuning.model.positions.build_position_ids`."""
-        config = self.config
-        return build_position_ids(input_ids, real, config.bos_token_id, config.mask_token_id, config.gmask_token_id)
+        """Positions [B, K, T] of sequences from their start, with False at padding (``real``, bool [B, T]) or None."""
+        return self.family.position_ids(self.config, input_ids, real)
 
     def mask(self, input_ids: Tensor, real: Tensor | None, prefix: int = 0) -> AttentionMask:
-        """The mask of a sequence from its start; see :func:`~ptuning.model.masks.prefix_lm_mask`."""
-        return prefix_lm_mask(input_ids, real, self.config.bos_token_id, prefix)
+        """The mask of sequences from their start; see :func:`~ptuning.model.masks.sequence_mask`."""
+        return sequence_mask(self.family.context_lengths(self.config, input_ids), input_ids, real, prefix)
 
     def pack(self, input_ids: Tensor, real: Tensor | None, keep: Tensor) -> Packing:
         """Which tokens are computed; see :func:`~ptuning.model.packing.pack`."""
-        return pack(input_ids, real, keep, self.config.bos_token_id)
+        return pack(self.family.context_lengths(self.config, input_ids), real, keep)
 
     def context(
         self,
@@ -143,10 +142,9 @@ class Backbone(nn.Module):
         prefix: PrefixKeyValues | None = None,
         packing: Packing | None = None,
     ) -> AttentionContext:
-        """What the layers need for a pass over tokens at these positions [B, 2, T]."""
-        return AttentionContext(
-            self.heads, rotary_table(position_ids, self.heads.head_dim), backend, mask, prefix, packing
-        )
+        """What the layers need for a pass over tokens at these positions [B, K, T]."""
+        rotary = self.family.rotary_table(position_ids, self.heads.head_dim)
+        return AttentionContext(self.heads, rotary, backend, mask, prefix, packing)
 
     def embed(self, input_ids: Tensor, packing: Packing | None = None, inputs_embeds: Tensor | None = None) -> Tensor:
         """The first hidden states, [B, T, D]; with a packing [n, D]."""
@@ -172,21 +170,22 @@ class Backbone(nn.Module):
         prefix: int,
     ) -> tuple[Tensor, AttentionMask, SequenceState]:
         """Positions, mask, and what the cache is to remember for the next call."""
-        tokens = input_ids.shape[1]
+        tokens, step = input_ids.shape[1], self.family.position_step
         cached = 0 if cache is None else int(cache.get_seq_length())
         seen = cached + tokens
         state = state_of(cache) if cached else None
         real = real_tokens(attention_mask, None if state is None else state.real, seen, tokens)
         if position_ids is not None:
-            if position_ids.shape[1:] != (2, tokens):
-                raise UserError(f"position_ids have shape {tuple(position_ids.shape)}; allowed is [batch, 2, {tokens}]")
+            if position_ids.shape[1:] != (len(step), tokens):
+                allowed = f"[batch, {len(step)}, {tokens}]"
+                raise UserError(f"position_ids have shape {tuple(position_ids.shape)}; allowed is {allowed}")
             positions = position_ids
         elif not cached:
             positions = self.position_ids(input_ids, real)
         elif state is not None:
-            positions = continue_positions(state, tokens)
+            positions = continue_positions(state.last_position, step, tokens)
         else:
-            raise UserError("this cache was not filled by ChatGLM: give position_ids [batch, 2, tokens] with it")
+            raise UserError(f"this cache was not filled by ChatGLM: give position_ids [batch, {len(step)}, tokens] with it")
         if attention_mask is not None and attention_mask.dim() == 4:
             mask = mask_with_prefix(published_mask(attention_mask, tokens, seen), prefix)
         elif cached:

@@ -32,9 +32,11 @@ class ChatGLMConfig(PreTrainedConfig):
         prefix_projection: whether the prefix encoder has its two-layer projection.
         quantization_bit: 0 (float), 4 or 8: the storage of the four linears of every block.
         quantization_embeddings: whether ``word_embeddings`` and ``lm_head`` are quantised too (the INT4-QE model).
+        family: name of the family that its models belong to; see :func:`ptuning.model.families.family_of`.
     """
 
     model_type = "chatglm"
+    family: ClassVar[str] = "chatglm"
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         "num_hidden_layers": "num_layers",
@@ -121,7 +123,7 @@ class ChatGLMConfig(PreTrainedConfig):
             return super().from_dict(values, **kwargs)  # type: ignore[no-any-return]
 
     @staticmethod
-    def later_generation_keys(values: dict[str, Any]) -> list[str]:
+    def later_generation_keys(values: Mapping[str, Any]) -> list[str]:
         """Those keys of a parsed ``config.json`` that only ChatGLM2 and later have."""
         return [key for key in _LATER_GENERATION_KEYS if key in values]
 

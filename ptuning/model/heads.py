@@ -1,15 +1,44 @@
 """How the heads of a layer lie in what its first linear gives: the fused projection of queries, keys and values.
 
-Legend: B batch, T tokens, N heads, H head size, D hidden.
+Legend: B batch, T tokens, N heads, G key-value heads, H head size, D hidden.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
 from ptuning.model.rotary import apply_rotary
+
+
+class HeadLayout(Protocol):
+    """Where the heads of a layer are."""
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """G, of cache and prefix."""
+
+    @property
+    def head_dim(self) -> int:
+        """H."""
+
+    @property
+    def width(self) -> int:
+        """Columns of the fused projection."""
+
+    @property
+    def has_native_kernel(self) -> bool:
+        """Whether the native kernel for a decoded token reads the fused projection as it lies."""
+
+    def split(self, fused: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N, T, H] and keys [B, G, T, H], turned by their positions, and values [B, G, T, H].
+
+        Args:
+            fused: [B, T, width].
+            rotary: cosines and sines, each [B, 1, T, H].
+        """
 
 
 @dataclass(frozen=True)
@@ -23,6 +52,12 @@ class InterleavedHeads:
 
     num_heads: int
     head_dim: int
+    has_native_kernel: ClassVar[bool] = True
+
+    @property
+    def num_key_value_heads(self) -> int:
+        """N: every head has keys and values of its own."""
+        return self.num_heads
 
     @property
     def width(self) -> int:

@@ -5,55 +5,63 @@ Legend: B batch, T tokens, L layers, D hidden, n tokens of a packed batch, w tho
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from ptuning.kernels.gelu import gelu
 from ptuning.model.attention import SelfAttention
 from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.heads import InterleavedHeads
+from ptuning.model.families.family import Family
 from ptuning.model.linear import LinearFactory
 
 
 class MLP(nn.Module):
-    """Linear, GELU in its tanh form, Linear."""
+    """Linear, the family's activation, Linear."""
 
-    def __init__(self, config: ChatGLMConfig, linear: LinearFactory) -> None:
+    def __init__(self, config: ChatGLMConfig, family: Family, linear: LinearFactory) -> None:
         super().__init__()
+        self.activation = family.activation
         self.dense_h_to_4h = linear(config.hidden_size, config.inner_hidden_size, bias=True)
         self.dense_4h_to_h = linear(config.inner_hidden_size, config.hidden_size, bias=True)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[B, T, D] to [B, T, D]."""
-        projected: Tensor = self.dense_4h_to_h(gelu(self.dense_h_to_4h(hidden_states)))
+        projected: Tensor = self.dense_4h_to_h(self.activation(self.dense_h_to_4h(hidden_states)))
         return projected
 
 
 class Block(nn.Module):
-    """One layer. Both residuals start from the *normalised* input, scaled by alpha = sqrt(2L)."""
+    """One layer: attention and MLP, each with a norm before and a residual around it; which, the family says.
 
-    def __init__(self, config: ChatGLMConfig, layer_index: int, linear: LinearFactory) -> None:
+    Args:
+        config: sizes.
+        family: of the model.
+        layer_index: place of the layer in cache and prefix.
+        linear: class of its linears.
+    """
+
+    def __init__(self, config: ChatGLMConfig, family: Family, layer_index: int, linear: LinearFactory) -> None:
         super().__init__()
-        self.alpha = math.sqrt(2 * config.num_layers)
-        heads = InterleavedHeads(config.num_attention_heads, config.head_dim)
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.attention = SelfAttention(config.hidden_size, heads, layer_index, linear)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.mlp = MLP(config, linear)
+        self.alpha = family.residual_scale(config)
+        self.residual_post_layernorm = family.residual_post_layernorm
+        self.input_layernorm = family.norm(config)
+        self.attention = SelfAttention(config.hidden_size, family.heads(config), layer_index, linear)
+        self.post_attention_layernorm = family.norm(config)
+        self.mlp = MLP(config, family, linear)
 
     def forward(self, hidden_states: Tensor, context: AttentionContext) -> Tensor:
         """[B, T, D] to the same; with a packing [n, D] to [n, D] or [w, D]."""
         normed = self.input_layernorm(hidden_states)
         attended = self.attention(normed, context)
+        residual = normed if self.residual_post_layernorm else hidden_states
         if context.packing is not None:
-            normed = context.packing.select(normed)
-        hidden_states = torch.add(attended, normed, alpha=self.alpha)
+            residual = context.packing.select(residual)
+        hidden_states = torch.add(attended, residual, alpha=self.alpha)
         normed = self.post_attention_layernorm(hidden_states)
-        return torch.add(self.mlp(normed), normed, alpha=self.alpha)
+        residual = normed if self.residual_post_layernorm else hidden_states
+        return torch.add(self.mlp(normed), residual, alpha=self.alpha)
 
 
 def run_layers(

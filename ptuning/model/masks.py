@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ptuning.core.errors import UserError
-from ptuning.model.positions import context_lengths
 
 
 class AttentionMask(NamedTuple):
@@ -38,19 +37,17 @@ SEES_ALL = AttentionMask()
 """Every row sees everything."""
 
 
-def prefix_lm_mask(input_ids: Tensor, real: Tensor | None, bos_token_id: int, prefix: int) -> AttentionMask:
-    """The prefix-LM mask of a whole sequence: the context is seen by all, the answer is causal.
+def sequence_mask(context_lengths: Tensor, input_ids: Tensor, real: Tensor | None, prefix: int) -> AttentionMask:
+    """The prefix-LM mask of whole sequences: the context is seen by all, the answer is causal.
 
     Args:
+        context_lengths: [B], columns of the context; 0 where all is causal.
         input_ids: [B, T].
         real: bool [B, T] or None; padding is hidden as a column and sees nothing as a row.
-        bos_token_id: id of ``<sop>``.
         prefix: P, columns put first that every row sees.
     """
-    tokens = input_ids.shape[1]
-    column = torch.arange(tokens, device=input_ids.device)
-    context = context_lengths(input_ids, bos_token_id)[:, None, None]
-    allowed = (column < context) | (column <= column[:, None])  # [B, T, T]
+    column = torch.arange(input_ids.shape[1], device=input_ids.device)
+    allowed = (column < context_lengths[:, None, None]) | (column <= column[:, None])  # [B, T, T]
     if real is not None:
         allowed = allowed & real[:, None, :] & real[:, :, None]
     return mask_with_prefix(allowed[:, None], prefix)

@@ -231,15 +231,10 @@ class ChatGLMNetwork(PrefixedModel, PreTrainedModel, GenerationMixin):
         if self.config.quantization_bit not in (0, bits):
             raise UserError(f"the model is quantised to {self.config.quantization_bit} bits; it cannot become {bits}")
         for layer in self.transformer.layers:
-            for parent, name in (
-                (layer.attention, "query_key_value"),
-                (layer.attention, "dense"),
-                (layer.mlp, "dense_h_to_4h"),
-                (layer.mlp, "dense_4h_to_h"),
-            ):
-                linear = getattr(parent, name)
+            for name in self.transformer.family.names.linears:
+                linear = layer.get_submodule(name)
                 if isinstance(linear, nn.Linear):
-                    setattr(parent, name, QuantizedLinear.from_linear(linear, bits))
+                    layer.set_submodule(name, QuantizedLinear.from_linear(linear, bits))
         if quantize_embeddings and isinstance(self.lm_head, nn.Linear):
             embedding: Any = self.transformer.word_embeddings
             self.transformer.word_embeddings = QuantizedEmbedding.from_embedding(embedding.weight, bits)

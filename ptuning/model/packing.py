@@ -10,8 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptuning.model.positions import context_lengths
-
 
 class Packing(NamedTuple):
     """Where the tokens that are computed stand in a padded batch. Between attention they lie one behind the other, so that
@@ -49,20 +47,19 @@ class Packing(NamedTuple):
         return values if self.kept is None else values.index_select(0, self.kept)
 
 
-def pack(input_ids: Tensor, real: Tensor | None, keep: Tensor, bos_token_id: int) -> Packing:
+def pack(context_lengths: Tensor, real: Tensor | None, keep: Tensor) -> Packing:
     """Which tokens of a batch have to be computed for those that are kept: no padding, and nothing after the last of them.
 
     Args:
-        input_ids: [B, T].
+        context_lengths: [B]; the context sees all of itself and is needed whole.
         real: bool [B, T], False at padding, or None.
         keep: bool [B, T], tokens whose output is asked for.
-        bos_token_id: id of ``<sop>``; the context before it sees all of itself and is needed whole.
     """
-    batch, tokens = input_ids.shape
-    column = torch.arange(tokens, device=input_ids.device)
+    batch, tokens = keep.shape
+    column = torch.arange(tokens, device=keep.device)
     keep = keep if real is None else keep & real
     last = torch.where(keep, column, -1).amax(dim=1, keepdim=True)
-    needed = (column <= last) | (column < context_lengths(input_ids, bos_token_id)[:, None])
+    needed = (column <= last) | (column < context_lengths[:, None])
     needed = (needed if real is None else needed & real).flatten()
     places = needed.nonzero()[:, 0]
     kept = keep.flatten()[places].nonzero()[:, 0]

@@ -1,15 +1,16 @@
 """Positions, built from ids: where every token of a GLM row stands (SPEC: forward pass).
 
-Legend: B batch, T tokens.
+Legend: B batch, T tokens, K position ids of a token.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ptuning.core.errors import UserError
-from ptuning.model.sequence_cache import SequenceState
 
 
 def context_lengths(input_ids: Tensor, bos_token_id: int) -> Tensor:
@@ -66,8 +67,20 @@ def build_position_ids(
     return stacked if real is None else stacked.masked_fill(~real[:, None], 0)
 
 
-def continue_positions(state: SequenceState, tokens: int) -> Tensor:
-    """Positions of ``tokens`` new tokens after the cached ones, [B, 2, T]: row 0 stays, row 1 counts on."""
-    last = state.last_position
-    steps = torch.arange(1, tokens + 1, device=last.device)
-    return torch.cat((last[:, :1].expand(-1, -1, tokens), last[:, 1:] + steps), dim=1)
+def continue_positions(last: Tensor, step: Sequence[int], tokens: int) -> Tensor:
+    """Positions of new tokens after the cached ones, [B, K, T].
+
+    Args:
+        last: [B, K, 1], of the last cached token.
+        step: what each further token adds to the K position ids.
+        tokens: T.
+    """
+    count = torch.arange(1, tokens + 1, device=last.device)
+    return torch.cat([last[:, row : row + 1] + added * count for row, added in enumerate(step)], dim=1)
+
+
+def advance(positions: Tensor, step: Sequence[int]) -> None:
+    """Move positions [A, K] on by one token, in place; ``step`` is that of :func:`continue_positions`."""
+    for row, added in enumerate(step):
+        if added:
+            positions[:, row] += added

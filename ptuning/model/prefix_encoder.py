@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 
 PrefixKeyValues = tuple[tuple[Tensor, Tensor], ...]
 """Per layer a key and a value, each [1 or B, N, P, H]."""
@@ -30,8 +31,8 @@ class PrefixConfig:
         pre_seq_len: P, number of prefix slots.
         projection: whether a two-layer projection stands between the embedding and the keys and values.
         num_layers: L of the backbone.
-        num_attention_heads: N of the backbone.
-        hidden_size: D of the backbone.
+        num_attention_heads: N of the backbone, its key-value heads.
+        hidden_size: NH, which is D of the backbone.
         dropout: share of the keys and values dropped while training.
     """
 
@@ -122,11 +123,12 @@ def prefix_config_of(model_config: ChatGLMConfig, pre_seq_len: int, projection: 
         projection: with or without projection.
         dropout: share dropped while training.
     """
+    heads = family_of(model_config).heads(model_config)
     return PrefixConfig(
         pre_seq_len=pre_seq_len,
         projection=projection,
         num_layers=model_config.num_layers,
-        num_attention_heads=model_config.num_attention_heads,
-        hidden_size=model_config.hidden_size,
+        num_attention_heads=heads.num_key_value_heads,
+        hidden_size=heads.num_key_value_heads * heads.head_dim,
         dropout=dropout,
     )

@@ -2,8 +2,7 @@
 
 import torch
 
-from ptuning.model.positions import build_position_ids, continue_positions
-from ptuning.model.sequence_cache import SequenceState
+from ptuning.model.positions import advance, build_position_ids, continue_positions
 
 SOP, MASK, GMASK, PAD = 9, 7, 8, 3
 
@@ -34,5 +33,12 @@ def test_left_padding_is_not_counted():
 
 
 def test_new_tokens_go_on_in_the_block():
-    state = SequenceState(torch.tensor([[[2], [3]]]), None)
-    assert continue_positions(state, 2).tolist() == [[[2, 2], [4, 5]]]
+    assert continue_positions(torch.tensor([[[2], [3]]]), (0, 1), 2).tolist() == [[[2, 2], [4, 5]]]
+
+
+def test_positions_of_running_rows_move_on_in_place():
+    standing = torch.tensor([[2, 3], [7, 1]])
+    advance(standing[1:], (0, 1))
+    assert standing.tolist() == [[2, 3], [7, 2]]
+    advance(standing, (1, 0))
+    assert standing.tolist() == [[3, 3], [8, 2]]
