@@ -4,6 +4,7 @@ Such a process can be killed at any moment; what it wrote to the disk is what a 
 tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
+import json
 import multiprocessing
 import os
 import signal
@@ -47,7 +48,7 @@ class Command:
         if self._process.is_alive():
             os.kill(self.pid, number)
 
-    def wait(self, timeout=100):
+    def wait(self, timeout=240):
         """Wait for the end; the exit code (negative: the signal that ended it)."""
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -69,7 +70,7 @@ class Command:
         """What it has printed so far."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
-    def wait_for(self, condition, timeout=100):
+    def wait_for(self, condition, timeout=240):
         """Wait until ``condition()`` holds or the process ends; what it gave."""
         until = time.monotonic() + timeout
         while time.monotonic() < until and self.running():
@@ -93,6 +94,53 @@ def finished(argv, folder, **settings):
     command = Command(argv, output, errors=errors, **settings)
     code = command.wait()
     return subprocess.CompletedProcess(argv, code, command.text(), errors.read_text(encoding="utf-8"))
+
+
+ONE_AFTER_THE_OTHER = """
+import json, os, sys, traceback
+first, cases = json.loads(sys.stdin.read())
+exec(first, {})
+for code, argv, folder, output in cases:
+    child = os.fork()
+    if not child:
+        for number in (1, 2):
+            os.dup2(os.open(f"{output}-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.chdir(folder)
+        sys.argv, ended = ["-c", *argv], 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            ended = 0
+        except SystemExit as error:
+            ended = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(ended)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def forked_from_one(first, cases, folder, **settings):
+    """Run every case in a process that is forked from one that has done ``first``; what each gave, in their order.
+
+    Args:
+        first: Python code, as imports of libraries whose import is not what is tested.
+        cases: (Python code, its arguments, its working directory) each.
+        folder: for what they print.
+        settings: of ``subprocess.run``, as ``env``.
+    """
+    given = [
+        (code, list(map(str, argv)), str(place), str(folder / f"case-{number}"))
+        for number, (code, argv, place) in enumerate(cases)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER], input=json.dumps([first, given]), capture_output=True, text=True,
+        timeout=280, check=True, **settings,
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    assert len(codes) == len(given), done.stderr
+    texts = [[Path(f"{output}-{number}").read_text(encoding="utf-8") for number in (1, 2)] for *_, output in given]
+    return [subprocess.CompletedProcess(case, code, *text) for case, code, text in zip(cases, codes, texts, strict=True)]
 
 
 def _inside(argv, streams, limits, before):
