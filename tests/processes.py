@@ -4,6 +4,7 @@ Such a process can be killed at any moment; what it wrote to the disk is what a 
 tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -27,18 +28,21 @@ _started: WeakSet["Command"] = WeakSet()
 class Command:
     """``ptuning ARGV`` in a new process.
 
-    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first.
+    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first;
+    ``module``: whose ``main`` takes the arguments.
 
     Attributes:
         pid: of the process.
         output: file with everything it printed.
     """
 
-    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before=""):
+    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before="",
+                 module="ptuning.edges.cli"):  # fmt: skip
         self.output = Path(output)
         streams = (str(output), str(errors or output))
         limits = {"RLIMIT_AS": limit_memory, "RLIMIT_FSIZE": limit_file}
-        self._process = FORKS.Process(target=_inside, args=(list(map(str, argv)), streams, limits, before))
+        words = list(map(str, argv))
+        self._process = FORKS.Process(target=_inside, args=(words, streams, limits, before, module))
         self._process.start()
         self.pid = self._process.pid
         _started.add(self)
@@ -143,7 +147,7 @@ def forked_from_one(first, cases, folder, **settings):
     return [subprocess.CompletedProcess(case, code, *text) for case, code, text in zip(cases, codes, texts, strict=True)]
 
 
-def _inside(argv, streams, limits, before):
+def _inside(argv, streams, limits, before, module):
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -157,9 +161,7 @@ def _inside(argv, streams, limits, before):
             if limit is not None:  # RLIMIT_FSIZE: as `ulimit -f`, in bytes
                 resource.setrlimit(getattr(resource, name), (limit, limit))
     exec(before, {})
-    from ptuning.edges.cli import main
-
-    code = main(argv)
+    code = importlib.import_module(module).main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
