@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from compilers import write_quick_compiler
 from runs import small_run, write_rows
 from safetensors.torch import load_file
 
@@ -40,6 +41,12 @@ def _no_command_outlives_its_test():
     yield
     if "processes" in sys.modules:
         sys.modules["processes"].end_all()
+
+
+@pytest.fixture(scope="session")
+def quick_compiler(tmp_path_factory) -> Path:
+    """A folder for the front of PATH: a compiler for tests of what is around compiling."""
+    return write_quick_compiler(tmp_path_factory.mktemp("compiler"))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ Such a process can be killed at any moment; what it wrote to the disk is what a 
 tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
+import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -26,18 +28,21 @@ _started: WeakSet["Command"] = WeakSet()
 class Command:
     """``ptuning ARGV`` in a new process.
 
-    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first.
+    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first;
+    ``module``: whose ``main`` takes the arguments.
 
     Attributes:
         pid: of the process.
         output: file with everything it printed.
     """
 
-    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before=""):
+    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before="",
+                 module="ptuning.edges.cli"):  # fmt: skip
         self.output = Path(output)
         streams = (str(output), str(errors or output))
         limits = {"RLIMIT_AS": limit_memory, "RLIMIT_FSIZE": limit_file}
-        self._process = FORKS.Process(target=_inside, args=(list(map(str, argv)), streams, limits, before))
+        words = list(map(str, argv))
+        self._process = FORKS.Process(target=_inside, args=(words, streams, limits, before, module))
         self._process.start()
         self.pid = self._process.pid
         _started.add(self)
@@ -47,7 +52,7 @@ class Command:
         if self._process.is_alive():
             os.kill(self.pid, number)
 
-    def wait(self, timeout=100):
+    def wait(self, timeout=240):
         """Wait for the end; the exit code (negative: the signal that ended it)."""
         self._process.join(timeout)
         if self._process.exitcode is None:
@@ -69,7 +74,7 @@ class Command:
         """What it has printed so far."""
         return self.output.read_text(encoding="utf-8", errors="replace") if self.output.exists() else ""
 
-    def wait_for(self, condition, timeout=100):
+    def wait_for(self, condition, timeout=240):
         """Wait until ``condition()`` holds or the process ends; what it gave."""
         until = time.monotonic() + timeout
         while time.monotonic() < until and self.running():
@@ -95,7 +100,54 @@ def finished(argv, folder, **settings):
     return subprocess.CompletedProcess(argv, code, command.text(), errors.read_text(encoding="utf-8"))
 
 
-def _inside(argv, streams, limits, before):
+ONE_AFTER_THE_OTHER = """
+import json, os, sys, traceback
+first, cases = json.loads(sys.stdin.read())
+exec(first, {})
+for code, argv, folder, output in cases:
+    child = os.fork()
+    if not child:
+        for number in (1, 2):
+            os.dup2(os.open(f"{output}-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.chdir(folder)
+        sys.argv, ended = ["-c", *argv], 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            ended = 0
+        except SystemExit as error:
+            ended = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(ended)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def forked_from_one(first, cases, folder, **settings):
+    """Run every case in a process that is forked from one that has done ``first``; what each gave, in their order.
+
+    Args:
+        first: Python code, as imports of libraries whose import is not what is tested.
+        cases: (Python code, its arguments, its working directory) each.
+        folder: for what they print.
+        settings: of ``subprocess.run``, as ``env``.
+    """
+    given = [
+        (code, list(map(str, argv)), str(place), str(folder / f"case-{number}"))
+        for number, (code, argv, place) in enumerate(cases)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER], input=json.dumps([first, given]), capture_output=True, text=True,
+        timeout=280, check=True, **settings,
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    assert len(codes) == len(given), done.stderr
+    texts = [[Path(f"{output}-{number}").read_text(encoding="utf-8") for number in (1, 2)] for *_, output in given]
+    return [subprocess.CompletedProcess(case, code, *text) for case, code, text in zip(cases, codes, texts, strict=True)]
+
+
+def _inside(argv, streams, limits, before, module):
     for number, path in enumerate(streams, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -109,9 +161,7 @@ def _inside(argv, streams, limits, before):
             if limit is not None:  # RLIMIT_FSIZE: as `ulimit -f`, in bytes
                 resource.setrlimit(getattr(resource, name), (limit, limit))
     exec(before, {})
-    from ptuning.edges.cli import main
-
-    code = main(argv)
+    code = importlib.import_module(module).main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

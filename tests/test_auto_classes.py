@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import add_remote_code, edit_json, make_checkpoint
+from processes import forked_from_one
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,18 +65,42 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        f"import ptuning\nfrom transformers import {AUTO}",
-        f"from transformers import {AUTO}\nimport ptuning",
-        f"from ptuning.engine.chat_model import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
-        f"import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\nfrom transformers import {AUTO}",
-    ],
-    ids=["ptuning first", "transformers first", "model first", "reloaded"],
-)
-def test_every_order_of_imports_registers_and_remote_code_is_never_imported(folder, imports):
-    assert run(f"{imports}\n{USE}", folder) == EXPECTED
+ORDERS = {
+    "ptuning first": f"import ptuning\nfrom transformers import {AUTO}",
+    "transformers first": f"from transformers import {AUTO}\nimport ptuning",
+    "model first": f"from ptuning.engine.chat_model import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
+    "reloaded": "import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\n"
+    f"from transformers import {AUTO}",
+}
+FIRST = ("ptuning.model.backbone", "ptuning.data.tokenizer", "ptuning.model.answering", "ptuning.engine.chat",
+         "ptuning.model.network")  # fmt: skip
+IMPORTED_FIRST = """
+import {module}
+from transformers import AutoModelForCausalLM as auto
+from ptuning import ChatGLMConfig as config
+assert config in auto._model_mapping.keys()
+"""
+# What transformers imports on its way and what is not of it: whether that is there already makes no difference.
+LIBRARIES = """
+import accelerate, huggingface_hub, numpy, safetensors.torch, sentencepiece, sys, tokenizers, torch
+import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
+assert not [name for name in sys.modules if name.split(".")[0] in ("transformers", "ptuning")]
+"""
+
+
+@pytest.fixture(scope="module")
+def imported(folder, tmp_path_factory):
+    """What every order of imports gave, each in a process that had neither ptuning nor transformers before."""
+    cases = {name: (f"import sys\n{imports}\n{USE}", [folder], ROOT) for name, imports in ORDERS.items()}
+    cases |= {name: (IMPORTED_FIRST.format(module=name), [], ROOT) for name in FIRST}
+    done = forked_from_one(LIBRARIES, cases.values(), tmp_path_factory.mktemp("imports"), cwd=ROOT)
+    return dict(zip(cases, done, strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_imports_registers_and_remote_code_is_never_imported(imported, order):
+    assert imported[order].returncode == 0, imported[order].stderr
+    assert json.loads(imported[order].stdout.splitlines()[-1]) == EXPECTED
 
 
 def test_from_inside_the_folder_and_beside_other_models(folder, tmp_path):
@@ -99,18 +124,7 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
     assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "ptuning.model.backbone", "ptuning.data.tokenizer", "ptuning.model.answering", "ptuning.engine.chat",
-        "ptuning.engine.chat_model", "ptuning.model.network",
-    ],
-)
-def test_any_module_may_be_imported_first(module):
+@pytest.mark.parametrize("module", FIRST)
+def test_any_module_may_be_imported_first(imported, module):
     """The model imports an Auto module on its way, which must not ask for the model again."""
-    code = (
-        f"import {module}\nfrom transformers import AutoModelForCausalLM as auto\n"
-        "from ptuning import ChatGLMConfig as config\nassert config in auto._model_mapping.keys()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert imported[module].returncode == 0, imported[module].stderr

@@ -205,15 +205,12 @@ print("loaded")
 
 
 @pytest.fixture(scope="module")
-def compilers(tmp_path_factory):
+def compilers(quick_compiler):
     """A compiler that does not take long, and a library that tells when it is loaded."""
-    folder = tmp_path_factory.mktemp("compiler")
-    compiler = folder / "cc"
-    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@" -O0\n', encoding="ascii")
-    compiler.chmod(0o755)
-    (folder / "planted.c").write_text(PLANTED, encoding="ascii")
-    subprocess.run([compiler, "-shared", "-fPIC", folder / "planted.c", "-o", folder / "planted.so"], check=True)
-    return folder
+    (quick_compiler / "planted.c").write_text(PLANTED, encoding="ascii")
+    command = [quick_compiler / "cc", "-shared", "-fPIC", quick_compiler / "planted.c", "-o", quick_compiler / "planted.so"]
+    subprocess.run(command, check=True, env=os.environ | {"TMPDIR": "/nowhere"})
+    return quick_compiler
 
 
 def start(compilers, home, **changes):

@@ -256,12 +256,19 @@ print("compiled" if dispatch.start("native") else "not compiled")
 """
 
 
-def in_process(tmp_path, **changes):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PTUNING_")}
-    environment = kept | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | changes
-    return subprocess.Popen(
-        [sys.executable, "-c", TRY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+@pytest.fixture
+def in_process(tmp_path, quick_compiler):
+    """Starts a process that compiles for itself, with what the environment is to have beside."""
+
+    def start(**changes):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PTUNING_")}
+        path = f"{quick_compiler}{os.pathsep}{os.environ['PATH']}"
+        environment = kept | {"PATH": path, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | changes
+        return subprocess.Popen(
+            [sys.executable, "-c", TRY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    return start
 
 
 def ended(process):
@@ -270,36 +277,36 @@ def ended(process):
     return out, error
 
 
-def test_processes_that_compile_at_once_keep_one_library(kernel, tmp_path):
-    for process in [in_process(tmp_path) for _ in range(3)]:
+def test_processes_that_compile_at_once_keep_one_library(kernel, in_process, tmp_path):
+    for process in [in_process() for _ in range(3)]:
         assert ended(process)[0] == "compiled\n"
     folder = tmp_path / "ptuning" / "kernels"
     (library,) = folder.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     library.write_bytes(b"damaged")
-    assert ended(in_process(tmp_path))[0] == "compiled\n"
+    assert ended(in_process())[0] == "compiled\n"
     assert library.stat().st_size > 10_000
     assert list(folder.iterdir()) == [library]
 
 
-def test_no_compiler_is_said_once(tmp_path):
-    out, error = ended(in_process(tmp_path, PATH=""))
+def test_no_compiler_is_said_once(in_process):
+    out, error = ended(in_process(PATH=""))
     assert out == "not compiled\n"
     assert error == "the native kernel cannot start (RuntimeError: no C compiler on PATH (cc, gcc, clang))\n"
 
 
-def test_a_compiler_that_fails_is_said_once(tmp_path):
+def test_a_compiler_that_fails_is_said_once(in_process, tmp_path):
     fake = tmp_path / "bin" / "cc"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\nwhile :; do case $1 in --version) exit 0;; '') break;; esac; shift; done\n"
                     "echo 'cc: error: no headers' >&2\nexit 1\n", encoding="ascii")
     fake.chmod(0o755)
-    out, error = ended(in_process(tmp_path, PATH=str(fake.parent)))
+    out, error = ended(in_process(PATH=str(fake.parent)))
     assert out == "not compiled\n"
     assert error == f"the native kernel cannot start (RuntimeError: {fake} failed: cc: error: no headers)\n"
     assert list((tmp_path / "ptuning" / "kernels").iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, tmp_path):
+def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, in_process, tmp_path):
     (tmp_path / "ptuning").write_text("a file in the way", encoding="ascii")
-    assert ended(in_process(tmp_path))[0] == "compiled\n"
+    assert ended(in_process())[0] == "compiled\n"
