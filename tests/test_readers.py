@@ -471,7 +471,7 @@ OUTSIDE_THE_GUARD = {
     "checkpoint/mapped_tensors.py:__init__": "called within the guard of weight_files",
     "data/sentencepiece_file.py:literal_processor": "made from a vocabulary that was read before",
     "kernels/allocator.py:zeros_when_read": "memory without a file",
-    "edges/terminal.py:talk": "opens the null device for writing",
+    "edges/terminal.py:run": "opens the null device for writing",
     "kernels/*": "our own sources, and the system's figures; the compiled library has checks of its own",
     "memory/machine.py:*": "/proc/cpuinfo",
     "evaluation/report/page.py:*": "our own style sheet",

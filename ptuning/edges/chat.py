@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.language import LanguageChoice, language_of_environment
 from ptuning.settings.arguments import AnswerArguments, ServingArguments
 from ptuning.settings.parsing import SettingsParser
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     language = language_of_environment() if settings.lang == "auto" else settings.lang
     plain = settings.plain or not (sys.stdin.isatty() and sys.stdout.isatty())
     try:
-        return ChatTerminal(conversation, Texts(language), plain=plain).talk()
+        return ChatTerminal(conversation, Texts(language), plain=plain).run()
     finally:
         conversation.service.stop()
 
@@ -70,7 +70,7 @@ def served_model(given: Any) -> ServingArguments:
 
 def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArguments) -> Any:
     """Load model and prefixes and begin a conversation."""
-    with loading():
+    with collection_paused():
         from ptuning.serving.chat_service import load_service
         from ptuning.serving.conversation import Conversation
 

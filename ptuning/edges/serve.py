@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
 from ptuning.settings.arguments import ServingArguments
 from ptuning.settings.parsing import Given, SettingsParser
@@ -138,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
     )
     given = parser.parse(argv)
     model, settings = model_arguments(given), given.build(ServerArguments)
-    with loading():  # else the collector would go through all of it again and again while a large body is parsed
+    with collection_paused():  # else the collector would go through all of it again and again while a large body is parsed
         try:
             from ptuning.edges.http.server import open_socket, serve
 

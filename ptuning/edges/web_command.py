@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ptuning.core.errors import UserError
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.language import LanguageChoice
 from ptuning.edges.serve import (
     ServerArguments,
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse(argv)
     model, settings = model_arguments(given), given.build(WebArguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would report its start
-    with loading():
+    with collection_paused():
         try:
             from ptuning.edges.http.server import open_socket, serve
 

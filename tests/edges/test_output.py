@@ -14,7 +14,7 @@ import pytest
 
 from ptuning.core.errors import GenerationError, StoppedError, TrainingError, UserError
 from ptuning.edges import cli
-from ptuning.edges.output import ShownFormatter, inline, say_json, shown, tell
+from ptuning.edges.output import SafeFormatter, inline, say_json, shown, tell
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\r"
@@ -96,7 +96,7 @@ def test_json_gives_the_value_back_in_every_encoding(monkeypatch):
 def test_log_lines_are_shown_by_the_same_rule():
     def line(message, *args, **more):
         record = logging.LogRecord("x", logging.INFO, "file", 1, message, args, more.get("exc_info"))
-        return ShownFormatter("%(message)s").format(record)
+        return SafeFormatter("%(message)s").format(record)
 
     assert line("%s: %d rows\nof %s", f"a\n{HOSTILE}", 3, Path("b\nc")) == f"a\\n{shown(HOSTILE)}: 3 rows\nof b\\nc"
     assert line(f"{HOSTILE}%(name)s", {"name": "x\ny"}) == f"{shown(HOSTILE)}x\\ny"
@@ -282,7 +282,7 @@ def test_recursion_names_the_place(monkeypatch, capsys):
     monkeypatch.setattr(cli, "run", run)
     assert cli.main([]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("error: what was given is nested too deeply (RecursionError in ")
+    assert said.startswith("error: the input is nested too deeply (RecursionError in ")
     assert f"{Path(__file__).name}:" in said
 
 

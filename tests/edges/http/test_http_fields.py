@@ -229,7 +229,7 @@ def test_settings_in_the_address_are_refused(address, path):
     [
         ({"stop": ["x"] * 17}, "stop: has 17 entries; allowed are at most 16"),
         ({"stop": [str(number) for number in range(130_000)]}, "stop: has 130000 entries; allowed are at most 16"),
-        ({"stop": "x" * 257}, "stop: a stop text may have 256 characters at most"),
+        ({"stop": "x" * 257}, "stop: a stop string may have at most 256 characters"),
         ({"stop": ["x", 5]}, "stop: must be a string or a list of strings"),
         ({"stop": {"a": "b"}}, "stop: must be a string or a list of strings"),
         ({"stop": 5}, "stop: must be a string or a list of strings"),

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def _as_before():
 
 def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards():
     before = gc.get_freeze_count()
-    with loading():
+    with collection_paused():
         assert not gc.isenabled()
         kept = [[number] for number in range(1000)]
     assert gc.isenabled()
@@ -26,6 +26,6 @@ def test_nothing_is_collected_within_and_what_is_there_is_left_alone_afterwards(
 
 
 def test_an_error_ends_it_too():
-    with pytest.raises(ValueError, match="a mistake"), loading():
+    with pytest.raises(ValueError, match="a mistake"), collection_paused():
         raise ValueError("a mistake")
     assert gc.isenabled()
