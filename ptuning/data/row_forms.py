@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.core.characters import is_blank
+from ptuning.core.choices import RowFormat, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.data.dialogue_turns import rounds_of
 from ptuning.data.row_values import Row, history_value, text_value
 
-ROW_FORMATS = ("auto", "columns", "alpaca", "sharegpt", "messages")
 LEFT_OUT_QUESTION = "last question without a reply left out"
 
 # Columns that data sets of this kind have had; tried in this order where nobody named a column.
@@ -43,7 +43,7 @@ class Form:
     """How the rows of one file are read.
 
     Attributes:
-        name: one of :data:`ROW_FORMATS`, but not auto.
+        name: a :data:`~ptuning.core.choices.RowFormat`, but not auto.
         columns: the columns it reads.
         read: a record and its place → the row and, where something of it was left out, what. It raises
             :class:`~ptuning.data.row_values.UnusableRow` for a row to be left out and :class:`UserError` for a mistake.
@@ -64,8 +64,8 @@ def choose_form(path: Path, found: Sequence[str], row_format: str, named: Column
     ``row_format`` "auto": the named columns, else by the keys. Raises :class:`UserError` where a column is missing, with
     the columns there are and the nearest name, or where no form fits.
     """
-    if row_format not in ROW_FORMATS:
-        raise UserError(f"--row_format {row_format}: allowed are {', '.join(ROW_FORMATS)}")
+    if row_format not in values_of(RowFormat):
+        raise UserError(f"--row_format {row_format}: allowed are {', '.join(values_of(RowFormat))}")
     if named.prompt is not None and row_format in ("auto", "columns"):
         return _columns_form(path, found, named.prompt, named.response, named.history)
     if row_format == "alpaca" or (row_format == "auto" and {"instruction", "output"} <= set(found)):

@@ -16,6 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ptuning.core.choices import PackedBits, allowed, values_of
 from ptuning.core.errors import UserError
 from ptuning.kernels import cpu
 from ptuning.kernels import dispatch as choose
@@ -33,8 +34,6 @@ __all__ = [
     "quantized_linear_class",
     "unpack_int4",
 ]
-
-ALLOWED_BITS = (4, 8)
 
 _ROUND_AT_ONCE = 1 << 20  # weights that are rounded at a time: 4 MB in float32, five times over
 
@@ -332,8 +331,8 @@ def quantized_embedding_class(bits: int) -> Callable[..., nn.Module]:
 
 
 def _check_bits(bits: int) -> None:
-    if bits not in ALLOWED_BITS:
-        raise UserError(f"quantization_bit {bits} was given; allowed are 4 and 8 (0 or none: no quantisation)")
+    if bits not in values_of(PackedBits):
+        raise UserError(f"quantization_bit {bits} was given; allowed are {allowed(PackedBits)} (0 or none: no quantisation)")
 
 
 def _register_packed(module: nn.Module, rows: int, columns: int, bits: int, device: torch.device | str | None) -> None:

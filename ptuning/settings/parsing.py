@@ -46,6 +46,7 @@ class Setting:
     repeat: bool = False  # may be given again and again, every time with more values
     path: bool = False
     aliases: tuple[str, ...] = ()
+    shown_as: str = ""  # the alias that help and messages show first
     shortcuts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -156,7 +157,7 @@ def settings_of(dataclass_type: type) -> dict[str, Setting]:
         optional = type(None) in typing.get_args(hints[f.name])
         if optional and reading["metavar"] not in ("TEXT", "PATH"):
             reading["convert"] = _or_none(reading["convert"])
-        extra = {k: f.metadata[k] for k in ("path", "aliases", "shortcuts", "repeat") if k in f.metadata}
+        extra = {k: f.metadata[k] for k in ("path", "aliases", "shown_as", "shortcuts", "repeat") if k in f.metadata}
         default = None if f.default is dataclasses.MISSING else f.default
         found[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
     return found
@@ -166,7 +167,8 @@ class _ArgumentParser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        own_name = re.sub(r"--\w+/(?=--\w)", "", message)  # of a flag with two names the one that settings files have
+        raise UserError(own_name.removeprefix("argument "))
 
 
 class SettingsParser:
@@ -387,4 +389,5 @@ def _add(section: argparse._ArgumentGroup, setting: Setting) -> None:
     elif setting.many:
         options["nargs"] = "+"
         options["action"] = "extend" if setting.repeat else "store"
-    section.add_argument(f"--{setting.name}", **options)
+    flags = [f"--{name}" for name in (setting.shown_as, setting.name) if name]
+    section.add_argument(*flags, dest=setting.name, **options)
