@@ -46,7 +46,7 @@ class QuantizeArguments:
         default="rtn",
         metadata={
             "help": "rtn: every weight to the nearest step. gptq: calibrated on rows of text, of the same size and format, "
-            "closer to the float model; takes longer, and goes on where it was stopped."
+            "closer to the float model; takes longer, and resumes where it was stopped."
         },
     )
     max_shard_size: str = field(
@@ -86,9 +86,11 @@ class CalibrationArguments:
     history_column: str | None = field(default=None, metadata={"help": "Column of the earlier rounds.", "free": True})
     calibration_rows: int = field(default=128, metadata={"help": "How many rows, taken evenly over the file.", "min": 1})
     max_source_length: int = field(
-        default=256, metadata={"help": "Longest prompt in tokens; longer ones are cut.", "min": 2}
+        default=256, metadata={"help": "Longest prompt in tokens; longer ones are truncated.", "min": 2}
     )
-    max_target_length: int = field(default=256, metadata={"help": "Longest reply in tokens; longer ones are cut.", "min": 3})
+    max_target_length: int = field(
+        default=256, metadata={"help": "Longest reply in tokens; longer ones are truncated.", "min": 3}
+    )
     calibration_batch_size: int = field(default=8, metadata={"help": "Rows at a time; memory grows with it.", "min": 1})
     damping: float = field(default=0.01, metadata={"help": "Higher trusts the calibration rows less.", "above": 0, "max": 1})
     act_order: bool = field(default=True, metadata={"help": "Round the columns of the largest inputs first."})

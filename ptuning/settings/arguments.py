@@ -45,9 +45,9 @@ def _setting(default: Any, text: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text, **metadata})
 
 
-def _at_least(flag: str, value: int | None, least: int, why: str = "") -> None:
-    if value is not None and value < least:
-        raise UserError(f"--{flag} {value}: must be {least} or more{why}")
+def _at_least(flag: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise UserError(f"--{flag} {value}: must be {minimum} or more")
 
 
 @dataclass
@@ -146,7 +146,7 @@ class DataArguments:
     prompt_column: str | None = _setting(
         None, "Column of the question (ADGEN: content). Not given: the form of the rows is found by their keys.", free=True
     )
-    response_column: str | None = _setting(None, "Column of the wanted reply (ADGEN: summary).", free=True)
+    response_column: str | None = _setting(None, "Column of the reply (ADGEN: summary).", free=True)
     history_column: str | None = _setting(
         None, "Column of the earlier rounds, [[question, reply], ...], for dialogue.", free=True
     )
@@ -168,8 +168,8 @@ class DataArguments:
     )
     cut_replies: TruncatedReplies | None = _setting(
         None,
-        "Training rows whose reply is too long. open (default): cut, without an end token, so that stopping there is not "
-        "learnt. drop: left out. closed: cut and ended, as published (default with --truncation published).",
+        "Training rows whose reply is too long. open (default): truncated, without an end token, so that stopping there is "
+        "not learnt. drop: left out. closed: truncated and ended, as published (default with --truncation published).",
         aliases=("truncated_replies",),
         shown_as="truncated_replies",
     )
@@ -187,7 +187,7 @@ class DataArguments:
     max_train_samples: int | None = _setting(None, "Use only the first N training rows.", min=1, why=_ALL_ROWS)
     max_eval_samples: int | None = _setting(None, "Use only the first N validation rows.", min=1, why=_ALL_ROWS)
     max_predict_samples: int | None = _setting(None, "Use only the first N test rows.", min=1, why=_ALL_ROWS)
-    overwrite_cache: bool = _setting(False, "Prepare the rows anew even where prepared ones lie on disk.")
+    overwrite_cache: bool = _setting(False, "Prepare the rows again even where prepared ones are on disk.")
     preprocessing_num_workers: int | None = _setting(
         None, "Processes that prepare rows (default: several where there are many rows).", min=1, max=MAX_PROCESSES
     )
@@ -211,7 +211,7 @@ class DataArguments:
         False, "Evaluate every checkpoint of the run folder that is named, and show the scores over the steps."
     )
     overwrite_predictions: bool = _setting(
-        False, "Predict every row anew, even where an earlier run with the same settings left answers to go on from."
+        False, "Predict every row again, even where an earlier run with the same settings left answers to resume from."
     )
     legacy_first_round: bool = _setting(
         False, "Wrap a first round as [Round 0] once a history column is set, as the published trainer did."

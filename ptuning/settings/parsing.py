@@ -149,7 +149,7 @@ def _reading(hint: Any) -> dict[str, Any] | None:
 def settings_of(dataclass_type: type) -> dict[str, Setting]:
     """Return the settings that the fields of a dataclass stand for, by name, in the order of the fields."""
     hints = typing.get_type_hints(dataclass_type)
-    found = {}
+    settings = {}
     for f in dataclasses.fields(dataclass_type):
         reading = _reading(hints[f.name]) if f.init else None
         if reading is None:
@@ -159,8 +159,8 @@ def settings_of(dataclass_type: type) -> dict[str, Setting]:
             reading["convert"] = _or_none(reading["convert"])
         extra = {k: f.metadata[k] for k in ("path", "aliases", "shown_as", "shortcuts", "repeat") if k in f.metadata}
         default = None if f.default is dataclasses.MISSING else f.default
-        found[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
-    return found
+        settings[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
+    return settings
 
 
 class _ArgumentParser(argparse.ArgumentParser):
@@ -245,10 +245,10 @@ class SettingsParser:
             if str(key) == "help":
                 raise UserError(f"{where}help: no such setting {self._hint()}")
             try:
-                found = self._parse_tokens(list(self._tokens_of(str(key), value)))
+                parsed = self._parse_tokens(list(self._tokens_of(str(key), value)))
             except UserError as error:
                 raise UserError(where + str(error).replace(f"--{key}", str(key))) from None
-            values.update({name: self._located(name, item, path) for name, item in found.items()})
+            values.update({name: self._located(name, item, path) for name, item in parsed.items()})
         return values
 
     def _tokens_of(self, key: str, value: Any) -> Iterator[str]:

@@ -51,7 +51,7 @@ class TuningArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={
             "help": "Start from the weights of this prefix (a checkpoint folder), at step 0: no optimiser, no schedule. "
-            "To go on with a run that was stopped: --resume_from_checkpoint auto.",
+            "To resume a run that was stopped: --resume_from_checkpoint auto.",
             "path": True,
         },
     )
