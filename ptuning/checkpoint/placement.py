@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ptuning.core.choices import DtypeName, values_of
 from ptuning.core.errors import UserError
 from ptuning.kernels.dispatch import free_memory
 
@@ -23,7 +24,7 @@ def parse_dtype(*given: Any) -> torch.dtype | None:
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
     name = str(value).removeprefix("torch.")
     name = names.get(name, name)
-    if name not in ("float32", "float16", "bfloat16"):
+    if name not in values_of(DtypeName):
         raise UserError(f"dtype {value!r} was given; allowed are float32, float16, bfloat16 and auto")
     return getattr(torch, name)
 

@@ -86,22 +86,23 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
             "flag (ptuning train --help lists them all)"
         )
     every = bool(given.values.get("all_checkpoints"))
-    found = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
+    prefixes = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
     values = {} if given.config_file else _saved_arguments(Path(folder), task)
-    if "row_format" in given.values:  # said now: other rows than that run's, and its columns do not belong to them
+    if "row_format" in given.values:  # given now: other rows than that run's, and its columns do not belong to them
         values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
     named = given.values.get("ptuning_checkpoint")
-    if len(found) > 1 and named is not None:
-        raise UserError(f"--ptuning_checkpoint {named} beside {len(found)} named checkpoints: put it among those")
-    values |= {"ptuning_checkpoint": str(found[0]), **given.values}
-    return Given(values, given.config_file, folder, given.more_folders), tuple(found) if len(found) > 1 or every else ()
+    if len(prefixes) > 1 and named is not None:
+        raise UserError(f"--ptuning_checkpoint {named} beside {len(prefixes)} named checkpoints: put it among those")
+    values |= {"ptuning_checkpoint": str(prefixes[0]), **given.values}
+    compared = tuple(prefixes) if len(prefixes) > 1 or every else ()
+    return Given(values, given.config_file, folder, given.more_folders), compared
 
 
 def _prefixes(folder: str, *, every: bool) -> list[Path]:
     """The prefix checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
 
     Raises:
-        UserError: no such folder, or all are wanted and it is no run's folder.
+        UserError: no such folder, or all are asked for and it is no run's folder.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -109,10 +110,10 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
             f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
         )
     is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
-    found = checkpoints(path) if every or not is_prefix else []
-    if every and not found:
+    saved = checkpoints(path) if every or not is_prefix else []
+    if every and not saved:
         raise UserError(f"--all_checkpoints: no whole checkpoint-N folder in {folder}; name the output folder of a run")
-    return found if every else (found[-1:] or [path])
+    return saved if every else (saved[-1:] or [path])
 
 
 _PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")

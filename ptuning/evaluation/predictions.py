@@ -38,14 +38,14 @@ def evaluate_rows(
     batch_size: int,
     seed: int = 42,
     folder: Path | None = None,
-    anew: bool = False,
+    start_over: bool = False,
     title: str = "answering",
     progress: OpenProgress = silent,
 ) -> Evaluation:
     """Predict rows and score the answers.
 
     Each answer is scored and written as it is made, so that nothing is lost if the run is killed: the next one with the
-    same settings, rows and weights answers the rows that are left. Replies are cut to ``val_max_target_length`` before
+    same settings, rows and weights answers the rows that are left. Replies are truncated to ``val_max_target_length`` before
     they are compared, as the published evaluation does; answers may have as many tokens.
 
     Args:
@@ -57,7 +57,7 @@ def evaluate_rows(
         seed: of the sampling: row i is drawn with ``seed + i``.
         folder: where ``generated_predictions.jsonl`` and ``.txt`` go (see :mod:`ptuning.evaluation.journal`); None writes
             nothing.
-        anew: answer every row even where answers of an earlier run could be kept.
+        start_over: answer every row even where answers of an earlier run could be kept.
         title: of the progress display.
         progress: opens it.
 
@@ -70,7 +70,7 @@ def evaluate_rows(
     limit = data.val_max_target_length or data.max_target_length
     limits = _limits(prompts, data, limit)
     fingerprint = {} if folder is None else run_fingerprint(model, rows, prompts, data, batch_size=batch_size, seed=seed)
-    with _kept(folder, fingerprint, len(rows), anew) as (answers, keep):
+    with _kept(folder, fingerprint, len(rows), start_over) as (answers, keep):
         left = [index for index in range(len(rows)) if index not in answers]
         with closing(progress(title, len(rows), done=len(rows) - len(left))) as display:
             for answer in generate_answers(
@@ -109,16 +109,16 @@ def _rates(rows: int, answered: int, batch_size: int, runtime: float) -> dict[st
 
 @contextmanager
 def _kept(
-    folder: Path | None, fingerprint: dict[str, Any], rows: int, anew: bool
+    folder: Path | None, fingerprint: dict[str, Any], rows: int, start_over: bool
 ) -> Iterator[tuple[dict[int, ScoredAnswer], Callable[[Iterable[ScoredAnswer]], None]]]:
     """The answers there are by row, and what keeps a further one: on disk, or in memory alone."""
     if folder is not None:
-        with AnswerJournal(folder, fingerprint, rows, anew=anew) as journal:
+        with AnswerJournal(folder, fingerprint, rows, start_over=start_over) as journal:
             journal.answers.update({index: _rescored(answer) for index, answer in journal.answers.items()})
             yield journal.answers, journal.append
     else:
         answers: dict[int, ScoredAnswer] = {}
-        yield answers, lambda made: answers.update({answer.index: answer for answer in made})
+        yield answers, lambda further: answers.update({answer.index: answer for answer in further})
 
 
 def _rescored(answer: ScoredAnswer) -> ScoredAnswer:
@@ -144,6 +144,6 @@ def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> Sc
 
 
 def _reference(tokenizer: Any, row: Row, limit: int) -> str:
-    """The wanted reply as the model could at best have written it: through the tokenizer, cut, no control pieces."""
+    """The reference as the model could at best have written it: through the tokenizer, truncated, no control pieces."""
     ids = reply_ids(tokenizer, row.response or "", max_target_length=limit)[:-1]
     return reply_text(tokenizer, ids)

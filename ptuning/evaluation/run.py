@@ -59,7 +59,7 @@ def run_evaluation(arguments: Arguments, progress: OpenProgress = silent) -> Run
     Raises:
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is
             loaded, and all checkpoints before the first is evaluated.
-        OutputError: the output folder went away, or cannot be written any more; the same command goes on from there.
+        OutputError: the output folder went away, or cannot be written any more; the same command resumes from there.
     """
     with claimed_output(arguments) as place:
         if place is None:  # the first of several processes answers all rows
@@ -159,7 +159,7 @@ class _OneModel:
             batch_size=training.per_device_eval_batch_size,
             seed=training.seed,
             folder=folder,
-            anew=self.arguments.data.overwrite_predictions,
+            start_over=self.arguments.data.overwrite_predictions,
             title=title,
             progress=self.progress,
         )

@@ -33,7 +33,7 @@ def run_fingerprint(
     Paths are left out, contents count: a folder may move. The seed matters to sampling only, the
     batch size to sampled beams only.
     """
-    found: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         "generation": data.generation,
         "num_beams": data.num_beams or 1,
         "max_source_length": data.max_source_length,
@@ -43,11 +43,11 @@ def run_fingerprint(
         "truncation": data.truncation,
     }
     if not PRESETS[data.generation].sampling.greedy:
-        found["seed"] = seed
-        if found["num_beams"] > 1:
-            found["per_device_eval_batch_size"] = batch_size
+        fingerprint["seed"] = seed
+        if fingerprint["num_beams"] > 1:
+            fingerprint["per_device_eval_batch_size"] = batch_size
     prefix = None if model.prefix_key_values() is None else model.prefix_encoder
-    return found | {
+    return fingerprint | {
         "rows": len(rows),
         "row_texts": _digest([[row.prompt, row.response, row.history] for row in rows]),
         "prompts": _digest(list(map(list, prompts))),

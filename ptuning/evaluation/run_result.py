@@ -29,7 +29,7 @@ class Evaluation:
 
     Attributes:
         predictions: answers in the order of the rows, as a chat would show them.
-        references: the wanted replies in the same form.
+        references: the reference replies in the same form.
         metrics: the scores by the names of the metrics, empty_predictions, unfinished_predictions, length and repetition
             statistics; runtime and rates where a model answered.
         answers: the same answers with all that is known about each.

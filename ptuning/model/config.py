@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
+from ptuning.core.choices import QuantizationBits, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.reading import check_kinds, guarded, is_regular, listed, read_json, shortened
 
@@ -222,7 +223,7 @@ def _known_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key in known and not isinstance(known[key], bool):
             raise UserError(f"{where} has {key} {shortened(repr(known[key]), 60)}; allowed are true and false")
     bits = known.get("quantization_bit")
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in (0, 4, 8)):
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in values_of(QuantizationBits)):
         raise UserError(f"{where} has quantization_bit {shortened(repr(bits), 60)}; allowed are 0 (float), 4 and 8")
     known["dtype"] = _dtype(values, where)
     # A plain value under a name that transformers does not have is a note of whoever made the file.

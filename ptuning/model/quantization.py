@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ptuning.core import limits
+from ptuning.core.choices import PackedBits, allowed, values_of
 from ptuning.core.errors import UserError
 from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.allocator import on_large_pages
@@ -34,7 +35,6 @@ __all__ = [
     "unpack_int4",
 ]
 
-ALLOWED_BITS = (4, 8)
 
 _TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
@@ -330,8 +330,8 @@ def quantized_embedding_class(bits: int) -> Callable[..., nn.Module]:
 
 
 def _check_bits(bits: int) -> None:
-    if bits not in ALLOWED_BITS:
-        raise UserError(f"quantization_bit {bits} was given; allowed are 4 and 8 (0 or none: no quantisation)")
+    if bits not in values_of(PackedBits):
+        raise UserError(f"quantization_bit {bits} was given; allowed are {allowed(PackedBits)} (0 or none: no quantisation)")
 
 
 def _register_packed(module: nn.Module, rows: int, columns: int, bits: int, device: torch.device | str | None) -> None:

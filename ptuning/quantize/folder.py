@@ -24,17 +24,18 @@ from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import pick_device
 from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder
-from ptuning.checkpoint.shard_writer import ShardWriter, WeightForm
+from ptuning.checkpoint.shard_writer import ShardWriter
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
 from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
 from ptuning.checkpoint.weights import read_config
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
+from ptuning.core.choices import PackedBits, WeightForm, allowed, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.reading import is_regular
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.network import ChatGLMNetwork
-from ptuning.model.quantization import ALLOWED_BITS, quantize_weight
+from ptuning.model.quantization import quantize_weight
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +121,10 @@ def plan_quantization(
     Raises:
         UserError: a quantised source, damaged or missing files, a target in the way, too little space on the disk.
     """
-    if bits not in ALLOWED_BITS or isinstance(bits, bool):
-        raise UserError(f"--bits {bits} was given; allowed are 4 and 8")
-    if form not in ("safetensors", "bin"):
-        raise UserError(f"--format {form} was given; allowed are safetensors and bin")
+    if bits not in values_of(PackedBits) or isinstance(bits, bool):
+        raise UserError(f"--bits {bits} was given; allowed are {allowed(PackedBits)}")
+    if form not in values_of(WeightForm):
+        raise UserError(f"--format {form} was given; allowed are {allowed(WeightForm)}")
     place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)

@@ -1,4 +1,4 @@
-"""Evaluation as a command in a process of its own: killed at any moment it goes on; several checkpoints, a general set."""
+"""Evaluation as a command in a process of its own: killed at any moment it resumes; several checkpoints, a general set."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_a_killed_evaluation_goes_on_and_scores_the_same(flags, golden, tmp_path
             kills += 1
         assert predictions(tmp_path / "killed") == predictions(tmp_path / "straight")
         assert not list((tmp_path / "killed").rglob(".*"))
-    assert "going on with" in (tmp_path / "out").read_text(encoding="utf-8")
+    assert "resuming with" in (tmp_path / "out").read_text(encoding="utf-8")
 
 
 def answered(folder):
@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_later(flags, golden,
     assert "generated_predictions.jsonl: cannot be written (File too large); " in said.splitlines()[-1]
     kept = (tmp_path / "full" / "generated_predictions.jsonl").read_bytes()
     assert kept.endswith(b"\n")
-    assert f"going on with {kept.count(b'{') - kept.count(b'scores')} of 8 rows answered" in run(argv, tmp_path / "again")
+    assert f"resuming with {kept.count(b'{') - kept.count(b'scores')} of 8 rows answered" in run(argv, tmp_path / "again")
     run(flags(tmp_path / "straight", **settings), tmp_path / "straight-log")
     assert predictions(tmp_path / "full") == predictions(tmp_path / "straight")
 
@@ -158,9 +158,9 @@ def test_the_report_has_the_curve_over_steps_and_the_loss_of_the_run(several):
 def test_a_finished_evaluation_is_not_answered_again_unless_asked(several):
     place, argv, _ = several
     before = predictions(place / "out")
-    assert "going on with 6 of 6 rows answered" in run(argv, place)
+    assert "resuming with 6 of 6 rows answered" in run(argv, place)
     assert predictions(place / "out") == before
-    assert "going on with" not in run([*argv, "--overwrite_predictions"], place)
+    assert "resuming with" not in run([*argv, "--overwrite_predictions"], place)
     assert predictions(place / "out") == before
 
 

@@ -21,11 +21,11 @@ _MAX_CONTENT = 256 * 2**20  # bytes of an earlier report's values
 
 def row_counts(arguments: Arguments | None, data: Mapping[str, Sequence[Any]], folder: Path) -> list[dict[str, Any]]:
     """Counts by what the rows are for; those of an earlier report in the folder stay for rows that are not given here."""
-    found: dict[str, dict[str, Any]] = {}
+    counts: dict[str, dict[str, Any]] = {}
     try:
         if is_regular(folder / CONTENT_FILE):
             earlier = read_json(folder / CONTENT_FILE, max_bytes=_MAX_CONTENT).get("data")
-            found = {entry["name"]: entry for entry in earlier or () if _is_count(entry)}
+            counts = {entry["name"]: entry for entry in earlier or () if _is_count(entry)}
     except UserError as error:
         logger.warning("%s; its counts of rows are left out", error)
     flags = {"training": "train_file", "validation": "validation_file", "test": "test_file", "general": "general_file"}
@@ -34,9 +34,9 @@ def row_counts(arguments: Arguments | None, data: Mapping[str, Sequence[Any]], f
             file = getattr(arguments.data, flags[name], None) if arguments is not None and name in flags else None
             dropped = dict(getattr(rows, "dropped", {}))
             total = max(int(getattr(rows, "total", 0)), len(rows))
-            found[name] = {"name": name, "file": file, "rows": total, "used": len(rows), "dropped": dropped}
-    order = [*flags, *(name for name in found if name not in flags)]
-    return [found[name] for name in order if name in found]
+            counts[name] = {"name": name, "file": file, "rows": total, "used": len(rows), "dropped": dropped}
+    order = [*flags, *(name for name in counts if name not in flags)]
+    return [counts[name] for name in order if name in counts]
 
 
 def _is_count(entry: Any) -> bool:

@@ -36,11 +36,11 @@ def chosen_samples(model: ScoredModel | None, base: ScoredModel | None) -> dict[
 
 def _varied(ranked: Sequence[ScoredAnswer], count: int) -> list[ScoredAnswer]:
     """The first answers of a ranking, the same text once: of twenty blank ones a reader wants to see one."""
-    found: dict[str, ScoredAnswer] = {}
+    varied: dict[str, ScoredAnswer] = {}
     for answer in ranked:
-        if len(found) < count:
-            found.setdefault(answer.answer.strip(), answer)
-    return list(found.values())
+        if len(varied) < count:
+            varied.setdefault(answer.answer.strip(), answer)
+    return list(varied.values())
 
 
 def _quality(answer: ScoredAnswer) -> float:
