@@ -20,12 +20,13 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
-_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.engine.chat_model"
+_CONFIG, _TOKENIZER = "ptuning.model.config", "ptuning.data.tokenizer"
+_NETWORK, _MODEL = "ptuning.model.network", "ptuning.engine.chat_model"  # the second is made of the first
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),
     f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
-    f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
+    f"{_AUTO}modeling_auto": (_CONFIG, _NETWORK, _MODEL),
 }
 _FACTORIES = {
     f"{_AUTO}configuration_auto": ("AutoConfig",),
