@@ -17,11 +17,33 @@ from safetensors.torch import load_file
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+SLOW_LIMIT = 300  # seconds of a test marked slow
+
 
 def pytest_configure(config):
     """Tests press Ctrl-C in programs they start, and a program started where the signal is ignored would ignore it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Slow tests get more time; all that was collected is kept for the test that looks at the marks."""
+    config.stash[COLLECTED] = list(items)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each process takes a half of the tests in their order, and later from the other's end: fixtures are made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

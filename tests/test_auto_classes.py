@@ -97,12 +97,14 @@ def imported(folder, tmp_path_factory):
     return dict(zip(cases, done, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_of_imports_registers_and_remote_code_is_never_imported(imported, order):
     assert imported[order].returncode == 0, imported[order].stderr
     assert json.loads(imported[order].stdout.splitlines()[-1]) == EXPECTED
 
 
+@pytest.mark.slow
 def test_from_inside_the_folder_and_beside_other_models(folder, tmp_path):
     """Remote files would be importable there by their plain names. A ChatGLM2 folder keeps its own tokenizer code."""
     later = add_remote_code(make_checkpoint(tmp_path / "glm2", config={"multi_query_attention": True}))
@@ -124,6 +126,7 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
     assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", FIRST)
 def test_any_module_may_be_imported_first(imported, module):
     """The model imports an Auto module on its way, which must not ask for the model again."""

@@ -36,6 +36,7 @@ def run(tmp_path):
     return results
 
 
+@pytest.mark.slow
 def test_all_ways_of_a_training_step_agree(run):
     results = run(
         "train", "--size", "tiny", "--batch", "2", "--steps", "1", "--prefix", "8", "--bits", "4", "--no-peft", "--no-peaks",
@@ -69,6 +70,7 @@ def test_baselines_multiply_where_torch_does(context):
         matmul.fp32_precision = before
 
 
+@pytest.mark.slow
 def test_peft_steps_on_the_same_rows_and_peaks_are_measured(run):
     pytest.importorskip("peft")
     results = run(
@@ -81,12 +83,14 @@ def test_peft_steps_on_the_same_rows_and_peaks_are_measured(run):
     assert rows["peft, transformers' GLM"]["loss of the first step"] > 0
 
 
+@pytest.mark.slow
 def test_half_precision_weights_keep_close_to_float32(run):
     float32, bfloat16 = run("half_loss", "--steps", "3", "--batch", "1", "--prefix", "4")
     assert len(float32["losses"]) == len(bfloat16["losses"]) == 3
     assert 0 < bfloat16["largest"] < 0.1
 
 
+@pytest.mark.slow
 def test_all_ways_of_generating_give_the_same_tokens(run):
     results = run(
         "generate", "--prompt", "8", "--new", "2", "--prefix", "3", "--batches", "1", "2", "--repeats", "1",
@@ -99,6 +103,7 @@ def test_all_ways_of_generating_give_the_same_tokens(run):
     assert all(row["equal tokens"] == 1 and "of ceiling" in row for row in results)  # a time may be noise, even below 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [[], ["--file", ROWS]])
 def test_all_ways_of_an_evaluation_give_the_same_answers(run, rows):
     results = run(
@@ -109,6 +114,7 @@ def test_all_ways_of_an_evaluation_give_the_same_answers(run, rows):
     assert all(row["equal answers"] == 1 and row["tokens/s"] > 0 for row in results)
 
 
+@pytest.mark.slow
 def test_serving(run):
     results = run(
         "serving", "--clients", "2", "--prefixes", "1", "2", "--prefix-length", "3", "--new", "3", "--alone", "1",
@@ -118,6 +124,7 @@ def test_serving(run):
     assert len(results["rows"]) == 3
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capfd):
     from benchmarks import everything
 
@@ -148,6 +155,7 @@ def test_every_name_has_its_module():
         assert (ROOT / "benchmarks" / f"{'everything' if name == 'all' else name}.py").is_file(), name
 
 
+@pytest.mark.slow
 def test_growth_measures_every_axis_and_draws_it_the_same_each_time(run, tmp_path):
     from benchmarks.plots import draw_growth
 
@@ -176,6 +184,7 @@ def test_exponents_and_flags_of_growth():
     assert [row["flag"] for row in rows] == ["", "", ""]
 
 
+@pytest.mark.slow
 def test_startup_reaches_the_prompt_and_the_first_step(run):
     results = run("startup", "--repeats", "1", "--goals", "1000", "1000", "1000", fresh=True)
     modules = {row["start"]: row["heavy modules"] for row in results}
@@ -187,6 +196,7 @@ def test_startup_reaches_the_prompt_and_the_first_step(run):
     assert all(row["median s"] > 0 for row in results)
 
 
+@pytest.mark.slow
 def test_profile_names_operators_of_both_steps(run):
     results = run(
         "profile_step", "--size", "tiny", "--steps", "1", "--prefix", "4", "--batch", "1", "--rows", "2", "--top", "3",

@@ -29,6 +29,7 @@ print(json.dumps([most, total]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["safetensors", "bin"])
 def test_one_tensor_of_a_mapped_file_is_resident_at_a_time(tmp_path, form):
     if not sys.platform.startswith("linux"):

@@ -456,6 +456,7 @@ for folder, bits in ((sys.argv[3], 4), (sys.argv[2], 0), (sys.argv[3], 0)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="measured with Linux's /proc and glibc")
 def test_peak_memory_is_the_model_and_one_shard(tmp_path):
     sizes = {"hidden_size": 1024, "num_attention_heads": 8, "inner_hidden_size": 8192, "num_layers": 5}

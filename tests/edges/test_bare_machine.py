@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BITS = (4, 8)
 ANSWERING = """
 import sys, torch, ptuning
+
+pytestmark = pytest.mark.slow
 for name in ("triton", "cpm_kernels"):
     try:
         __import__(name)

@@ -119,6 +119,7 @@ def test_that_nobody_reads_what_is_told_ends_nothing(monkeypatch):
 # ---- the real thing ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inspect_in_a_terminal_shows_nothing_that_it_would_obey(hostile_rows):
     """Name of the file, names of columns, texts of rows; our own colours are the only sequences."""
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
@@ -138,6 +139,7 @@ def test_inspect_in_a_terminal_shows_nothing_that_it_would_obey(hostile_rows):
             assert f"more\\n{shown(HOSTILE)}" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gbk", "ascii", "latin-1"])
 def test_inspect_in_other_encodings(hostile_rows, encoding):
     done = command("inspect", hostile_rows, PYTHONIOENCODING=encoding)
@@ -149,6 +151,7 @@ def test_inspect_in_other_encodings(hostile_rows, encoding):
     assert ("»" if encoding == "latin-1" else ">>") in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gbk", "ascii"])
 def test_scores_in_other_encodings(answers, encoding):
     done = command("evaluate", "--metrics-only", answers, PYTHONIOENCODING=encoding)
@@ -158,10 +161,11 @@ def test_scores_in_other_encodings(answers, encoding):
     assert not OBEYED & set(printed)
 
 
-def test_an_evaluation_in_another_encoding_is_whole(golden, golden_cases, tmp_path):
+@pytest.mark.slow
+def test_an_evaluation_in_another_encoding_is_whole(golden, rows_file, tmp_path):
     """It used to fail behind all answers, when it showed three of them."""
-    row = golden_cases["train_rows"][0]
-    rows = [{"content": f"{row['prompt']}{HOSTILE}", "summary": f"{row['response']}\n{HOSTILE}😀"}] * 2
+    row = json.loads(rows_file.read_text(encoding="utf-8").splitlines()[0])
+    rows = [{"content": f"{row['content']}{HOSTILE}", "summary": f"{row['summary']}\n{HOSTILE}😀"}] * 2
     (tmp_path / "test.json").write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
     done = command(
         "evaluate", "--model_name_or_path", golden / "model", "--test_file", tmp_path / "test.json", "--prompt_column",
@@ -171,11 +175,12 @@ def test_an_evaluation_in_another_encoding_is_whole(golden, golden_cases, tmp_pa
     assert done.returncode == 0, done.stderr.decode("gbk")
     printed = done.stdout.decode("gbk") + done.stderr.decode("gbk")
     assert "reference" in printed
-    assert row["prompt"][:6] in printed
+    assert row["content"][:6] in printed
     assert not OBEYED & set(printed)
     assert (tmp_path / "run" / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_bytes_that_are_no_text_are_one_line_and_those_of_the_encoding_are_read(golden):
     words = ["chat", "--model_name_or_path", golden / "model", "--device", "cpu", "--greedy", "--max_new_tokens", "3"]
     question = "你好\n".encode("gbk")
@@ -195,6 +200,7 @@ def test_bytes_that_are_no_text_are_one_line_and_those_of_the_encoding_are_read(
 # ---- streams that are closed, full, or read by nobody --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
 @pytest.mark.parametrize("verb", ["--help", "evaluate --metrics-only FILE"])
 @pytest.mark.parametrize(
@@ -344,6 +350,7 @@ def test_a_working_directory_that_was_deleted(words, tmp_path):
         assert error_line(done) == "error: the working directory does not exist any more: change to one that does"
 
 
+@pytest.mark.slow
 def test_a_package_that_is_missing_is_one_line(golden):
     code = (
         "import sys; sys.modules['sentencepiece'] = None\n"

@@ -304,6 +304,7 @@ WORKING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", WORKING)
 def test_what_is_said_to_work_does(command, tmp_path, flags):
     """Settings of the table that no other test trains with."""

@@ -244,6 +244,7 @@ def browse(browser, page, profile, *flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_without_a_complaint(browser, folder, tmp_path):
     done = browse(browser, folder / "report.html", tmp_path / "a", "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr

@@ -226,6 +226,7 @@ def test_threads_do_not_change_a_result(kernel):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", [16, 64])
 def test_vectors_of_other_sizes(kernel, vector, tmp_path, monkeypatch):
     """What other processors compile gives the same here (the compiler splits longer vectors)."""
@@ -277,6 +278,7 @@ def ended(process):
     return out, error
 
 
+@pytest.mark.slow
 def test_processes_that_compile_at_once_keep_one_library(kernel, in_process, tmp_path):
     for process in [in_process() for _ in range(3)]:
         assert ended(process)[0] == "compiled\n"
@@ -289,12 +291,14 @@ def test_processes_that_compile_at_once_keep_one_library(kernel, in_process, tmp
     assert list(folder.iterdir()) == [library]
 
 
+@pytest.mark.slow
 def test_no_compiler_is_said_once(in_process):
     out, error = ended(in_process(PATH=""))
     assert out == "not compiled\n"
     assert error == "the native kernel cannot start (RuntimeError: no C compiler on PATH (cc, gcc, clang))\n"
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_said_once(in_process, tmp_path):
     fake = tmp_path / "bin" / "cc"
     fake.parent.mkdir()
@@ -307,6 +311,7 @@ def test_a_compiler_that_fails_is_said_once(in_process, tmp_path):
     assert list((tmp_path / "ptuning" / "kernels").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, in_process, tmp_path):
     (tmp_path / "ptuning").write_text("a file in the way", encoding="ascii")
     assert ended(in_process())[0] == "compiled\n"

@@ -139,6 +139,7 @@ def test_numbers_that_mean_nothing(wrong):
         tuning_memory(SIX_BILLION, Storage(), PrefixSizes(0), batch=1, source=8, target=8)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 def test_the_measured_peak_is_within_15_percent():
     """A process of its own loads a model of 43 million weights and uses it; what it took over its baseline is compared."""

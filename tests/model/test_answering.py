@@ -39,6 +39,7 @@ print(json.dumps([code, sorted(set({NOT_NEEDED}) & (set(sys.modules) - before)),
 SETTINGS = ({}, {"quantization_bit": 4}, {"quantization_bit": 8, "dtype": "bfloat16"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--quantization_bit", "4", "--dtype", "float32"]], ids=["float", "int4"])
 def test_a_chat_imports_neither_the_compiler_nor_the_whole_model(words, tmp_path):
     """From the start to the answer: nothing that was left out at the start may come with the first question."""

@@ -238,6 +238,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux only")
 def test_peak_memory_is_a_layer_and_the_shards(tmp_path):
     sizes = {"hidden_size": 512, "num_attention_heads": 8, "inner_hidden_size": 2048, "num_layers": 20}

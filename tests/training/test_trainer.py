@@ -64,6 +64,7 @@ PrefixTrainer.__init__ = init
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", [False, True])
 def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, projection):
     """Seven steps, a kill, and on to twelve from the last checkpoint: weights, optimiser and log are the same."""
@@ -116,6 +117,7 @@ def test_the_published_form_is_written_on_request(command, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_length_grouping_checkpointing_and_bfloat16_run(command, tmp_path):
     for number, extra in enumerate(
         (
@@ -166,6 +168,7 @@ def test_several_processes_prepare_the_same_examples(command, tmp_path, rows_fil
     assert prepare_examples(tokenizer, rows, arguments.data, "rows") == alone
 
 
+@pytest.mark.slow
 def test_training_again_into_a_used_folder_is_refused(command, straight, tmp_path):
     folder, _ = straight
     before = sorted(path.name for path in folder.iterdir())
@@ -176,6 +179,7 @@ def test_training_again_into_a_used_folder_is_refused(command, straight, tmp_pat
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -204,6 +208,7 @@ def test_a_kill_between_saving_and_deleting_leaves_no_checkpoint_too_many(comman
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_prefix_names_both(command, straight, tmp_path):
     folder, _ = straight
     shutil.copytree(folder, tmp_path / "run")
@@ -229,6 +234,7 @@ def test_dialogues_are_trained_round_by_round_beside_other_rows(command, tmp_pat
     assert load_model(tmp_path / "run" / "checkpoint-1", device="cpu").prompt_settings["legacy"] is True
 
 
+@pytest.mark.slow
 def test_label_smoothing_learns_the_replies_and_not_something_else(command, tmp_path, rows_file):
     """As good as no smoothing gives the same run; some smoothing gives the loss that plain torch gives for its prefix."""
     settings = {

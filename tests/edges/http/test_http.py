@@ -21,6 +21,8 @@ from servers import running, wait_for
 
 import ptuning
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 KEY, ADMIN = "a key", "another key"
 ENDLESS = {"temperature": 0, "repetition_penalty": 0.3}  # what stands there already is preferred: <eop> never comes

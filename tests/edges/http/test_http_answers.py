@@ -7,6 +7,8 @@ import httpx
 import pytest
 from servers import running
 
+pytestmark = pytest.mark.slow
+
 LONG = {"prompt": "讲个故事", "temperature": 0, "repetition_penalty": 0.3, "max_new_tokens": 150}
 OUTSIDE = {
     "top_k": [2**63, 2**31, -1, 10**30], "seed": [2**63, -1, 10**40], "no_repeat_ngram_size": [2**63, 2**31, 101],

@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def address():
-    with running("serve") as (address, _):
+    with running("serve", fresh=True) as (address, _):
         yield address
 
 

@@ -66,6 +66,7 @@ def test_a_flag_beats_the_environment_and_what_no_header_holds_is_refused(monkey
             WebArguments(port=1, auth=auth)
 
 
+@pytest.mark.slow
 def test_keys_outside_of_ascii(address):
     """In the bytes that clients send: curl UTF-8, browsers Latin-1."""
 
@@ -97,6 +98,7 @@ def load(address, path, name="new"):
     return found
 
 
+@pytest.mark.slow
 def test_links_out_of_the_root_are_not_followed(address, root):
     elsewhere = root.parent / "elsewhere"
     (root / "linked").symlink_to(elsewhere)
@@ -121,6 +123,7 @@ def test_links_out_of_the_root_are_not_followed(address, root):
         assert load(address, path).status_code == 201, path
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_named_by_known_fields_only(address):
     headers = {"authorization": b"Bearer " + ADMIN.encode()}
     for body, field in (({"name": "a"}, "path"), ({"name": "a", "path": "inside", "pre_seq_len": 4}, "pre_seq_len"),

@@ -72,6 +72,7 @@ def trickle(connection, data):
 # ---- slow ones and many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "then", "said"),
     [
@@ -96,6 +97,7 @@ def test_who_sends_slowly_is_closed(address, first, then, said):
         assert b"the request was not complete after 2 seconds" in found
 
 
+@pytest.mark.slow
 def test_a_second_request_that_trickles_on_a_kept_connection(address):
     with connected(address) as connection:
         connection.sendall(head("/health", method="GET"))
@@ -103,11 +105,13 @@ def test_a_second_request_that_trickles_on_a_kept_connection(address):
         assert b"408" in trickle(connection, head("/health", "X-Long: " + "a" * 500, method="GET"))
 
 
+@pytest.mark.slow
 def test_an_answer_may_take_longer_than_its_request(address):
     body = {"prompt": "你好", "max_new_tokens": 1900} | ENDLESS
     assert httpx.post(address, json=body, timeout=120).status_code == 200
 
 
+@pytest.mark.slow
 def test_who_does_not_read_answers_is_closed(address):
     """Ten large answers, one after the other, which no network holds for somebody who takes none of them."""
     body = json.dumps({"prompt": "x", "history": [["a", "b" * 1_900_000]], "max_new_tokens": 1}).encode()
@@ -126,6 +130,7 @@ def test_who_does_not_read_answers_is_closed(address):
             assert len(rest_of(connection)) < 10 * len(body)
 
 
+@pytest.mark.slow
 def test_idle_connections_make_room(address):
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(address)) for _ in range(40)]
@@ -135,6 +140,7 @@ def test_idle_connections_make_room(address):
     assert httpx.get(f"{address}/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_where_all_are_busy_one_more_is_told_so(address):
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -167,6 +173,7 @@ def pieces():
         yield LARGE[place : place + 100_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/", "/v1/chat/completions", "/admin/prefixes", "/nowhere"])
 def test_413_reaches_clients_that_send_everything_first(address, path):
     for content in (LARGE, pieces()):
@@ -179,6 +186,7 @@ def test_413_reaches_clients_that_send_everything_first(address, path):
     assert b"larger than 2000000 bytes" in error.value.read()
 
 
+@pytest.mark.slow
 def test_413_reaches_a_plain_socket(address):
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces()) + b"0\r\n\r\n"
     for sent in (head("/", f"Content-Length: {len(LARGE)}") + LARGE, head("/", "Transfer-Encoding: chunked") + chunks):
@@ -192,6 +200,7 @@ def test_413_reaches_a_plain_socket(address):
         assert rest_of(connection).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("flags", [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect:"]])
 def test_413_reaches_curl(address, tmp_path, flags):
@@ -202,11 +211,13 @@ def test_413_reaches_curl(address, tmp_path, flags):
     assert "larger than 2000000 bytes" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_refusals_reach_clients_with_large_bodies_too(address):
     for headers, status in (({"origin": "https://evil.example"}, 403), ({"host": "evil.example"}, 403)):
         assert httpx.post(address, content=b"x" * 1_900_000, headers=headers, timeout=60).status_code == status
 
 
+@pytest.mark.slow
 def test_a_length_that_is_none(address):
     for length in ("9" * 30, "-1", "x", "1e3"):
         with connected(address) as connection:
@@ -236,6 +247,7 @@ def test_values_are_counted_without_those_in_texts(data, found):
 # ---- clients that leave
 
 
+@pytest.mark.slow
 def test_clients_that_leave_are_no_traceback():
     """In the middle of the head, the body, the answer; in good order and not. The server's log ends with it."""
     question = json.dumps({"prompt": "你好"} | ENDLESS).encode()
@@ -307,6 +319,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_health_beside_heavy_requests(tmp_path):
     """Many of all kinds at a time, from a process of their own; every single /health is answered."""
     bodies = heavy_bodies()

@@ -212,6 +212,7 @@ def ask(address, **headers):
     return httpx.post(address, content=json.dumps(BODY), headers={"content-type": "text/plain"} | headers)
 
 
+@pytest.mark.slow
 def test_programs_and_the_own_page_go_on_working(address):
     own = address.removeprefix("http://")
     assert ask(address).status_code == 200
@@ -220,6 +221,7 @@ def test_programs_and_the_own_page_go_on_working(address):
     assert ask(address, host=own.replace("127.0.0.1", "localhost")).status_code == 200
 
 
+@pytest.mark.slow
 def test_strangers_pages_and_names_are_refused_on_every_path(address):
     paths = ("/", "/v1/models", "/health", "/metrics", "/docs", "/admin/prefixes", "/nowhere", "/v1/chat/completions")
     for path in paths:
@@ -234,6 +236,7 @@ def test_strangers_pages_and_names_are_refused_on_every_path(address):
     assert "--cors_origins https://evil.example" in ask(address, origin="https://evil.example").json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_page_that_was_named_may_ask_first_and_read_the_answer(address):
     friend = {"origin": "https://friend.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type, authorization"}
@@ -243,6 +246,7 @@ def test_a_page_that_was_named_may_ask_first_and_read_the_answer(address):
     assert ask(address, **friend).headers["access-control-allow-origin"] == "https://friend.example"
 
 
+@pytest.mark.slow
 def test_requests_that_httpx_would_not_send(address):
     host, port = re.fullmatch(r"http://(.+):(\d+)", address).groups()
 

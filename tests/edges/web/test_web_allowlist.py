@@ -25,6 +25,8 @@ from ptuning.engine.engine import Engine
 from ptuning.serving.chat_service import ChatService
 from ptuning.serving.prefix_store import PrefixStore
 
+pytestmark = pytest.mark.slow
+
 BASE, CANARY = "tiny-chatglm", "what no stranger reads"
 JSON = {"content-type": "application/json"}
 SETTINGS = [BASE, False, BASE, 2048, 0.7, 0, "tuned", 0, 50, 0.3, 0, 0]  # greedy, and <eop> never comes

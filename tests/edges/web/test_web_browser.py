@@ -13,7 +13,7 @@ from servers import running
 import ptuning
 from scripts.chromium import NARROW, chromium, missing, wait_for
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")]
 BASE, ADMIN = "tiny-chatglm", {"Authorization": "Bearer admin"}
 
 

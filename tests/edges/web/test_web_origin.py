@@ -13,6 +13,8 @@ from servers import running
 
 from scripts.chromium import chromium, missing, wait_for
 
+pytestmark = pytest.mark.slow
+
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document", "accept": "text/html"}
 
 

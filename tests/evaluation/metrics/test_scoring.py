@@ -139,6 +139,7 @@ assert sorted(os.listdir(planted.parent)) == before, "nothing is left in a folde
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", ["nothing", "cache", "words"])
 def test_nobody_else_decides_how_words_are_cut(beside, tmp_path):
     pair = ["今天天气很好，适合出门散步", "今天天气不错，适合出门走走"]
