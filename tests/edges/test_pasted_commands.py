@@ -93,7 +93,7 @@ def test_samples_show_the_prediction(capsys, with_base):
 
     models = [*([model("base model", "原来的", True)] if with_base else []), model("file", "得到的", False)]
     print_result(RunResult(Path(), None, [], models), written=False)
-    printed = capsys.readouterr().out
-    assert "  wanted   想要的\n" in printed
-    assert ("  prefix   得到的\n" if with_base else "  answer   得到的\n") in printed
-    assert ("  base     原来的\n" in printed) == with_base
+    said = capsys.readouterr().out
+    assert "  wanted   想要的\n" in said
+    assert ("  prefix   得到的\n" if with_base else "  answer   得到的\n") in said
+    assert ("  base     原来的\n" in said) == with_base
