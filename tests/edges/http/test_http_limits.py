@@ -73,7 +73,7 @@ def trickle(connection, data):
 
 
 @pytest.mark.parametrize(
-    ("first", "then", "said"),
+    ("first", "then", "status"),
     [
         (b"", b"", b""),  # a connection on which nothing is sent
         (b"", head("/health", "X-Long: " + "a" * 500, method="GET"), b"408"),
