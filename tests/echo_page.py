@@ -25,17 +25,17 @@ class EchoService(ChatService):
 
     def ask(self, question, listener=None):
         """As of the real one."""
-        made = Generation(Request([1], stream=True), listener=listener)
-        threading.Thread(target=self._say, args=(made, question.query), daemon=True).start()
-        return Asked([made], self.store.get(question.model), 1, 0)
+        generation = Generation(Request([1], stream=True), listener=listener)
+        threading.Thread(target=self._say, args=(generation, question.query), daemon=True).start()
+        return Asked([generation], self.store.get(question.model), 1, 0)
 
     @staticmethod
-    def _say(made, text):
-        made.mark_first_token()
+    def _say(generation, text):
+        generation.mark_first_token()
         for place in range(0, len(text), 20):
             time.sleep(0.002)
-            made.tell(text[place : place + 20])
-        made.finish("stop")
+            generation.tell(text[place : place + 20])
+        generation.finish("stop")
 
 
 @contextlib.contextmanager

@@ -221,8 +221,8 @@ def test_output_that_cannot_be_written(answers, verb, redirection, code, says):
     done = subprocess.run(
         ["bash", "-c", script], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT, stdin=subprocess.DEVNULL
     )
-    told = "".join(line for line in done.stderr.splitlines(True) if not line.startswith("scoring: "))
-    assert (done.returncode, told) == (code, says)
+    errors = "".join(line for line in done.stderr.splitlines(True) if not line.startswith("scoring: "))
+    assert (done.returncode, errors) == (code, says)
 
 
 def test_files_opened_later_are_no_standard_stream(tmp_path):
@@ -287,9 +287,9 @@ def test_recursion_names_the_place(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "run", run)
     assert cli.main([]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("error: the input is nested too deeply (RecursionError in ")
-    assert f"{Path(__file__).name}:" in said
+    error = capsys.readouterr().err
+    assert error.startswith("error: the input is nested too deeply (RecursionError in ")
+    assert f"{Path(__file__).name}:" in error
 
 
 @pytest.mark.parametrize(

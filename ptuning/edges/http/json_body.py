@@ -99,7 +99,7 @@ class BodyReader(Generic[Body]):
     def _check_query(self, names: Sequence[str]) -> None:
         known: Collection[str] = self.schema.model_fields
         if name := setting_in_query(names, known):
-            raise ApiError(self.status, f"{name}: stands in the address; settings belong in the JSON body", name)
+            raise ApiError(self.status, f"{name}: is in the query string; settings belong in the JSON body", name)
 
     def _check_headers(self, request: Request) -> None:
         """Reject a body that its headers declare to be anything but uncompressed JSON in UTF-8."""

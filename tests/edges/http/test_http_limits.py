@@ -44,8 +44,8 @@ def address(server):
 @contextlib.contextmanager
 def connected(address):
     host, port = re.fullmatch(r"http://(.+):(\d+)", address).groups()
-    with socket.create_connection((host, int(port)), timeout=30) as made:
-        yield made
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        yield connection
 
 
 def rest_of(connection):
@@ -74,7 +74,7 @@ def trickle(connection, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("first", "then", "said"),
+    ("first", "then", "status"),
     [
         (b"", b"", b""),  # a connection on which nothing is sent
         (b"", head("/health", "X-Long: " + "a" * 500, method="GET"), b"408"),
@@ -88,13 +88,13 @@ def trickle(connection, data):
         (head("/", "Origin: http://evil.example", "Content-Length: 50000"), b"{" * 1000, b"403"),
     ],
 )
-def test_who_sends_slowly_is_closed(address, first, then, said):
+def test_who_sends_slowly_is_closed(address, first, then, status):
     with connected(address) as connection:
         connection.sendall(first)
-        found = trickle(connection, then)
-    assert found.split(b"\r\n")[0].split()[1:2] == ([said] if said else [])
-    if said == b"408":
-        assert b"the request was not complete after 2 seconds" in found
+        response = trickle(connection, then)
+    assert response.split(b"\r\n")[0].split()[1:2] == ([status] if status else [])
+    if status == b"408":
+        assert b"the request was not complete after 2 seconds" in response
 
 
 @pytest.mark.slow
@@ -177,9 +177,9 @@ def pieces():
 @pytest.mark.parametrize("path", ["/", "/v1/chat/completions", "/admin/prefixes", "/nowhere"])
 def test_413_reaches_clients_that_send_everything_first(address, path):
     for content in (LARGE, pieces()):
-        found = httpx.post(f"{address}{path}", content=content, timeout=60)
-        assert found.status_code == 413
-        assert found.json()["error"]["message"] == "the body is larger than 2000000 bytes"
+        response = httpx.post(f"{address}{path}", content=content, timeout=60)
+        assert response.status_code == 413
+        assert response.json()["error"]["message"] == "the body is larger than 2000000 bytes"
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(f"{address}{path}", LARGE), timeout=60)
     assert error.value.code == 413
@@ -192,9 +192,9 @@ def test_413_reaches_a_plain_socket(address):
     for sent in (head("/", f"Content-Length: {len(LARGE)}") + LARGE, head("/", "Transfer-Encoding: chunked") + chunks):
         with connected(address) as connection:
             connection.sendall(sent)
-            found = rest_of(connection)
-        assert found.startswith(b"HTTP/1.1 413 ")
-        assert found.endswith(b'"code":"body_too_large"}}')
+            response = rest_of(connection)
+        assert response.startswith(b"HTTP/1.1 413 ")
+        assert response.endswith(b'"code":"body_too_large"}}')
     with connected(address) as connection:  # one that asks first sends nothing
         connection.sendall(head("/", f"Content-Length: {len(LARGE)}", "Expect: 100-continue"))
         assert rest_of(connection).startswith(b"HTTP/1.1 413 ")
@@ -226,7 +226,7 @@ def test_a_length_that_is_none(address):
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "expected"),
     [
         (b"[" + b"[]," * 99_000 + b"[]]", False),
         (b"[" + b"[]," * 120_000 + b"[]]", True),
@@ -240,8 +240,8 @@ def test_a_length_that_is_none(address):
         (b"," * 900_000, True),
     ],
 )
-def test_values_are_counted_without_those_in_texts(data, found):
-    assert has_too_many_values(data) is found
+def test_values_are_counted_without_those_in_texts(data, expected):
+    assert has_too_many_values(data) is expected
 
 
 # ---- clients that leave
@@ -308,14 +308,14 @@ host, port, file = sys.argv[1:]
 def send(path, body):
     connection = http.client.HTTPConnection(host, int(port), timeout=200)
     connection.request("POST", path, body.encode(), {"content-type": "application/json"})
-    found.append(connection.getresponse().status)
-found, bodies = [], json.load(open(file, encoding="utf-8"))
+    statuses.append(connection.getresponse().status)
+statuses, bodies = [], json.load(open(file, encoding="utf-8"))
 threads = [threading.Thread(target=send, args=one) for one in bodies * 4 + bodies[:1] * 40]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print(json.dumps(found))
+print(json.dumps(statuses))
 """
 
 
@@ -334,9 +334,9 @@ def test_health_beside_heavy_requests(tmp_path):
                 assert client.get("/health").json()["status"] == "ok"
                 times.append(time.perf_counter() - began)
                 time.sleep(0.005)
-            found = json.loads(sender.stdout.read())
-    assert len(found) == 4 * len(bodies) + 40
-    assert set(found) == {200, 400, 413, 422}
+            statuses = json.loads(sender.stdout.read())
+    assert len(statuses) == 4 * len(bodies) + 40
+    assert set(statuses) == {200, 400, 413, 422}
     print(f"/health {len(times)} times: median {statistics.median(times):.3f} s, most {max(times):.3f} s")
     assert statistics.median(times) < 0.2
     assert sorted(times)[len(times) * 9 // 10] < 0.2

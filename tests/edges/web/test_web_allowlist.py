@@ -196,11 +196,11 @@ def test_gradios_own_check_holds_without_the_guard(page, tmp_path, monkeypatch, 
 
 def routes_of(app):
     """(method, path) of everything that gradio serves, apart from the description that the API has as well."""
-    found = []
+    routes = []
     for route in app.routes:
         inside = getattr(route, "original_router", None)  # of a newer FastAPI, which does not copy routes
-        found += [(method, route.path) for method in getattr(route, "methods", ())] if inside is None else routes_of(inside)
-    return [(method, path) for method, path in found if path != "/openapi.json"]
+        routes += [(method, route.path) for method in getattr(route, "methods", ())] if inside is None else routes_of(inside)
+    return [(method, path) for method, path in routes if path != "/openapi.json"]
 
 
 def filled_in(path):
@@ -401,14 +401,14 @@ def asked_by(server, client, session):
 def browsers(server):
     """Two that have looked at the page, and know each other's sessions."""
     with contextlib.ExitStack() as stack:
-        made = []
+        clients = []
         for _ in range(2):
-            one = stack.enter_context(httpx.Client(base_url=server.address, timeout=30))
+            client = stack.enter_context(httpx.Client(base_url=server.address, timeout=30))
             if server.login:
-                one.post("/login", data={"username": "me", "password": "secret"})
-            one.get("/")
-            made.append(one)
-        yield made
+                client.post("/login", data={"username": "me", "password": "secret"})
+            client.get("/")
+            clients.append(client)
+        yield clients
 
 
 def test_a_session_is_that_of_the_browser_that_opened_it(server, browsers):
@@ -496,16 +496,16 @@ def test_a_fault_of_our_own_is_still_told(page, monkeypatch, capfd):
     with TestClient(page) as client:
         answer = client.post("/gradio_api/run/open_report", json={"data": [None]})
     assert (answer.status_code, answer.json()) == (500, {"error": None})
-    told = capfd.readouterr().err
-    assert "Traceback" in told
-    assert "a fault of our own" in told
+    log = capfd.readouterr().err
+    assert "Traceback" in log
+    assert "a fault of our own" in log
 
 
 def test_the_log_holds_nothing_of_all_this(server):
     """The last test of a server: whatever strangers and clumsy clients have sent above."""
     server.process.send_signal(signal.SIGTERM)
-    _, told = server.process.communicate(timeout=30)
-    assert "Traceback" not in told
-    lines = [line for line in told.splitlines() if "Invalid HTTP request" not in line]
-    assert len(lines) < 10, told
+    _, log = server.process.communicate(timeout=30)
+    assert "Traceback" not in log
+    lines = [line for line in log.splitlines() if "Invalid HTTP request" not in line]
+    assert len(lines) < 10, log
     assert os.waitstatus_to_exitcode(0) == server.process.returncode

@@ -26,8 +26,9 @@ def address():
 
 def clear_of(address):
     """The page's function that forgets a conversation, as its own script calls it."""
-    found = next(one for one in httpx.get(f"{address}/config").json()["dependencies"] if one["api_name"] == "clear")
-    return {"fn_index": found["id"], "data": [], "session_hash": "s"}
+    functions = httpx.get(f"{address}/config").json()["dependencies"]
+    number = next(function["id"] for function in functions if function["api_name"] == "clear")
+    return {"fn_index": number, "data": [], "session_hash": "s"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -110,7 +110,7 @@ def test_a_huge_file_is_not_sent(root):
 
 
 def test_a_report_stands_in_a_frame_in_which_nothing_runs():
-    made = framed('"><script>alert(1)</script>${alert(2)}', 'a" onload="x')
-    assert 'sandbox=""' in made
-    assert "<script" not in made
-    assert made.count('"') == 8
+    frame = framed('"><script>alert(1)</script>${alert(2)}', 'a" onload="x')
+    assert 'sandbox=""' in frame
+    assert "<script" not in frame
+    assert frame.count('"') == 8
