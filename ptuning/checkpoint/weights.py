@@ -13,30 +13,22 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ptuning.checkpoint.checkpoint import Checkpoint, read_config
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import one_device, parse_dtype
 from ptuning.checkpoint.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
-from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
+from ptuning.checkpoint.weight_files import WeightFiles
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.kernels.allocator import on_large_pages
-from ptuning.model.config import ChatGLMConfig, check_config
+from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear, quantize_weight
 
 logger = logging.getLogger(__name__)
-
-
-def read_config(folder: Path, **overrides: Any) -> ChatGLMConfig:
-    """The configuration of a model folder, refused where it is no ChatGLM-6B."""
-    values = read_json(folder / "config.json")
-    check_config(values, str(folder / "config.json"))
-    config = ChatGLMConfig.from_dict(values | overrides)
-    config.name_or_path = str(folder)
-    return config
 
 
 def load_weights(
@@ -188,29 +180,54 @@ def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs
     dtype = parse_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
     device = one_device(kwargs.pop("device", None), kwargs.pop("device_map", None))
     bits = kwargs.pop("quantization_bit", None)
-    small = resolve_folder(name, weights=False, **hub)  # a model of another kind is refused before 13 GB are fetched
-    own = read_config(small)
-    config = _given_config(kwargs.pop("config", None), own, kwargs)
-    asked = config.quantization_bit if bits is None and config is not own else bits
-    config.quantization_bit = choose_quantization(own.quantization_bit, asked, small)
-    if dtype is None and config.dtype != own.dtype:
+    folder = resolve_folder(name, weights=False, **hub)  # a model of another kind is refused before 13 GB are fetched
+    opened = Checkpoint(os.fspath(name), folder, read_config(folder), hub=hub)
+    config = _given_config(kwargs.pop("config", None), opened, kwargs)
+    if bits is None and config.quantization_bit:
+        bits = config.quantization_bit
+    if dtype is None and config.dtype != opened.config.dtype:
         dtype = parse_dtype(config.dtype)
-    folder = resolve_folder(name, weights=True, **hub)
-    files = find_weights(folder)
-    if files is None:
-        raise UserError(f"{folder} holds no weights (model.safetensors or pytorch_model.bin, whole or in shards)")
-    model = _build(cls, config, files, dtype, device, folder)
-    model.name_or_path = config.name_or_path = os.fspath(name)
-    model.eval()
+    model = build(cls, opened, config, quantization_bit=bits, device=device, dtype=dtype)
     info: dict[str, list[str]] = {"missing_keys": [], "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
     return (model, info) if report else model
 
 
-def _given_config(given: Any, own: ChatGLMConfig, changes: dict[str, Any]) -> ChatGLMConfig:
+def build(
+    kind: Any,
+    opened: Checkpoint,
+    config: ChatGLMConfig,
+    *,
+    quantization_bit: int | None,
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> Any:
+    """Build a model and fill it with the weights of a checkpoint.
+
+    Args:
+        kind: class of the model.
+        opened: which model.
+        config: to build from; says afterwards what was built.
+        quantization_bit: 4 or 8 quantises float weights while they are read; None or 0: as they are.
+        device: where the tensors go.
+        dtype: of the floating-point tensors; None keeps each file's own.
+
+    Returns:
+        the model in eval mode.
+
+    Raises:
+        UserError: see :func:`choose_quantization`, :meth:`Checkpoint.weights` and :func:`load_weights`.
+    """
+    config.quantization_bit = choose_quantization(opened.config.quantization_bit, quantization_bit, opened.folder)
+    model = _filled(kind, config, opened.weights(), dtype, device)
+    model.name_or_path = config.name_or_path = opened.name
+    return model.eval()
+
+
+def _given_config(given: Any, opened: Checkpoint, changes: dict[str, Any]) -> ChatGLMConfig:
     """The configuration to build from: one that was handed over, or the folder's own, with single values changed."""
     if isinstance(given, str | os.PathLike):
         given = read_config(resolve_folder(given, weights=False))
-    config = own if given is None else given
+    config = opened.new_config() if given is None else given
     for key, value in changes.items():
         if config.attribute_map.get(key, key) in vars(config):
             setattr(config, key, value)
@@ -233,17 +250,18 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _build(
-    cls: Any, config: ChatGLMConfig, files: WeightFiles, dtype: torch.dtype | None, device: torch.device, folder: Path
+def _filled(
+    kind: Any, config: ChatGLMConfig, files: WeightFiles, dtype: torch.dtype | None, device: torch.device
 ) -> Any:
     """Make the model on the meta device, fill it, and attach the prefix that the files hold or the configuration wants."""
+    folder = files.paths[0].parent
     facts = files.facts()
     check_sizes(config, facts, folder)
     wanted, projection = config.pre_seq_len, config.prefix_projection
     config.pre_seq_len = None
     try:
         with torch.device("meta"), _Undrawn():
-            model = cls(config)
+            model = kind(config)
         stored = _stored_prefix(facts, config, wanted, projection, folder)
         prefix = load_weights(model, files, facts, dtype=dtype, device=device, where=folder)
     finally:

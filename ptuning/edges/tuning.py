@@ -47,7 +47,7 @@ def run_tuning(arguments: Arguments, progress: Progress | None = None) -> RunRes
         models = []
         if asked.task:
             models = evaluate_models(
-                tuned.model, prepared.tokenizer, asked, prepared.arguments, folder, progress, tuned.checkpoint, place
+                tuned.model, prepared.base.tokenizer, asked, prepared.arguments, folder, progress, tuned.checkpoint, place
             )
         result = RunResult(folder, tuned.checkpoint, asked.task, models, tuned.metrics)
         rows = {"training": prepared.rows, "validation": prepared.validation, **asked.by_name()}

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import ptuning
+from ptuning.checkpoint.checkpoint import read_config
 from ptuning.checkpoint.weight_files import find_weights
-from ptuning.checkpoint.weights import choose_quantization, read_config
+from ptuning.checkpoint.weights import choose_quantization
 from ptuning.core.errors import UserError
 
 PREFIX = "transformer.prefix_encoder."
