@@ -90,7 +90,8 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
     models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place, compared)
-    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    last = arguments.checkpoints[-1] if arguments.checkpoints else named
+    result = RunResult(folder, last, asked.task, models, config=opened.config)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
