@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ptuning.checkpoint.checkpoint import Checkpoint, open_checkpoint, read_tokenizer
+from ptuning.checkpoint.checkpoint import Checkpoint, choose_quantization, open_checkpoint, read_tokenizer
 from ptuning.checkpoint.hub import resolve_folder
-from ptuning.checkpoint.placement import free_bytes, parse_dtype, pick_device
+from ptuning.checkpoint.placement import check_new_prefix, chosen_dtype, pick_device
 from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint
 from ptuning.checkpoint.weights import build
-from ptuning.core.errors import UserError
 from ptuning.data.tokenizer import ChatGLMTokenizer
-from ptuning.kernels.allocator import return_freed_memory
-from ptuning.kernels.dispatch import best_cpu_dtype
-from ptuning.kernels.dispatch import settings as kernel_settings
 from ptuning.kernels.onednn import prefer_onednn_products
-from ptuning.model.config import ChatGLMConfig
-from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
 from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
@@ -69,7 +63,7 @@ def load_model(
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; None or ``auto`` takes the best there is.
         dtype: ``float32``, ``float16``, ``bfloat16``; None or ``auto`` is the checkpoint's own. On a CPU, where float16
             products are an order slower, float16 becomes float32, or bfloat16 for a quantised model where that is
-            faster (see :func:`cpu_dtype`).
+            faster (see :func:`~ptuning.checkpoint.placement.cpu_dtype`).
         pre_seq_len: without a checkpoint, a new prefix of so many tokens, to be trained; with one, held against the file.
         prefix_projection: likewise.
         revision: branch, tag or commit on the hub; ``cache_dir``, ``token`` and ``local_files_only`` as transformers'.
@@ -168,59 +162,23 @@ def load(
         pre_seq_len: length of a new prefix, where none was opened.
         prefix_projection: whether that has a projection.
     """
-    opened.check_tokenizer()
     config, prefix = opened.new_config(), opened.adapter
+    place = pick_device(device)
+    dtype = chosen_dtype(config, quantization_bit, place, dtype)
     if prefix is not None:
         prefix.check_model(config)
-    place, wanted = pick_device(device), parse_dtype(dtype)
-    if prefix is None and pre_seq_len is not None:
-        _ask_for_new_prefix(config, pre_seq_len, prefix_projection, place)
-    if place.type == "cpu":
-        wanted = _settle_on_cpu(config, config.quantization_bit or quantization_bit, wanted)
-    model = build(kind, opened, config, quantization_bit=quantization_bit, device=place, dtype=wanted)
+    elif pre_seq_len is not None:
+        check_new_prefix(config, pre_seq_len, prefix_projection, place)
+        config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+    config.quantization_bit = choose_quantization(config.quantization_bit, quantization_bit, opened.folder)
+    opened.check_tokenizer()
+    files = opened.weights()
+    model = build(kind, config, files, name=opened.name, device=place, dtype=dtype)
     if place.type == "cpu" and model.dtype == torch.float32:
         prefer_onednn_products()
     if prefix is not None:
         attach_checkpoint(model, prefix)
     return model
-
-
-def _ask_for_new_prefix(
-    config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None, place: torch.device
-) -> None:
-    if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
-        raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
-    sizes = ModelSizes.from_config(config.to_dict())
-    _, trained = prefix_numbers(sizes, PrefixSizes(pre_seq_len, bool(prefix_projection)))
-    needed, free = _BYTES_OF_TRAINED * trained, free_bytes(place)
-    if free is not None and needed > max(free, _ALWAYS_TRIED):
-        raise UserError(
-            f"--pre_seq_len {pre_seq_len}: the prefix alone would take {size_text(needed)} while it is trained, and "
-            f"{size_text(free)} are free; usual are 8 to 256"
-        )
-    config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
-
-
-_BYTES_OF_TRAINED = 16  # a number, its gradient and the optimiser's two moments, in float32
-_ALWAYS_TRIED = 2**30  # bytes; what is free is a guess, and smaller prefixes are rarely what makes the difference
-
-
-def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype to load in; a lean quantised model also has freed memory given back."""
-    if bits and kernel_settings().memory == "lean":
-        return_freed_memory()
-    return cpu_dtype(config, bits) if dtype is None else dtype
-
-
-def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
-    """The dtype that a CPU should use when nobody chose one; None is the checkpoint's own.
-
-    In place of float16 a float model gets float32, and a quantised one what its kernels are best with on this CPU, see
-    :func:`ptuning.kernels.dispatch.best_cpu_dtype`.
-    """
-    if config.dtype not in (torch.float16, "float16", None):
-        return None
-    return best_cpu_dtype() if quantization_bit else torch.float32
 
 
 def attach_checkpoint(model: PrefixedModel, prefix: PrefixCheckpoint) -> None:

@@ -121,10 +121,8 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     """Read ``config.json`` and the header of the prefix; nothing else."""
     import torch
 
-    from ptuning.checkpoint.checkpoint import open_named
-    from ptuning.checkpoint.load import cpu_dtype
-    from ptuning.checkpoint.placement import parse_dtype, pick_device
-    from ptuning.checkpoint.weights import choose_quantization
+    from ptuning.checkpoint.checkpoint import choose_quantization, open_named
+    from ptuning.checkpoint.placement import cpu_dtype, parse_dtype, pick_device
     from ptuning.kernels.dispatch import uses_compiled
 
     opened = open_named(settings)
