@@ -1,31 +1,21 @@
-"""``load_model`` and ``load_tokenizer``: from a name to a model, of whatever class the caller gives, and its tokenizer."""
+"""From an opened checkpoint to a model that answers or is tuned."""
 
 from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ptuning.checkpoint.hub import EMBEDDED_MODEL, resolve_folder
-from ptuning.checkpoint.placement import free_bytes, parse_dtype, pick_device
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
-from ptuning.checkpoint.weight_files import read_json, read_small_file
-from ptuning.checkpoint.weights import from_pretrained, read_config
-from ptuning.core.errors import UserError
-from ptuning.core.paths import working_directory
-from ptuning.core.reading import expanded, is_regular, shortened
+from ptuning.checkpoint.checkpoint import Checkpoint, choose_quantization, open_checkpoint, read_tokenizer
+from ptuning.checkpoint.hub import resolve_folder
+from ptuning.checkpoint.placement import check_new_prefix, chosen_dtype, pick_device
+from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint
+from ptuning.checkpoint.weights import build
 from ptuning.data.tokenizer import ChatGLMTokenizer
-from ptuning.data.tokenizer_settings import ADDED_FILE, CONFIG_FILE, SPECIAL_FILE
-from ptuning.kernels.allocator import return_freed_memory
-from ptuning.kernels.dispatch import best_cpu_dtype
-from ptuning.kernels.dispatch import settings as kernel_settings
 from ptuning.kernels.onednn import prefer_onednn_products
-from ptuning.model.config import ChatGLMConfig
-from ptuning.model.families import family_of
-from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
+from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
     from ptuning.model.answering import AnsweringModel, PrefixedModel
@@ -33,7 +23,8 @@ if TYPE_CHECKING:
 Model = TypeVar("Model", bound="PrefixedModel")
 logger = logging.getLogger(__name__)
 
-_TOKENIZER_SETTINGS = (CONFIG_FILE, SPECIAL_FILE, ADDED_FILE)
+
+# ---- doors ---------------------------------------------------------------------------------------------------------------
 
 
 def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer:
@@ -46,44 +37,7 @@ def load_tokenizer(path: str | os.PathLike[str], **hub: Any) -> ChatGLMTokenizer
     Raises:
         UserError: a missing or damaged ``ice_text.model``, or one of another vocabulary than ``config.json``.
     """
-    folder = resolve_folder(path, weights=False, **hub)
-    config = read_config(folder) if is_regular(folder / "config.json") else None
-    family = family_of({} if config is None else config)
-    file = folder / family.tokenizer_file
-    if not is_regular(file):
-        raise UserError(f"{file} is missing; the tokenizer of ChatGLM-6B is one SentencePiece file of that name")
-    read_small_file(file)
-    for name in _TOKENIZER_SETTINGS:
-        if is_regular(folder / name):
-            read_json(folder / name)
-    tokenizer: ChatGLMTokenizer = family.tokenizer.from_pretrained(str(folder))
-    tokenizer.prompt_form = family.prompt_form
-    if config is not None:
-        check_vocabulary(tokenizer, config, folder)
-    return tokenizer
-
-
-def check_vocabulary(tokenizer: ChatGLMTokenizer, config: ChatGLMConfig, where: Path | str) -> None:
-    """Refuse a tokenizer and a model of different releases.
-
-    Raises:
-        UserError: with the ids and sizes of both.
-    """
-    special_ids = family_of(config).special_ids.items()
-    pairs = [(name, getattr(tokenizer, key), getattr(config, key)) for name, key in special_ids]
-    wrong = [f"{name} is {mine} in the tokenizer and {its} in config.json" for name, mine, its in pairs if mine != its]
-    if wrong or len(tokenizer) > config.vocab_size:
-        raise UserError(
-            f"tokenizer and model in {where} are of different releases: {'; '.join(wrong) or 'sizes differ'}; the tokenizer "
-            f"has {len(tokenizer)} pieces{_release(len(tokenizer))}, the model {config.vocab_size} "
-            f"rows{_release(config.vocab_size)}. Take ice_text.model, tokenizer_config.json and the weights from one release"
-        )
-
-
-def _release(size: int) -> str:
-    if size > 150000:
-        return " (the first release, with 20000 image tokens)"
-    return " (the release without image tokens)" if size > 130000 else ""
+    return read_tokenizer(resolve_folder(path, weights=False, **hub))
 
 
 def load_model(
@@ -111,8 +65,12 @@ def load_model(
     Raises:
         UserError: one clear message for every folder, file or flag that does not fit, before weights are read.
     """
-    return _load(  # type: ignore[no-any-return]
-        kind, path, ptuning_checkpoint, quantization_bit, device, dtype, pre_seq_len, prefix_projection, hub
+    opened = open_checkpoint(
+        path, ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection, **hub
+    )
+    return load(
+        kind, opened, quantization_bit=quantization_bit, device=device, dtype=dtype, pre_seq_len=pre_seq_len,
+        prefix_projection=prefix_projection,
     )
 
 
@@ -135,111 +93,75 @@ def load_answering_model(
     """
     from ptuning.model.answering import AnsweringModel
 
-    return _load(  # type: ignore[no-any-return]
-        AnsweringModel, path, ptuning_checkpoint, quantization_bit, device, dtype, None, None, hub
-    )
+    opened = open_checkpoint(path, ptuning_checkpoint, **hub)
+    return load(AnsweringModel, opened, quantization_bit=quantization_bit, device=device, dtype=dtype)
 
 
-def _load(
-    kind: type[PrefixedModel],
-    path: Any,
-    ptuning_checkpoint: Any,
-    quantization_bit: int | None,
-    device: str | torch.device | None,
-    dtype: str | torch.dtype | None,
-    pre_seq_len: int | None,
-    prefix_projection: bool | None,
-    hub: dict[str, Any],
-) -> Any:
-    """What :func:`load_model` says, for one kind of model."""
-    path, ptuning_checkpoint = _base_of(path, ptuning_checkpoint)
-    prefix = None
-    if ptuning_checkpoint is not None:
-        prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
-    small = resolve_folder(path, weights=False, **hub)  # checked before 13 GB are fetched
-    config = read_config(small)
-    if is_regular(small / family_of(config).tokenizer_file):
-        load_tokenizer(small)
+def prepare_model(kind: type[Model], opened: Checkpoint, settings: ModelArguments, *, new_prefix: bool = False) -> Model:
+    """The model of a run, with the prefix that was opened with it.
+
+    Args:
+        kind: class of the model.
+        opened: which model.
+        settings: how it is loaded.
+        new_prefix: make a new prefix of ``--pre_seq_len`` where none was opened (training).
+    """
+    return load(
+        kind, opened, **_how(settings),
+        pre_seq_len=settings.pre_seq_len if new_prefix else None, prefix_projection=settings.prefix_projection,
+    )  # fmt: skip
+
+
+def prepare_answering_model(opened: Checkpoint, settings: ModelArguments) -> AnsweringModel:
+    """The model for an engine alone; it loads no more than that needs."""
+    from ptuning.model.answering import AnsweringModel
+
+    return load(AnsweringModel, opened, **_how(settings))
+
+
+def _how(settings: ModelArguments) -> dict[str, Any]:
+    return {"quantization_bit": settings.quantization_bit, "device": settings.device, "dtype": settings.dtype}
+
+
+# ---- the way down --------------------------------------------------------------------------------------------------------
+
+
+def load(
+    kind: type[Model],
+    opened: Checkpoint,
+    *,
+    quantization_bit: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    pre_seq_len: int | None = None,
+    prefix_projection: bool | None = None,
+) -> Model:
+    """Load a model of one kind; what does not fit is refused before weights are fetched or read.
+
+    Args:
+        kind: class of the model.
+        opened: which model, and its prefix.
+        quantization_bit: see :func:`load_model`; likewise ``device`` and ``dtype``.
+        pre_seq_len: length of a new prefix, where none was opened.
+        prefix_projection: whether that has a projection.
+    """
+    config, prefix = opened.new_config(), opened.adapter
+    place = pick_device(device)
+    dtype = chosen_dtype(config, quantization_bit, place, dtype)
     if prefix is not None:
-        prefix.encoder(config)  # refuses a prefix of another model before any weight is read
-    place, wanted = pick_device(device), parse_dtype(dtype)
-    if prefix is None and pre_seq_len is not None:
-        _ask_for_new_prefix(config, pre_seq_len, prefix_projection, place)
-    if place.type == "cpu":
-        wanted = _settle_on_cpu(config, config.quantization_bit or quantization_bit, wanted)
-    model = from_pretrained(
-        kind, path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
-    )
-    _settle_loaded(model, path)
+        prefix.check_model(config)
+    elif pre_seq_len is not None:
+        check_new_prefix(config, pre_seq_len, prefix_projection, place)
+        config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
+    config.quantization_bit = choose_quantization(config.quantization_bit, quantization_bit, opened.folder)
+    opened.check_tokenizer()
+    files = opened.weights()
+    model: Model = build(kind, config, files, name=opened.name, device=place, dtype=dtype)
+    if place.type == "cpu" and model.dtype == torch.float32:
+        prefer_onednn_products()
     if prefix is not None:
         attach_checkpoint(model, prefix)
     return model
-
-
-def _ask_for_new_prefix(
-    config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None, place: torch.device
-) -> None:
-    if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
-        raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
-    sizes = ModelSizes.from_config(config.to_dict())
-    _, trained = prefix_numbers(sizes, PrefixSizes(pre_seq_len, bool(prefix_projection)))
-    needed, free = _BYTES_OF_TRAINED * trained, free_bytes(place)
-    if free is not None and needed > max(free, _ALWAYS_TRIED):
-        raise UserError(
-            f"--pre_seq_len {pre_seq_len}: the prefix alone would take {size_text(needed)} while it is trained, and "
-            f"{size_text(free)} are free; usual are 8 to 256"
-        )
-    config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
-
-
-_BYTES_OF_TRAINED = 16  # a number, its gradient and the optimiser's two moments, in float32
-_ALWAYS_TRIED = 2**30  # bytes; what is free is a guess, and smaller prefixes are rarely what makes the difference
-
-
-def _settle_on_cpu(config: ChatGLMConfig, bits: int | None, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype to load in; a lean quantised model also has freed memory given back."""
-    if bits and kernel_settings().memory == "lean":
-        return_freed_memory()
-    return cpu_dtype(config, bits) if dtype is None else dtype
-
-
-def _settle_loaded(model: Any, path: Any) -> None:
-    """Its name, and on a CPU where its products are made."""
-    model.name_or_path = model.config.name_or_path = os.fspath(path)
-    if model.device.type == "cpu" and model.dtype == torch.float32:
-        prefer_onednn_products()
-
-
-def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
-    """The dtype that a CPU should use when nobody chose one; None is the checkpoint's own.
-
-    In place of float16 a float model gets float32, and a quantised one what its kernels are best with on this CPU, see
-    :func:`ptuning.kernels.dispatch.best_cpu_dtype`.
-    """
-    if config.dtype not in (torch.float16, "float16", None):
-        return None
-    return best_cpu_dtype() if quantization_bit else torch.float32
-
-
-def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
-    """A prefix folder given as the model stands for its base model plus itself."""
-    folder = expanded(path)
-    if not os.path.isdir(folder) or not is_prefix_folder(folder):
-        return path, ptuning_checkpoint
-    prefix = read_prefix(folder)
-    base = prefix.settings.get("base_model")
-    if ptuning_checkpoint is None and base:
-        if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not os.path.isdir(base):
-            raise UserError(
-                f"{path} holds a prefix for the model {shortened(base)}, which is not there (working directory "
-                f"{working_directory()}): give its base model as --model_name_or_path and this folder as "
-                "--ptuning_checkpoint"
-            )
-        return base, folder
-    raise UserError(
-        f"{path} holds a prefix ({prefix.pre_seq_len} tokens), not a whole model: give the base model as "
-        f"--model_name_or_path and this folder as --ptuning_checkpoint"
-    )
 
 
 def attach_checkpoint(model: PrefixedModel, prefix: PrefixCheckpoint) -> None:

@@ -87,7 +87,14 @@ class PrefixCheckpoint:
         }
 
     def encoder(self, model_config: Any) -> PrefixEncoder:
-        """The prefix encoder for a backbone.
+        """The prefix encoder for a backbone; arguments and errors as for :meth:`check_model`."""
+        self.check_model(model_config)
+        encoder = PrefixEncoder(prefix_config_of(model_config, self.pre_seq_len, self.projection))
+        encoder.load_state_dict(self.state_dict)
+        return encoder
+
+    def check_model(self, model_config: Any) -> None:
+        """Refuse a backbone that the prefix does not belong to.
 
         Args:
             model_config: the backbone's :class:`~ptuning.model.config.ChatGLMConfig`.
@@ -103,9 +110,6 @@ class PrefixCheckpoint:
                     f"{self.path} was trained for a model with {key} {stated}, this one has {its}: give the base model that "
                     "the prefix was trained on"
                 )
-        encoder = PrefixEncoder(prefix_config_of(model_config, self.pre_seq_len, self.projection))
-        encoder.load_state_dict(self.state_dict)
-        return encoder
 
 
 def is_prefix_folder(path: str | os.PathLike[str]) -> bool:

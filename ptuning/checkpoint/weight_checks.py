@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ptuning.checkpoint.mapped_tensors import TensorFacts
-from ptuning.checkpoint.prefix_tensors import FLOATS, PREFIX_KEY
+from ptuning.checkpoint.prefix_tensors import FLOATS, PREFIX_KEY, PrefixShape, read_shape, refuse_not_float
 from ptuning.core.errors import UserError
 from ptuning.core.reading import shortened
 from ptuning.model.config import ChatGLMConfig
@@ -84,6 +84,38 @@ def _layer_of(name: str, names: TensorNames) -> int | None:
     """The index of the layer that a tensor belongs to; None for the others."""
     index = _INDEX.match(name, len(names.layers)) if name.startswith(names.layers) else None
     return None if index is None else int(index[1])
+
+
+def stored_prefix(
+    facts: Mapping[str, TensorFacts], config: ChatGLMConfig, length: int | None, projection: bool, folder: Path
+) -> PrefixShape | None:
+    """The shape of a prefix that stands in the model's own files; None where there is none.
+
+    Args:
+        facts: of every tensor in the files.
+        config: of the model.
+        length: pre_seq_len by flag or ``config.json``, if any; likewise ``projection``.
+        folder: for messages.
+
+    Raises:
+        UserError: one that contradicts the configuration or a flag.
+    """
+    shapes = {name.removeprefix(PREFIX_KEY): fact.shape for name, fact in facts.items() if name.startswith(PREFIX_KEY)}
+    if not shapes or len(shapes) == len(facts):  # none, or nothing else: check_tensors has the words for that
+        return None
+    refuse_not_float({name: fact.dtype for name, fact in facts.items() if name.startswith(PREFIX_KEY)}, folder)
+    stored = read_shape(shapes, folder)
+    stored.check_model(config, folder)
+    if length not in (None, stored.pre_seq_len) or (projection and not stored.projection):
+        raise UserError(
+            f"{folder} holds a prefix with pre_seq_len {stored.pre_seq_len}{_with(stored.projection)}; pre_seq_len {length}"
+            f"{_with(projection)} is asked for by flag or config.json: leave them out, both are read off the file"
+        )
+    return stored
+
+
+def _with(projection: bool) -> str:
+    return " and projection" if projection else ""
 
 
 def _of_another_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...], where: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
@@ -22,6 +22,9 @@ from ptuning.memory.estimates import (
 from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
 from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
+
+if TYPE_CHECKING:
+    from ptuning.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass
@@ -119,23 +122,12 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     """Read ``config.json`` and the header of the prefix; nothing else."""
     import torch
 
-    from ptuning.checkpoint.hub import resolve_folder
-    from ptuning.checkpoint.load import cpu_dtype
-    from ptuning.checkpoint.placement import parse_dtype, pick_device
-    from ptuning.checkpoint.preparation import base_model_name
-    from ptuning.checkpoint.weights import choose_quantization, read_config
+    from ptuning.checkpoint.checkpoint import choose_quantization, open_named
+    from ptuning.checkpoint.placement import cpu_dtype, parse_dtype, pick_device
     from ptuning.kernels.dispatch import uses_native
 
-    name = base_model_name(settings)
-    folder = resolve_folder(
-        name,
-        weights=False,
-        revision=settings.model_revision,
-        cache_dir=settings.cache_dir,
-        token=settings.token,
-        local_files_only=settings.local_files_only,
-    )
-    config = read_config(folder)
+    opened = open_named(settings)
+    config, folder = opened.config, opened.folder
     bits = choose_quantization(config.quantization_bit, settings.quantization_bit, folder)
     embeddings = bool(bits) and (config.quantization_embeddings or use.quantize_embeddings)
     device = pick_device(settings.device)
@@ -152,24 +144,19 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
         bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
         native=on_cpu and uses_native(dtype or torch.float16),
     )
-    prefix = _prefix(settings, config)
-    return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
+    return _Subject(
+        opened.name, sizes, storage, _prefix(settings, opened), config.quantization_bit, stored_float,
+        str(dtype).removeprefix("torch."),
+    )
 
 
-def _prefix(settings: ModelArguments, config: Any) -> PrefixSizes:
+def _prefix(settings: ModelArguments, opened: Checkpoint) -> PrefixSizes:
     """The prefix of the checkpoint, of the flags, or of the model folder itself."""
-    if settings.ptuning_checkpoint is not None:
-        from ptuning.checkpoint.prefix_checkpoint import read_prefix
-
-        found = read_prefix(
-            settings.ptuning_checkpoint,
-            pre_seq_len=settings.pre_seq_len,
-            prefix_projection=settings.prefix_projection or None,
-        )
-        return PrefixSizes(found.pre_seq_len, found.projection)
+    if opened.adapter is not None:
+        return PrefixSizes(opened.adapter.pre_seq_len, opened.adapter.projection)
     if settings.pre_seq_len is not None:
         return PrefixSizes(settings.pre_seq_len, settings.prefix_projection)
-    return PrefixSizes(config.pre_seq_len or 0, bool(config.prefix_projection))
+    return PrefixSizes(opened.config.pre_seq_len or 0, bool(opened.config.prefix_projection))
 
 
 def _file_bytes(folder: Path) -> int | None:

@@ -53,11 +53,12 @@ def main(argv: Sequence[str]) -> int:
     built_in = model.model_name_or_path is None and model.ptuning_checkpoint is None
     if built_in:
         model.model_name_or_path = BUILT_IN_MODEL
-    from ptuning.checkpoint.preparation import base_model_name, prepare_tokenizer
+    from ptuning.checkpoint.checkpoint import hub_settings
+    from ptuning.checkpoint.load import load_tokenizer
     from ptuning.data.inspection import inspect_file
 
-    inspection = inspect_file(prepare_tokenizer(model), data, show.examples)
-    name = model.tokenizer_name or base_model_name(model)
+    name = model.tokenizer_name or _base_model_name(model)
+    inspection = inspect_file(load_tokenizer(name, **hub_settings(model)), data, show.examples)
     if show.json:
         say_json(_values(inspection, data, name))
         return 0
@@ -65,6 +66,16 @@ def main(argv: Sequence[str]) -> int:
         say(line)
     _show_samples(inspection)
     return 0
+
+
+def _base_model_name(model: ModelArguments) -> str:
+    """Whose tokenizer it is: the model's that is named, or that of the base model of a prefix."""
+    from ptuning.checkpoint.checkpoint import base_model_of
+    from ptuning.checkpoint.prefix_checkpoint import read_prefix
+
+    if model.model_name_or_path is not None:
+        return model.model_name_or_path
+    return base_model_of(read_prefix(str(model.ptuning_checkpoint)), model.ptuning_checkpoint)
 
 
 def _values(inspection: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
+from ptuning.edges.opening import open_service, served_model
 from ptuning.settings.arguments import ServingArguments
-from ptuning.settings.parsing import Given, SettingsParser
+from ptuning.settings.parsing import SettingsParser
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -137,7 +138,7 @@ def main(argv: Sequence[str]) -> int:
         positional="[CONFIG] [CHECKPOINT]",
     )
     given = parser.parse(argv)
-    model, settings = model_arguments(given), given.build(ServerArguments)
+    model, settings = served_model(given), given.build(ServerArguments)
     with collection_paused():  # else the collector would go through all of it again and again while a large body is parsed
         try:
             from ptuning.edges.http.server import open_socket, serve
@@ -179,9 +180,8 @@ def serving_settings(settings: ServerArguments) -> dict[str, Any]:
 def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | None) -> tuple[ChatService, FastAPI]:
     """Load the model and start its service; gives it and the API over it, which asks for ``api_key`` if there is one."""
     from ptuning.edges.http.app import create_app
-    from ptuning.serving.chat_service import load_service
 
-    service = load_service(
+    service = open_service(
         model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
     )
     return service, create_app(
@@ -192,14 +192,6 @@ def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | 
         max_bytes=settings.max_body_bytes,
         cors_origins=settings.cors_origins or (),
     )
-
-
-def model_arguments(given: Given) -> ServingArguments:
-    """Which model and prefixes; a folder named first is one more checkpoint."""
-    model: ServingArguments = given.build(ServingArguments)
-    if given.folder is not None:
-        model.ptuning_checkpoint = [given.folder, *(model.ptuning_checkpoint or [])]
-    return model
 
 
 def _announce(settings: ServerArguments, port: int, names: Sequence[str], default: str) -> None:

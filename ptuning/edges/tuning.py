@@ -50,9 +50,9 @@ def run_tuning(
         models = []
         if asked.task:
             models = evaluate_models(
-                tuned.model, prepared.tokenizer, asked, prepared.arguments, folder, progress, tuned.checkpoint, place
+                tuned.model, prepared.base.tokenizer, asked, prepared.arguments, folder, progress, tuned.checkpoint, place
             )
-        result = RunResult(folder, tuned.checkpoint, asked.task, models, tuned.metrics)
+        result = RunResult(folder, tuned.checkpoint, asked.task, models, tuned.metrics, prepared.base.config)
         rows = {"training": prepared.rows, "validation": prepared.validation, **asked.by_name()}
         write_report(prepared.arguments, result, rows)
         return result

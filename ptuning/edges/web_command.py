@@ -14,12 +14,12 @@ from typing import ClassVar
 from ptuning.core.errors import UserError
 from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.language import LanguageChoice
+from ptuning.edges.opening import served_model
 from ptuning.edges.serve import (
     ServerArguments,
     guarded,
     is_loopback,
     load_api,
-    model_arguments,
     secret,
     serving_settings,
 )
@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
         positional="[CONFIG] [CHECKPOINT]",
     )
     given = parser.parse(argv)
-    model, settings = model_arguments(given), given.build(WebArguments)
+    model, settings = served_model(given), given.build(WebArguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would report its start
     with collection_paused():
         try:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.load import attach_checkpoint
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
-from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
+from ptuning.checkpoint.checkpoint import open_named
+from ptuning.checkpoint.load import attach_checkpoint, prepare_model
+from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, read_prefix
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.result_files import save_metrics
@@ -72,16 +72,22 @@ def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> R
     check_before_loading(training)
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
         model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
-    tokenizer = prepare_tokenizer(model_settings)
-    check_against_model(model_settings, training, arguments.given, model_config(model_settings))
+    opened = open_named(model_settings)
+    tokenizer = opened.tokenizer
+    check_against_model(model_settings, training, arguments.given, opened.config)
     asked = prepare_evaluation_rows(data)
-    model = prepare_model(ChatGLMNetwork, model_settings)
-    for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
-        read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
+    model = prepare_model(ChatGLMNetwork, opened, model_settings)
+    compared = {}
+    for path in arguments.checkpoints:  # before hours are spent on the first of them
+        is_opened = str(path) == model_settings.ptuning_checkpoint
+        prefix = opened.adapter if is_opened and opened.adapter is not None else read_prefix(path)
+        compared[path.resolve()] = prefix
+        prefix.shape.check_model(model.config, path)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
-    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place, compared)
+    last = arguments.checkpoints[-1] if arguments.checkpoints else named
+    result = RunResult(folder, last, asked.task, models, config=opened.config)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
@@ -96,6 +102,7 @@ def evaluate_models(
     progress: OpenProgress = silent,
     checkpoint: Path | None = None,
     place: OutputFolder | None = None,
+    compared: Mapping[Path, PrefixCheckpoint] | None = None,
 ) -> list[ScoredModel]:
     """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
     ask for it (``--compare_base``; a general set is always asked of it too).
@@ -110,6 +117,7 @@ def evaluate_models(
         progress: opens a progress display.
         checkpoint: where the model's prefix lies.
         place: the claim on the output folder; looked after between the models.
+        compared: several checkpoints by their folders.
     """
     one = _OneModel(model, tokenizer, rows, arguments, progress, place)
     if model.prefix_encoder is None:
@@ -118,10 +126,11 @@ def evaluate_models(
     if arguments.data.compare_base or rows.general:
         with model.prefix_disabled():
             models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
-    if not arguments.checkpoints:
+    prefixes = compared or {}
+    if not prefixes:
         models.append(one.score("with the prefix", folder, checkpoint))
-    for name, where in _names(arguments.checkpoints).items():
-        attach_checkpoint(model, read_prefix(where))
+    for name, where in _names(list(prefixes)).items():
+        attach_checkpoint(model, prefixes[where])
         models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 

@@ -86,6 +86,7 @@ class RunResult:
         rows: the test rows, in the order of the answers; empty without ``--do_predict``.
         models: what was evaluated, the base model first.
         train_metrics: what the trainer reports.
+        config: of the base model, a :class:`~ptuning.model.config.ChatGLMConfig`; None for scores of a file.
     """
 
     folder: Path
@@ -93,6 +94,7 @@ class RunResult:
     rows: Sequence[Any]
     models: list[ScoredModel] = field(default_factory=list)
     train_metrics: dict[str, float] = field(default_factory=dict)
+    config: Any = None
 
     @cached_property
     def table(self) -> list[ScoreRow]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptuning.checkpoint.checkpoint import read_config
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import pick_device
@@ -27,7 +28,6 @@ from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder
 from ptuning.checkpoint.shard_writer import ShardWriter
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
 from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
-from ptuning.checkpoint.weights import read_config
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.choices import PackedBits, WeightForm, allowed, values_of
 from ptuning.core.errors import UserError

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ptuning.checkpoint.checkpoint import base_model_of, open_base
+from ptuning.checkpoint.load import prepare_answering_model
 from ptuning.checkpoint.prefix_checkpoint import read_prefix
-from ptuning.checkpoint.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
 from ptuning.data.truncation import fitting_prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Generation, Listener, Request
@@ -17,7 +18,7 @@ from ptuning.engine.sampling_params import SamplingParams
 from ptuning.engine.worker import EngineWorker
 from ptuning.serving.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
 from ptuning.settings.answer_limits import MAX_SEED, checked, checked_history
-from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
+from ptuning.settings.arguments import BUILT_IN_MODEL, ServingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -132,18 +133,19 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     Raises:
         UserError: whatever does not fit; checkpoints are looked at before the model is loaded.
     """
-    given = settings.ptuning_checkpoint or []
-    for _, path in (pair for one in given for pair in named_checkpoints(one)):
-        read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
-    first = str(named_checkpoints(given[0])[0][1]) if given else None
-    values = {item.name: getattr(settings, item.name) for item in fields(ModelArguments)}
-    chosen = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})
-    if chosen.model_name_or_path is None:
-        chosen.model_name_or_path = base_model_name(chosen) if given else BUILT_IN_MODEL
-    chosen.ptuning_checkpoint = None
-    tokenizer, model = prepare_tokenizer(chosen), prepare_answering_model(chosen)
-    base = Path(chosen.model_name_or_path).name or Path(chosen.model_name_or_path).resolve().name
+    named = [pair for given in settings.ptuning_checkpoint or () for pair in named_checkpoints(given)]
+    projection = settings.prefix_projection or None  # False is also what a flag says that nobody gave
+    prefixes = [
+        (name, read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=projection)) for name, path in named
+    ]
+    name = settings.model_name_or_path
+    if name is None:
+        name = base_model_of(prefixes[0][1], named[0][1]) if named else BUILT_IN_MODEL
+    opened = open_base(name, settings)
+    for _, prefix in prefixes:
+        prefix.check_model(opened.config)
+    tokenizer, model = opened.tokenizer, prepare_answering_model(opened, settings)
     made = Engine(model, tokenizer, **engine)
-    store = PrefixStore(made, base)
-    store.load_all(given)
+    store = PrefixStore(made, Path(name).name or Path(name).resolve().name)
+    store.add_all(prefixes)
     return ChatService(made, store)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder, read_prefix
+from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.engine.engine import Engine
@@ -125,17 +125,16 @@ class PrefixStore:
             raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
         return found
 
-    def load_all(self, given: Sequence[str]) -> None:
-        """Load what ``--ptuning_checkpoint`` names, each time it is given; the first becomes the default.
+    def add_all(self, prefixes: Sequence[tuple[str, PrefixCheckpoint]]) -> None:
+        """Take in prefixes by their names, as ``--ptuning_checkpoint`` gives them; the first becomes the default.
 
         Raises:
-            UserError: see :func:`named_checkpoints` and :meth:`load`.
+            UserError: see :meth:`load`.
         """
-        for number, one in enumerate(given):
-            for name, path in named_checkpoints(one):
-                stored = self.load(name, path)
-                if number == 0 and self.default == self.base_name:
-                    self.default = stored.name
+        for name, checkpoint in prefixes:
+            self.add(name, checkpoint)
+        if prefixes:
+            self.default = prefixes[0][0]
 
     def load(self, name: str, path: Path) -> StoredPrefix:
         """Read a checkpoint and give it a name.
@@ -145,8 +144,13 @@ class PrefixStore:
         """
         check_name(name)
         self._refuse_taken(name, path)
+        return self.add(name, read_prefix(path))
+
+    def add(self, name: str, checkpoint: PrefixCheckpoint) -> StoredPrefix:
+        """Give a name to a checkpoint that was read; errors as for :meth:`load`."""
+        check_name(name)
+        self._refuse_taken(name, checkpoint.path)
         model = self.engine.model
-        checkpoint = read_prefix(path)
         encoder = checkpoint.encoder(model.config).to(model.device).eval()
         stated = checkpoint.settings.get("base_fingerprint")
         if stated and model.base_fingerprint and stated != model.base_fingerprint:
@@ -164,7 +168,7 @@ class PrefixStore:
                 self._prefixes[name] = stored
         if self._prefixes[name] is not stored:  # somebody was faster
             self.engine.remove_prefix(shared)
-            self._refuse_taken(name, path)
+            self._refuse_taken(name, checkpoint.path)
         projection = ", projection" if checkpoint.projection else ""
         logger.info(
             "loaded prefix %s from %s: %d tokens, %d layers%s",

@@ -15,7 +15,8 @@ import torch
 import transformers
 from transformers import set_seed
 
-from ptuning.checkpoint.preparation import base_model_name, model_config, prepare_model, prepare_tokenizer
+from ptuning.checkpoint.checkpoint import Checkpoint, open_named
+from ptuning.checkpoint.load import prepare_model
 from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, starting_point
 from ptuning.core.errors import StoppedError, TrainingError, UserError, is_out_of_memory
 from ptuning.core.output_folder import OutputFolder
@@ -67,13 +68,13 @@ class PreparedRun:
     Attributes:
         arguments: with the prefix that training starts from.
         start: the checkpoint to resume from; None for a new run.
-        tokenizer: of the model.
+        base: the model to be tuned, opened, with that prefix.
         rows: to train on; ``validation`` likewise, empty for none.
     """
 
     arguments: Arguments
     start: str | None
-    tokenizer: Any
+    base: Checkpoint
     rows: list[Row]
     validation: list[Row]
 
@@ -112,11 +113,12 @@ def prepare_tuning(arguments: Arguments) -> PreparedRun:
     _warn_of_learning_rate(training.learning_rate)
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
-    tokenizer = prepare_tokenizer(arguments.model)
-    check_against_model(arguments.model, training, arguments.given, model_config(arguments.model))
+    base = open_named(arguments.model)
+    _ = base.tokenizer  # what is wrong with it is told before rows are read
+    check_against_model(arguments.model, training, arguments.given, base.config)
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
-    return PreparedRun(arguments, start, tokenizer, rows, validation)
+    return PreparedRun(arguments, start, base, rows, validation)
 
 
 def tune(
@@ -137,8 +139,8 @@ def tune(
         OutputError: the output folder went away, or cannot be written any more; what was saved stays.
     """
     arguments, data, training = run.arguments, run.arguments.data, run.arguments.training
-    examples = prepare_examples(run.tokenizer, run.rows, data, "training rows")
-    eval_examples = prepare_examples(run.tokenizer, run.validation, data, "validation rows") if run.validation else None
+    examples = prepare_examples(run.base.tokenizer, run.rows, data, "training rows")
+    eval_examples = prepare_examples(run.base.tokenizer, run.validation, data, "validation rows") if run.validation else None
     check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
     trainer = _trainer(run, examples, eval_examples, score_rows, open_bar)
     trainer.place = place
@@ -173,7 +175,7 @@ def _trainer(
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: a new prefix is drawn from it
-    model = prepare_model(ChatGLMNetwork, arguments.model, new_prefix=True)
+    model = prepare_model(ChatGLMNetwork, run.base, arguments.model, new_prefix=True)
     encoder: Any = model.prefix_encoder
     encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
     settle_checkpointing(model, arguments, examples)
@@ -181,9 +183,9 @@ def _trainer(
         model,
         training,
         examples,
-        _collator(run.tokenizer, arguments.data),
+        _collator(run.base.tokenizer, arguments.data),
         eval_examples,
-        prefix_settings(arguments, model, history=any(row.history is not None for row in run.rows)),
+        prefix_settings(arguments, run.base.name, model, history=any(row.history is not None for row in run.rows)),
         run_description(arguments, examples),
         _scorer(model, run, score_rows),
         open_bar,
@@ -263,7 +265,7 @@ def _scorer(
         was_training = model.training
         model.eval()
         try:
-            return score_rows(model, run.tokenizer, sample)
+            return score_rows(model, run.base.tokenizer, sample)
         finally:
             model.train(was_training)
 
@@ -290,13 +292,12 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def prefix_settings(arguments: Arguments, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
+def prefix_settings(arguments: Arguments, base: str, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
     """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
 
-    ``history``: the training rows have earlier rounds, whatever form they came in.
+    ``base`` names the base model; ``history``: the training rows have earlier rounds, whatever form they came in.
     """
     data = arguments.data
-    base = base_model_name(arguments.model)
     return {
         "base_model": os.path.abspath(base) if os.path.isdir(base) else base,
         "base_fingerprint": model.base_fingerprint,

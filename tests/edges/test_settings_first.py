@@ -177,7 +177,7 @@ def nothing_loaded(tmp_path, monkeypatch, capfd):
     """Run a command line in a folder with rows.json: its one line on standard error. A model may not be loaded."""
     (tmp_path / "rows.json").write_text(GOOD, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ptuning.checkpoint.load.from_pretrained", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ptuning.checkpoint.load.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     before = everything_in(tmp_path)
 
     def run(argv):

@@ -10,7 +10,7 @@ from processes import Command, finished
 from runs import log_of, prefix_of, train
 
 from ptuning import load_model
-from ptuning.checkpoint.preparation import prepare_tokenizer
+from ptuning.checkpoint.checkpoint import open_named
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.examples import prepare_examples
 from ptuning.data.run_rows import prepare_rows
@@ -90,7 +90,7 @@ def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, pro
 def test_answers_after_training_still_use_the_cache(command, tmp_path, golden):
     """transformers' Trainer switches it off; every token would then recompute the whole sequence."""
     arguments = parse_arguments(command(tmp_path / "run"), task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     rows = prepare_rows(arguments.data.train_file, arguments.data, None)
     examples = prepare_examples(tokenizer, rows, arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", pre_seq_len=5)
@@ -151,7 +151,7 @@ def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_f
     train(argv)
     results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     arguments = parse_arguments(argv, task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     examples = prepare_examples(tokenizer, prepare_rows(rows_file, arguments.data, None), arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path / "run" / "checkpoint-2")
     with torch.no_grad():
@@ -161,7 +161,7 @@ def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_f
 
 def test_several_processes_prepare_the_same_examples(command, tmp_path, rows_file):
     arguments = parse_arguments(command(tmp_path / "run"), task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     rows = prepare_rows(rows_file, arguments.data, None)
     alone = prepare_examples(tokenizer, rows, arguments.data, "rows")
     arguments.data.preprocessing_num_workers = 2

@@ -55,7 +55,7 @@ def report_content(
         "curves": _curves(log_history),
         "train_metrics": {name: value for name, value in result.train_metrics.items() if isinstance(value, int | float)},
         "scores": [row.values() for row in table],
-        "published": published_figures(arguments, result.rows) if arguments is not None else {},
+        "published": published_figures(arguments, result.rows, result.config) if arguments is not None else {},
         "statistics": [
             {"model": row.model.name, "data": row.data} | _statistics(row.evaluation) for row in table
         ],

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ptuning.core.errors import UserError
 from ptuning.data.prompts import RoundsPrompt
 from ptuning.data.protocols import Tokenizer
-from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.tokenizer_files import VOCABULARY_FILE, make_tokenizer
 from ptuning.kernels.gelu import gelu
 from ptuning.model.config import ChatGLMConfig, check_config
 from ptuning.model.families.family import Family, TensorNames
@@ -81,8 +81,8 @@ CHATGLM = Family(
     position_step=(0, 1),  # the position stays at the mask token, the block position counts
     rotary_table=rotary_table,
     context_lengths=_context_lengths,
-    tokenizer=ChatGLMTokenizer,
-    tokenizer_file="ice_text.model",
+    make_tokenizer=make_tokenizer,
+    tokenizer_file=VOCABULARY_FILE,
     special_ids={"<sop>": "bos_token_id", "<eop>": "eos_token_id", "[gMASK]": "gmask_token_id"},
     prompt_form=RoundsPrompt(),
     check_prompt=_check_prompt,

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ptuning.data.protocols import PromptForm, Tokenizer
+from ptuning.data.tokenizer_files import TokenizerFiles
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.heads import HeadLayout
 from ptuning.model.norm import Norm
@@ -59,7 +60,7 @@ class Family:
         position_step: what the next token adds to each of the K position ids of the last one.
         rotary_table: cosines and sines [B, 1, T, H] of position ids [B, K, T] and H.
         context_lengths: of the ids [B, T], the columns [B] at the beginning that every token sees; the others are causal.
-        tokenizer: class of its tokenizers, with ``from_pretrained``.
+        make_tokenizer: makes a tokenizer of the files that were read for it.
         tokenizer_file: what a tokenizer is read from.
         special_ids: names of special tokens, and the attribute that holds the id both in a tokenizer and in a configuration.
         prompt_form: how its models are asked.
@@ -84,7 +85,7 @@ class Family:
     rotary_table: Callable[[Tensor, int], tuple[Tensor, Tensor]]
     context_lengths: Callable[[ChatGLMConfig, Tensor], Tensor]
 
-    tokenizer: type[Any]
+    make_tokenizer: Callable[[TokenizerFiles], Any]
     tokenizer_file: str
     special_ids: Mapping[str, str]
     prompt_form: PromptForm
