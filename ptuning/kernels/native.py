@@ -17,7 +17,7 @@ Legend: M rows of activations, O output rows, I input columns; A rows, N heads, 
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -52,16 +52,16 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     Raises:
         ValueError: tensors that do not fit each other, or are not what this kernel reads.
     """
-    rows = inputs.shape[0]
+    rows, threads = inputs.shape[0], torch.get_num_threads()
     wide, wide_bias, scale = _float32(inputs), None if bias is None else _float32(bias), weight.scale.contiguous()
     given = _address("inputs", wide, torch.float32, (rows, weight.columns)), *_weight_addresses(weight, scale)
     added = None if wide_bias is None else _address("bias", wide_bias, torch.float32, (weight.rows,))
-    result = _empty(rows, weight.rows)
-    if result.numel():
-        room = _empty(rows, _product_room(weight.columns, weight.bits))
+    result = wide.new_empty(rows, weight.rows)
+    if rows and weight.rows:
+        room = wide.new_empty(_product_room(rows, weight.columns, weight.bits, threads))
         _library().ptuning_product(
             *given, added, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
-            weight.bits, _digits(inputs.dtype), _pool(), torch.get_num_threads(),
+            weight.bits, _digits(inputs.dtype), _pool(), threads,
         )  # fmt: skip
     return result if inputs.dtype == torch.float32 else result.to(inputs.dtype)
 
@@ -77,8 +77,8 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     given = _address("gradient", wide, torch.float32, (rows, weight.rows)), *_weight_addresses(weight, scale)
     if not weight.rows or not rows:
         return gradient.new_zeros(rows, weight.columns)
-    result = _empty(rows, weight.columns)
-    room = _empty(_library().ptuning_gradient_room(rows, weight.rows, weight.columns, weight.bits, threads))
+    result = wide.new_empty(rows, weight.columns)
+    room = wide.new_empty(_library().ptuning_gradient_room(rows, weight.rows, weight.columns, weight.bits, threads))
     _library().ptuning_gradient(
         *given, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0), weight.bits,
         max(2, _digits(gradient.dtype)), _pool(), threads,
@@ -106,7 +106,8 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
         ValueError: tensors that do not fit each other, or are not what this kernel reads.
     """
     rows, (outputs, columns) = inputs.shape[0], weight.shape
-    result, wide = _empty(rows, outputs), _float32(inputs)
+    wide = _float32(inputs)
+    result = wide.new_empty(rows, outputs)
     kind = weight.dtype if weight.dtype == torch.bfloat16 else torch.float16
     _library().ptuning_half_product(
         _address("inputs", wide, torch.float32, (rows, columns)), _address("weight", weight, kind, (outputs, columns), True),
@@ -119,7 +120,7 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 def gelu(values: Tensor) -> Tensor:
     """GELU in its tanh form of float32 numbers; without gradient."""
     given = _float32(values)
-    result = _empty(*given.shape)
+    result = torch.empty_like(given)
     _library().ptuning_gelu(
         _address("values", given, torch.float32, given.shape), result.data_ptr(), given.numel(), _pool(),
         torch.get_num_threads(),
@@ -163,8 +164,8 @@ def attend(fused: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: T
     rows, (slots, heads, columns, size) = fused.shape[0], keys.shape
     if slots < rows or not attends(size):
         raise ValueError(f"{slots} slots and a head size of {size} were given for {rows} rows; see attends()")
-    query, mixed = _empty(2, rows, heads, 1, size).unbind()
-    attended = Attended(query, mixed, _empty(rows, heads, 1))
+    query, mixed = keys.new_empty(2, rows, heads, 1, size).unbind()
+    attended = Attended(query, mixed, keys.new_empty(rows, heads, 1))
     fused, lengths = _float32(fused), lengths.contiguous()
     cosines, sines = (table.contiguous() for table in rotary)
     bad = _library().ptuning_attend(
@@ -286,15 +287,10 @@ def _float32(values: Tensor) -> Tensor:
     return values.detach().float().contiguous()
 
 
-def _empty(*shape: int) -> Tensor:
-    """Room for float32 numbers on the CPU, whatever torch's defaults are."""
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
-
-
-@cache
-def _product_room(columns: int, bits: int) -> int:
-    """Floats of room that a row of so many columns needs."""
-    return int(_library().ptuning_product_room(columns, bits))
+@lru_cache(maxsize=1024)
+def _product_room(rows: int, columns: int, bits: int, threads: int) -> int:
+    """Floats of room that a product needs."""
+    return int(_library().ptuning_product_room(rows, columns, bits, threads))
 
 
 @cache
@@ -303,7 +299,7 @@ def _library() -> Any:
     library: Any = load_library()
     threads = [_POINTER, _INT]
     for name, result, arguments in (
-        ("product_room", _LONG, [_LONG, _INT]),
+        ("product_room", _LONG, [_LONG] * 2 + [_INT] * 2),
         ("product", None, [_POINTER] * 6 + [_LONG] * 4 + [_INT] * 2 + threads),
         ("gradient_room", _LONG, [_LONG] * 3 + [_INT] * 2),
         ("gradient", None, [_POINTER] * 5 + [_LONG] * 4 + [_INT] * 2 + threads),

@@ -15,10 +15,10 @@
 #else
 #define WEIGHTS 3
 #endif
-#define PANEL 12          /* rows of a weight that are unpacked at a time ... */
-#define STRETCH 1024      /* ... over so many columns, a multiple of every block */
-#define DEEP 48           /* a gradient unpacks so many rows at a time ... */
-#define BROAD 256         /* ... over so many columns */
+#define PANEL (WEIGHTS * 4) /* rows of a weight that are unpacked at a time ... */
+#define STRETCH 1024        /* ... over so many columns, a multiple of every block */
+#define DEEP 48             /* a gradient unpacks so many rows at a time ... */
+#define BROAD 256           /* ... over so many columns */
 #define OUTPUTS_AT_ONCE 32
 
 typedef struct {
@@ -35,7 +35,13 @@ INLINE int64_t padded_columns(int64_t columns, int bits) {
     return (columns + block_of(bits) - 1) / block_of(bits) * block_of(bits);
 }
 
-int64_t float_room(int64_t columns, int bits) { return padded_columns(columns, bits); }
+enum { PANEL_BYTES = PANEL * STRETCH * 4 };
+
+int64_t float_product_room(int64_t rows, int64_t columns, int bits, int threads) {
+    return rows * padded_columns(columns, bits) + (rows > 1 ? scratch_room(threads, PANEL_BYTES) : 0);
+}
+
+int64_t float_gradient_room(int64_t rows, int64_t columns, int bits) { return rows * padded_columns(columns, bits); }
 
 INLINE floats part(words from, int k, int bits) {
     words top = (from << (uint32_t)(32 - bits * (k + 1))) & (0xFFFFFFFFu << (32 - bits));
@@ -166,14 +172,20 @@ INLINE void panel(float_job *j, int bits, int64_t first, float *held) {
     }
 }
 
-INLINE void panels(float_job *j, int bits) {
-    float held[PANEL * STRETCH] __attribute__((aligned(64)));
-    memset(held, 0, sizeof held);
-    for (int64_t first; (first = next_piece(&j->queue) * PANEL) < j->of.outputs;) panel(j, bits, first, held);
+typedef void panel_of_bits(float_job *j, int64_t first, float *held);
+
+/* Not inlined: in a larger function gcc has too few registers left for a tile, which costs a tenth. */
+static __attribute__((noinline)) void panel_4(float_job *j, int64_t first, float *held) { panel(j, 4, first, held); }
+static __attribute__((noinline)) void panel_8(float_job *j, int64_t first, float *held) { panel(j, 8, first, held); }
+
+INLINE void panels(float_job *j, panel_of_bits *multiply) {
+    float *held = take_scratch(&j->queue, j->of.room + j->of.rows * j->padded, PANEL_BYTES);
+    memset(held, 0, PANEL_BYTES);
+    for (int64_t first; (first = next_piece(&j->queue) * PANEL) < j->of.outputs;) multiply(j, first, held);
 }
 
-static void *panels_4(void *j) { return panels(j, 4), (void *)0; }
-static void *panels_8(void *j) { return panels(j, 8), (void *)0; }
+static void *panels_4(void *j) { return panels(j, panel_4), (void *)0; }
+static void *panels_8(void *j) { return panels(j, panel_8), (void *)0; }
 
 /* ---- gradient: sums over the rows of the weight, the lanes hold columns ---- */
 

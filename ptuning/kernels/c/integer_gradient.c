@@ -21,7 +21,6 @@
 #define PARTS_OF_BAND 8
 #define HELD (PARTS_OF_BAND * GRADIENT_DEEP / 4 * 32) /* bytes of a band taken apart */
 #define WIDE 32768           /* from so many values on, a head's, there are three digits: one is large and the many are tiny */
-#define LINE 64              /* bytes of a line of the cache */
 
 /* Where a thread takes weights apart and sums: too large for a stack. */
 typedef struct {
@@ -34,7 +33,6 @@ typedef struct {
     product of;
     int64_t padded; /* outputs padded to whole folds */
     int broken;     /* whether a row of the gradient cannot be turned to digits */
-    int64_t seats;  /* taken by threads, each of which has a scratch */
 } gradient_job;
 
 INLINE int64_t folded(int64_t rows) { return (rows + FOLD - 1) / FOLD * FOLD; }
@@ -53,15 +51,8 @@ INLINE int64_t row_room(int64_t outputs) {
     return (MAX_DIGITS * padded + 4 * MAX_DIGITS * (padded / GRADIENT_DEEP + 1)) / 4 + 2;
 }
 
-/* This thread's; they stand behind all rows' digits, starts and steps, on a line of the cache. */
-INLINE gradient_scratch *scratch_of(gradient_job *j) {
-    const uintptr_t end = (uintptr_t)(j->of.room + j->of.rows * row_room(j->of.outputs));
-    gradient_scratch *first = (gradient_scratch *)((end + LINE - 1) / LINE * LINE);
-    return first + __atomic_fetch_add(&j->seats, 1, __ATOMIC_RELAXED);
-}
-
 int64_t integer_gradient_room(int64_t rows, int64_t outputs, int threads) {
-    return rows * row_room(outputs) + (LINE + threads * (int64_t)sizeof(gradient_scratch)) / 4;
+    return rows * row_room(outputs) + scratch_room(threads, sizeof(gradient_scratch));
 }
 
 /* Eight values of the gradient with their rows' scales; zeros behind the last. */
@@ -235,7 +226,8 @@ static void gradient_finish(const gradient_job *j, int64_t column, int64_t begin
 }
 
 INLINE void gradient_rows(gradient_job *j, int digits) {
-    gradient_scratch *scratch = scratch_of(j);
+    float *behind = j->of.room + j->of.rows * row_room(j->of.outputs);
+    gradient_scratch *scratch = take_scratch(&j->queue, behind, sizeof *scratch);
     for (int64_t column; (column = next_piece(&j->queue) * BANDS * BLOCK) < j->of.columns;)
         for (int64_t begin = 0; begin < j->of.rows; begin += GRADIENT_ROWS) {
             const int64_t end = smaller(begin + GRADIENT_ROWS, j->of.rows);

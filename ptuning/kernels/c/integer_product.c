@@ -43,10 +43,10 @@ INLINE float *step_of(const integer_job *j) { return (float *)(start_of(j) + MAX
 
 INLINE int64_t whole_chunks(int64_t columns) { return (columns + CHUNK - 1) / CHUNK * CHUNK; }
 
-/* Floats of room for one row of activations of so many columns: digits, starts, step. */
-int64_t integer_room(int64_t columns) {
+/* Of every row: digits, starts, step. */
+int64_t integer_product_room(int64_t rows, int64_t columns) {
     const int64_t padded = whole_chunks(columns);
-    return (MAX_DIGITS * padded + 32 * MAX_DIGITS * (padded / INTEGER_STRETCH + 1)) / 4 + 8;
+    return rows * ((MAX_DIGITS * padded + 32 * MAX_DIGITS * (padded / INTEGER_STRETCH + 1)) / 4 + 8);
 }
 
 /* Even or odd ones of 64 floats, times a factor, as whole numbers within limits. */
@@ -370,7 +370,7 @@ int integer_product(const product *p) {
 
 #else
 
-int64_t integer_room(int64_t columns) { return (void)columns, 0; }
+int64_t integer_product_room(int64_t rows, int64_t columns) { return (void)rows, (void)columns, 0; }
 
 int integer_product(const product *p) { return (void)p, 0; }
 

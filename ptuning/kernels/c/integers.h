@@ -16,7 +16,8 @@
 #define BLOCK 64     /* columns of packed weights that are taken at once */
 #define MAX_DIGITS 3
 
-#define KEEP_INTEGER(value) __asm__("" : "+x"(value)) /* in this order: gcc would gather all products first, and spill them */
+/* In this order: gcc would gather all products first, and spill them. "v": any register, also the upper 16 of AVX-512. */
+#define KEEP_INTEGER(value) __asm__("" : "+v"(value))
 
 /* The largest that digits stand for: 127 * (65536 + 256 + 1), or 127 * (256 + 1). */
 INLINE float largest_number(int digits) { return digits == 3 ? 8355711.0f : 32639.0f; }

@@ -1,13 +1,14 @@
 /* Which way a product with a packed weight is made: INT4 in whole numbers where that can be done, the rest in float32. */
 #include "products.h"
 
-int64_t ptuning_product_room(int64_t columns, int bits) {
-    const int64_t floats = float_room(columns, bits);
-    return bits == 4 && integer_room(columns) > floats ? integer_room(columns) : floats;
+int64_t ptuning_product_room(int64_t rows, int64_t columns, int bits, int threads) {
+    const int64_t floats = float_product_room(rows, columns, bits, threads);
+    const int64_t integers = bits == 4 ? integer_product_room(rows, columns) : 0;
+    return integers > floats ? integers : floats;
 }
 
 int64_t ptuning_gradient_room(int64_t rows, int64_t outputs, int64_t columns, int bits, int threads) {
-    const int64_t floats = rows * float_room(columns, bits);
+    const int64_t floats = float_gradient_room(rows, columns, bits);
     const int64_t integers = bits == 4 ? integer_gradient_room(rows, outputs, threads) : 0;
     return integers > floats ? integers : floats;
 }

@@ -31,14 +31,14 @@ INLINE float scale_of(const product *p, int64_t o) {
     return value * 0x1p112f;
 }
 
-/* In float32: weights are unpacked in registers or in a cache. Room: floats for each of M rows. */
-int64_t float_room(int64_t columns, int bits);
+/* In float32: weights are unpacked in registers or in a cache. */
+int64_t float_product_room(int64_t rows, int64_t columns, int bits, int threads);
 void float_product(const product *p);
+int64_t float_gradient_room(int64_t rows, int64_t columns, int bits);
 void float_gradient(const product *p);
 
-/* In whole numbers, INT4 under AVX2 only. Room: floats for a row of a product, and for a whole gradient. They return 0, and
-   nothing is done, where values do not fit that way. */
-int64_t integer_room(int64_t columns);
+/* In whole numbers, INT4 under AVX2 only. They return 0, and nothing is done, where values do not fit that way. */
+int64_t integer_product_room(int64_t rows, int64_t columns);
 int integer_product(const product *p);
 int64_t integer_gradient_room(int64_t rows, int64_t outputs, int threads);
 int integer_gradient(const product *p);

@@ -28,15 +28,15 @@ typedef void (*parallel)(task, void *, unsigned, unsigned);
    M rows of activations, O output rows, I input columns. data [O, stride] bytes, scale [O] float16. digits: signed bytes of the
    whole numbers that stand for activations, 3 (24 bits), 2, or 1 (products only). */
 
-/* Floats of room for a row of activations. */
-PTUNING_EXPORT int64_t ptuning_product_room(int64_t columns, int bits);
+/* Floats of room for a product. */
+PTUNING_EXPORT int64_t ptuning_product_room(int64_t rows, int64_t columns, int bits, int threads);
 
 /* result [M, O] = inputs [M, I] @ dequantised^T + bias [O] (or NULL). */
 PTUNING_EXPORT void ptuning_product(const float *inputs, const uint8_t *data, const uint16_t *scale, const float *bias,
                                     float *room, float *result, int64_t rows, int64_t outputs, int64_t columns,
                                     int64_t stride, int bits, int digits, parallel pool, int threads);
 
-/* Floats of room for a whole gradient. */
+/* Floats of room for a gradient. */
 PTUNING_EXPORT int64_t ptuning_gradient_room(int64_t rows, int64_t outputs, int64_t columns, int bits, int threads);
 
 /* result [M, I] = gradient [M, O] @ dequantised. */

@@ -8,7 +8,7 @@ enum { MAX_STARTED = 64 };
 void run_task(task work, void *arguments, parallel pool, int threads) {
     pthread_t started[MAX_STARTED];
     int count = 0;
-    ((work_queue *)arguments)->next = 0;
+    *(work_queue *)arguments = (work_queue){0};
     if (threads > 1 && pool) {
         pool(work, arguments, (unsigned)threads, 0);
         return;

@@ -51,7 +51,7 @@ INLINE float sum(floats of) {
 
 /* Keeps a value in its register: compilers would read it from the cache again for every use. */
 #if defined(__AVX512F__) || (defined(__AVX__) && VECTOR_BYTES == 32) || (defined(__SSE2__) && VECTOR_BYTES == 16)
-#define KEEP(value) __asm__("" : "+x"(value))
+#define KEEP(value) __asm__("" : "+v"(value))
 #else
 #define KEEP(value) (void)0
 #endif
