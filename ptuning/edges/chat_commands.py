@@ -66,7 +66,7 @@ class ChatCommands:
         if rest:
             raise UserError(f"{word} {rest}: {word} takes nothing more")
         if word == "/base":
-            self.conversation.choose(None)
+            self.conversation.select_prefix(None)
             return self.describe(self.conversation.prefix)
         if word == "/clear":
             self.conversation.clear()
@@ -92,7 +92,7 @@ class ChatCommands:
 
     def _prefix(self, name: str) -> str:
         if name:
-            return self.describe(self.conversation.choose(name))
+            return self.describe(self.conversation.select_prefix(name))
         now = self.conversation.prefix.name
         lines = self.conversation.service.store.all()
         return "\n".join(f"{'*' if one.name == now else ' '} {self.describe(one)}" for one in lines)

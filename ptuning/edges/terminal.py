@@ -133,7 +133,7 @@ class ChatTerminal:
             for piece in pieces:
                 say_answer(piece)
             say(flush=True)
-            if answer.cut:
+            if answer.truncated:
                 self._tell(self.texts("cut"))
         except KeyboardInterrupt:
             if self.plain:

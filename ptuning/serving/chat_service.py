@@ -137,13 +137,13 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
         read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
     first = str(named_checkpoints(given[0])[0][1]) if given else None
     values = {item.name: getattr(settings, item.name) for item in fields(ModelArguments)}
-    chosen = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})
-    if chosen.model_name_or_path is None:
-        chosen.model_name_or_path = base_model_name(chosen) if given else BUILT_IN_MODEL
-    chosen.ptuning_checkpoint = None
-    tokenizer, model = prepare_tokenizer(chosen), prepare_answering_model(chosen)
-    base = Path(chosen.model_name_or_path).name or Path(chosen.model_name_or_path).resolve().name
-    made = Engine(model, tokenizer, **engine)
-    store = PrefixStore(made, base)
+    base_settings = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})
+    if base_settings.model_name_or_path is None:
+        base_settings.model_name_or_path = base_model_name(base_settings) if given else BUILT_IN_MODEL
+    base_settings.ptuning_checkpoint = None
+    tokenizer, model = prepare_tokenizer(base_settings), prepare_answering_model(base_settings)
+    base = Path(base_settings.model_name_or_path).name or Path(base_settings.model_name_or_path).resolve().name
+    served = Engine(model, tokenizer, **engine)
+    store = PrefixStore(served, base)
     store.load_all(given)
-    return ChatService(made, store)
+    return ChatService(served, store)
