@@ -64,7 +64,7 @@ class ChatCommands:
         if argument:
             raise UserError(f"{command} {argument}: {command} takes no argument")
         if command == "/base":
-            self.conversation.choose(None)
+            self.conversation.select_prefix(None)
             return self.describe(self.conversation.prefix)
         if command == "/clear":
             self.conversation.clear()
@@ -90,7 +90,7 @@ class ChatCommands:
 
     def _prefix(self, name: str) -> str:
         if name:
-            return self.describe(self.conversation.choose(name))
+            return self.describe(self.conversation.select_prefix(name))
         current = self.conversation.prefix.name
         prefixes = self.conversation.service.store.all()
         return "\n".join(f"{'*' if prefix.name == current else ' '} {self.describe(prefix)}" for prefix in prefixes)

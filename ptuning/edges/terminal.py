@@ -134,7 +134,7 @@ class ChatTerminal:
             for piece in pieces:
                 say_answer(piece)
             say(flush=True)
-            if answer.cut:
+            if answer.truncated:
                 self._print_note(self.texts("truncated"))
         except KeyboardInterrupt:
             if self.plain:

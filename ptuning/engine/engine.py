@@ -213,7 +213,7 @@ class Engine:
 
     def abandon(self, error: str) -> None:
         """The thread that drives it ends, whatever is left: nobody may wait for it for ever."""
-        self.queue.close(anyhow=True)
+        self.queue.close(force=True)
         self.queue.act(RuntimeError(error))
         if not self.idle:
             for generation in self.queue.drop(lambda _: True):

@@ -51,9 +51,9 @@ class PromptCountedPenalty(float):
     prompt_length: int
 
     def __new__(cls, penalty: float, prompt_length: int) -> PromptCountedPenalty:
-        made = super().__new__(cls, penalty)
-        made.prompt_length = prompt_length
-        return made
+        value = super().__new__(cls, penalty)
+        value.prompt_length = prompt_length
+        return value
 
     def __rpow__(self, generated: int, mod: None = None) -> float:  # type: ignore[override]
         return float(self.prompt_length + generated - 1) ** float(self)

@@ -82,13 +82,13 @@ class RequestQueue:
             admitted, self.admitted = self.admitted, []
         return [generation for generation in admitted if generation.finish_reason is None]
 
-    def drop(self, unwanted: Callable[[Generation], bool]) -> list[Generation]:
-        """Take out of those that wait whatever is unwanted, to be ended by the caller."""
+    def drop(self, condition: Callable[[Generation], bool]) -> list[Generation]:
+        """Take out of those that wait whatever meets a condition, to be ended by the caller."""
         dropped: list[Generation] = []
         kept: deque[Generation] = deque()
         with self._lock:
             for generation in self.waiting:  # asked once: somebody may cancel it meanwhile
-                (dropped if unwanted(generation) else kept).append(generation)
+                (dropped if condition(generation) else kept).append(generation)
             self.waiting = kept
         return dropped
 
@@ -124,10 +124,10 @@ class RequestQueue:
         with self._lock:
             self.driven, self.closed = True, False
 
-    def close(self, anyhow: bool = False) -> bool:
-        """That thread ends, if there is nothing left to be done (or anyhow); whether it does."""
+    def close(self, force: bool = False) -> bool:
+        """That thread ends, if there is nothing left to be done (or whatever is left); whether it does."""
         with self._lock:
-            if not self.empty and not anyhow:
+            if not self.empty and not force:
                 return False
             self.driven, self.closed = False, True
             return True

@@ -79,23 +79,23 @@ class Sampler:
         self.penalised, self.penalties, self.seen = self._penalties()
         self.ngram = [number for number, row in enumerate(rows) if row.sampling.no_repeat_ngram_size]
         drawn = [number for number, row in enumerate(rows) if not row.sampling.greedy]
-        limited = [number for number in drawn if rows[number].sampling.top_k]
-        free = [number for number in drawn if not rows[number].sampling.top_k]
-        self.groups = [_Group(group, rows, device) for group in (limited, free) if group]
-        max_top_k = max((rows[number].sampling.top_k for number in limited), default=1)
-        all_scores = free or self.ngram or self.penalised is not None or max_top_k > MOST_WANTED
+        with_top_k = [number for number in drawn if rows[number].sampling.top_k]
+        without_top_k = [number for number in drawn if not rows[number].sampling.top_k]
+        self.groups = [_Group(group, rows, device) for group in (with_top_k, without_top_k) if group]
+        max_top_k = max((rows[number].sampling.top_k for number in with_top_k), default=1)
+        all_scores = without_top_k or self.ngram or self.penalised is not None or max_top_k > MOST_WANTED
         self.max_likeliest = 0 if all_scores else max_top_k
 
     def _penalties(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Rows with a repetition penalty: their numbers, penalties [r, 1], and tokens seen [r, V], shared with the rows."""
-        found = [number for number, row in enumerate(self.rows) if row.seen is not None]
-        if not found:
+        penalised = [number for number, row in enumerate(self.rows) if row.seen is not None]
+        if not penalised:
             return None, None, None
-        seen = torch.stack([self.rows[number].seen for number in found])  # type: ignore[misc]
-        for place, number in enumerate(found):
+        seen = torch.stack([self.rows[number].seen for number in penalised])  # type: ignore[misc]
+        for place, number in enumerate(penalised):
             self.rows[number].seen = seen[place]
-        penalties = [[self.rows[number].sampling.repetition_penalty] for number in found]
-        return torch.tensor(found, device=self.device), torch.tensor(penalties, device=self.device), seen
+        penalties = [[self.rows[number].sampling.repetition_penalty] for number in penalised]
+        return torch.tensor(penalised, device=self.device), torch.tensor(penalties, device=self.device), seen
 
     def sample(self, logits: Tensor) -> Tensor:
         """The next token of every row, [A], on the device: nothing here waits for it, unless ``top_k`` is 0.
@@ -125,10 +125,10 @@ class Sampler:
             values: [A, K] float32, scores of the likeliest tokens, falling; NaN in a row that is broken.
             tokens: [A, K] whose they are.
         """
-        chosen = tokens[:, 0].clone()
+        next_tokens = tokens[:, 0].clone()
         for group in self.groups:
-            chosen[group.numbers] = group.draw_likeliest(values[group.numbers], tokens[group.numbers])
-        return chosen.masked_fill_(~torch.isfinite(values[:, 0]), BROKEN)
+            next_tokens[group.numbers] = group.draw_likeliest(values[group.numbers], tokens[group.numbers])
+        return next_tokens.masked_fill_(~torch.isfinite(values[:, 0]), BROKEN)
 
     def _forbid(self, scores: Tensor, logits: Tensor) -> Tensor:
         """Scores without the tokens that would repeat a run."""

@@ -83,7 +83,7 @@ class Scheduler:
             for sequence, over in zip(self.sequences, gone, strict=True):
                 if over:
                     self.delivery.end(sequence, "cancelled")
-            self._let_go(gone)
+            self._free(gone)
 
     def remove_prefix(self, prefix: SharedPrefix) -> None:
         """Let a prefix go: requests that still wait for it end in an error."""
@@ -157,7 +157,7 @@ class Scheduler:
         self.counters.prefills += 1
         self.counters.prompt_tokens += sum(sequence.columns for sequence in newcomers)
         gone = [self.delivery.accept(*one, self.end_ids) for one in zip(newcomers, tokens, strict=True)]
-        self._let_go([False] * first + gone)
+        self._free([False] * first + gone)
 
     def _end_admitted(self, error: str) -> None:
         """End those that were being admitted, rows already or not; the others stay."""
@@ -165,7 +165,7 @@ class Scheduler:
         for sequence in self.sequences:
             if sequence.generation in admitted:
                 self.delivery.end(sequence, "error", error)
-        self._let_go([sequence.generation.finish_reason is not None for sequence in self.sequences])
+        self._free([sequence.generation.finish_reason is not None for sequence in self.sequences])
         for generation in admitted:
             self.delivery.finish(generation, "error", error)
         self.slots.give_back(len(admitted))
@@ -195,13 +195,13 @@ class Scheduler:
             last = max(range(len(self.sequences)), key=lambda slot: self.sequences[slot].generation.first_token or 0.0)
             self.delivery.end(self.sequences[last], "error", "a step failed again and again for so many answers at a time")
             gone[last], self._repeated = True, 0
-        self._let_go(gone)
+        self._free(gone)
 
     def _next_tokens(self, slots: range) -> list[int]:
         return self.runner.decode(self.sequences[slots.start : slots.stop], slots.start)
 
-    def _let_go(self, gone: abc.Sequence[bool]) -> None:
+    def _free(self, gone: abc.Sequence[bool]) -> None:
         """Rows that ended leave."""
         if any(gone):
             self.runner.rows_changed()
-            self.slots.let_go(gone)
+            self.slots.free(gone)

@@ -21,16 +21,16 @@ class Slots:
 
     Args:
         runner: what the device keeps of them.
-        give_up: called with a sequence that cannot stay, and why.
+        on_lost: called with a sequence that was lost, and why.
 
     Attributes:
         sequences: by slot.
     """
 
-    def __init__(self, runner: Runner, give_up: Callable[[Sequence, str], None]) -> None:
-        self.runner, self.give_up = runner, give_up
+    def __init__(self, runner: Runner, on_lost: Callable[[Sequence, str], None]) -> None:
+        self.runner, self.on_lost = runner, on_lost
         self.sequences: list[Sequence] = []
-        self._soiled: set[int] = set()  # free slots whose numbers may not be finite
+        self._dirty: set[int] = set()  # free slots whose numbers may not be finite
 
     @property
     def prefixes(self) -> list[SharedPrefix | None]:
@@ -41,30 +41,30 @@ class Slots:
         """The slots behind the rows are for these: they hold finite numbers, and the prefixes are taken."""
         behind = range(len(self.sequences), len(self.sequences) + len(newcomers))
         cache, pool = self.runner.cache, self.runner.prefix_pool
-        for slot in self._soiled.intersection(behind[: max(0, cache.rows - len(self.sequences))]):
+        for slot in self._dirty.intersection(behind[: max(0, cache.rows - len(self.sequences))]):
             cache.wipe(slot)
-        self._soiled.difference_update(behind)
+        self._dirty.difference_update(behind)
         for sequence in newcomers:
             pool.acquire(sequence.generation.request.prefix)
 
     def give_back(self, count: int) -> None:
         """Prompts were not read into so many slots behind the rows after all, and their prefixes are not read either."""
-        self._soiled.update(range(len(self.sequences), len(self.sequences) + count))
+        self._dirty.update(range(len(self.sequences), len(self.sequences) + count))
         self.runner.prefix_pool.recount(self.prefixes)
 
-    def let_go(self, gone: abc.Sequence[bool]) -> None:
+    def free(self, gone: abc.Sequence[bool]) -> None:
         """Free the slots of rows that ended; the last rows move into the holes, so that running rows stay together."""
         for slot in reversed([slot for slot, over in enumerate(gone) if over]):
             sequence = self.sequences[slot]
             while slot < len(self.sequences) - 1 and not self._fill(slot):
-                self.give_up(self.sequences[-1], "the memory of the answer could not be moved")
+                self.on_lost(self.sequences[-1], "the memory of the answer could not be moved")
                 self._leave(self.sequences[-1])
             self._leave(sequence)
 
     def forget(self) -> None:
         """No row is there any more, and no numbers."""
         self.sequences.clear()
-        self._soiled.clear()
+        self._dirty.clear()
         self.runner.cache.forget()
         try:
             self.runner.prefix_pool.recount([])
@@ -90,7 +90,7 @@ class Slots:
         """A row that ended is no more: the last slot is free, and its prefix has a reader less."""
         last = self.sequences.pop()
         if last is sequence and sequence.generation.finish_reason == "error":
-            self._soiled.add(len(self.sequences))
+            self._dirty.add(len(self.sequences))
         try:
             self.runner.prefix_pool.release(sequence.generation.request.prefix)
         except Exception:

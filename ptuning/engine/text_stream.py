@@ -18,7 +18,7 @@ _LARGE = 128  # tokens; a window that cannot be shortened (a thousand newlines) 
 
 
 def reply_text(tokenizer: Any, ids: list[int]) -> str:
-    """A whole reply as a chat shows it; half a character at its end, where it was cut, is left out."""
+    """A whole reply as a chat shows it; half a character at its end, where it was truncated, is left out."""
     return process_response(tokenizer.decode(ids).rstrip("\ufffd"))
 
 
@@ -66,10 +66,10 @@ class TextStream:
         if self.stopped:
             return ""
         # What may be the beginning of a stop text is never shown, so none begins before what was.
-        found = min((place for stop in self.stops if (place := text.find(stop.text, self.shown)) >= 0), default=-1)
-        if found >= 0:
+        first_stop = min((place for stop in self.stops if (place := text.find(stop.text, self.shown)) >= 0), default=-1)
+        if first_stop >= 0:
             self.stopped = True
-            until = found
+            until = first_stop
         piece = text[self.shown : max(until, self.shown)]
         self.shown += len(piece)
         return piece

@@ -145,7 +145,7 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     for _, prefix in prefixes:
         prefix.check_model(opened.config)
     tokenizer, model = opened.tokenizer, prepare_answering_model(opened, settings)
-    made = Engine(model, tokenizer, **engine)
-    store = PrefixStore(made, Path(name).name or Path(name).resolve().name)
+    served = Engine(model, tokenizer, **engine)
+    store = PrefixStore(served, Path(name).name or Path(name).resolve().name)
     store.add_all(prefixes)
-    return ChatService(made, store)
+    return ChatService(served, store)

@@ -42,7 +42,7 @@ class Answer:
         self.text = ""
 
     @property
-    def cut(self) -> bool:
+    def truncated(self) -> bool:
         """Whether a limit ended it."""
         return self._generation.finish_reason == "length"
 
@@ -91,15 +91,15 @@ class Conversation:
         """Whether questions are asked without the rounds before them."""
         return self.prefix.single_round if self.no_history is None else self.no_history
 
-    def choose(self, name: str | None) -> StoredPrefix:
+    def select_prefix(self, name: str | None) -> StoredPrefix:
         """Another prefix answers from here on; None is the base model. The history stays.
 
         Raises:
             UserError: no such prefix.
         """
-        chosen = self.service.store.get(self.service.store.base_name if name is None else name)
-        self.prefix_name = chosen.name
-        return chosen
+        prefix = self.service.store.get(self.service.store.base_name if name is None else name)
+        self.prefix_name = prefix.name
+        return prefix
 
     def change(self, **settings: object) -> None:
         """Change settings of the answers.

@@ -84,8 +84,8 @@ def named_checkpoints(given: str) -> list[tuple[str, Path]]:
     if path.is_dir() and not is_prefix_folder(path):
         inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_prefix_folder(entry))
         if inside and name:
-            found = ", ".join(entry.name for entry in inside)
-            raise UserError(f"{rest} holds several checkpoints ({found}); one name cannot stand for all: give {rest} alone")
+            names = ", ".join(entry.name for entry in inside)
+            raise UserError(f"{rest} holds several checkpoints ({names}); one name cannot stand for all: give {rest} alone")
         if inside:
             return [(check_name(entry.name), entry) for entry in inside]
     folder = path.resolve()
@@ -120,10 +120,10 @@ class PrefixStore:
         Raises:
             UnknownPrefixError: there is none; those that there are, are named.
         """
-        found = self._prefixes.get(self.default if name is None else name)
-        if found is None:
+        prefix = self._prefixes.get(self.default if name is None else name)
+        if prefix is None:
             raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
-        return found
+        return prefix
 
     def add_all(self, prefixes: Sequence[tuple[str, PrefixCheckpoint]]) -> None:
         """Take in prefixes by their names, as ``--ptuning_checkpoint`` gives them; the first becomes the default.

@@ -107,7 +107,7 @@ def test_service(service, asked, texts, stream):
 def test_terminal(service, asked, texts, monkeypatch, capsys):
     for limit in LIMITS:
         conversation = Conversation(service, AnswerArguments(do_sample=False, max_new_tokens=limit), no_history=True)
-        conversation.choose(asked)
+        conversation.select_prefix(asked)
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{query}\n" for query in QUERIES)))
         capsys.readouterr()
         assert ChatTerminal(conversation, Texts("en"), plain=True).run() == 0

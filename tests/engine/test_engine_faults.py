@@ -494,7 +494,7 @@ def test_a_fault_in_the_engine_itself_ends_who_runs_and_no_more(parts, undisturb
     made = batch.engine.submit(batch.requests)
     calls = []
     sixth = lambda gone: calls.append(1) or len(calls) == 6  # noqa: E731
-    raising(monkeypatch, batch.engine.scheduler, "_let_go", sixth, BaseException("odd"))
+    raising(monkeypatch, batch.engine.scheduler, "_free", sixth, BaseException("odd"))
     worker.start()
     assert all(one.wait(60) for one in made)
     reasons = [one.finish_reason for one in made]

@@ -146,19 +146,19 @@ def test_no_kernel_no_screening(configured):
     assert not fits(normal(40, 64))
 
 
-class Wants:
-    """A choice of the likeliest token that tells which way it was asked."""
+class Likeliest:
+    """A sampler of the likeliest token that tells which way it was asked."""
 
-    wanted = 1
+    max_likeliest = 1
 
     def __init__(self):
         self.ways = []
 
-    def choose(self, logits):
+    def sample(self, logits):
         self.ways.append("all")
         return logits.argmax(-1)
 
-    def choose_among(self, values, tokens):
+    def sample_likeliest(self, values, tokens):
         self.ways.append("some")
         return tokens[:, 0]
 
@@ -172,18 +172,18 @@ def head_of(weight):
 def test_a_head_of_half_precision_takes_memory_only_where_it_is_allowed(configured):
     weight, inputs = normal(300, 64, dtype=torch.float16), normal(2, 64, seed=1)
     configured(memory="lean")
-    head, choice = head_of(weight), Wants()
+    head, sampler = head_of(weight), Likeliest()
     head.linear = lambda states: states @ weight.float().T
     head.linear.weight = weight
-    head.choose(choice, inputs)
+    head.sample(sampler, inputs)
     configured(memory="fast:0.0000191")  # 19,100 bytes; the copy takes 19,200
-    head._looked = False
-    head.choose(choice, inputs)
+    head._copy_tried = False
+    head.sample(sampler, inputs)
     configured(memory="fast:0.001")
     before = dispatch.RESIDENT.taken
-    head._looked = False
-    tokens = head.choose(choice, inputs)
-    assert choice.ways == ["all", "all", "some"]
+    head._copy_tried = False
+    tokens = head.sample(sampler, inputs)
+    assert sampler.ways == ["all", "all", "some"]
     assert tokens.tolist() == (inputs @ weight.float().T).argmax(-1).tolist()
     assert dispatch.RESIDENT.taken == before + 300 * 64
     del head
@@ -191,14 +191,14 @@ def test_a_head_of_half_precision_takes_memory_only_where_it_is_allowed(configur
 
 
 def test_a_head_that_is_never_told_apart_is_given_up():
-    head, choice = head_of(torch.ones(9000, 32)), Wants()
+    head, sampler = head_of(torch.ones(9000, 32)), Likeliest()
     for _ in range(6):
-        head.choose(choice, torch.ones(1, 32))
-    assert choice.ways == ["all"] * 6
+        head.sample(sampler, torch.ones(1, 32))
+    assert sampler.ways == ["all"] * 6
     assert head._copy is None
 
 
 def test_other_dtypes_go_through_the_whole_head():
-    head, choice = head_of(normal(300, 64, dtype=torch.bfloat16)), Wants()
-    head.choose(choice, normal(2, 64, dtype=torch.bfloat16))
-    assert choice.ways == ["all"]
+    head, sampler = head_of(normal(300, 64, dtype=torch.bfloat16)), Likeliest()
+    head.sample(sampler, normal(2, 64, dtype=torch.bfloat16))
+    assert sampler.ways == ["all"]

@@ -47,7 +47,7 @@ def test_pieces_add_up_to_the_chat_answer(golden, talk):
         answer = talk.ask(query)
         pieces = list(answer)
         assert "".join(pieces) == answer.text == response
-        assert answer.cut
+        assert answer.truncated
         assert len(pieces) > 3
     assert [(one.query, one.reply) for one in talk.rounds] == history
     talk.clear()
@@ -81,7 +81,7 @@ def test_an_empty_answer_is_a_round(service, talk, tmp_path):
     talk.service = Stopping(service, (whole[0],))
     answer = talk.ask("你好")
     assert list(answer) == []
-    assert (answer.text, answer.cut) == ("", False)
+    assert (answer.text, answer.truncated) == ("", False)
     assert [(one.query, one.reply) for one in talk.rounds] == [("你好", "")]
     again = talk.ask("你好")
     assert again.asked.prompt_tokens > answer.asked.prompt_tokens
@@ -127,7 +127,7 @@ def test_without_history_every_question_stands_alone(service, talk):
     assert prompts() == 1
     talk.no_history = None
     assert prompts() == 2
-    talk.choose("single")  # its settings say that it was tuned on single questions
+    talk.select_prefix("single")  # its settings say that it was tuned on single questions
     assert talk.alone
     assert prompts() == 1
     talk.no_history = False
@@ -148,21 +148,21 @@ def test_the_oldest_rounds_that_do_not_fit_are_left_out_and_counted(talk):
 
 
 def test_an_answer_that_cannot_be_given_is_not_remembered(talk):
-    talk.choose("broken")
+    talk.select_prefix("broken")
     with pytest.raises(GenerationError, match="NaN or infinite"):
         list(talk.ask("你好"))
     with pytest.raises(UserError, match="the question has"):
         talk.ask("长" * 3000)
     assert talk.rounds == []
-    talk.choose("golden")
+    talk.select_prefix("golden")
     assert "".join(talk.ask("你好"))
 
 
 def test_prefix_base_and_names_that_do_not_exist(service, talk):
     assert talk.prefix.name == "golden"
-    assert talk.choose(None).name == service.store.base_name == "model"
+    assert talk.select_prefix(None).name == service.store.base_name == "model"
     with pytest.raises(UserError, match="there are model, golden, broken, single"):
-        talk.choose("gold")
+        talk.select_prefix("gold")
     assert talk.prefix.path is None
 
 
