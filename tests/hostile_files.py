@@ -306,7 +306,7 @@ def _parquet(**columns):
         import pyarrow
         import pyarrow.parquet
 
-        arrays = {name: value if hasattr(value, "type") else pyarrow.array(value) for name, value in columns.items()}
+        arrays = {name: value() if callable(value) else pyarrow.array(value) for name, value in columns.items()}
         names = [name.rstrip("_") for name in arrays]
         pyarrow.parquet.write_table(pyarrow.Table.from_arrays(list(arrays.values()), names=names), path)
 
@@ -314,9 +314,13 @@ def _parquet(**columns):
 
 
 def _repeated(text, count):
-    import pyarrow
+    def column():
+        import numpy as np
+        import pyarrow
 
-    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+        return pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(count, np.int32)), pyarrow.array([text]))
+
+    return column
 
 
 def _cut_parquet(path):
