@@ -10,6 +10,7 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -211,6 +212,14 @@ def _many_of_one():
     return torch_file({f"w{n}": one for n in range(1000)})
 
 
+@cache
+def _unpacks_to_a_gigabyte():
+    def replaced(name, content):
+        return (name, b"\x80\x02" + b"N0" * 2**26 + b"}.") if name.endswith("data.pkl") else (name, content)
+
+    return rezipped(PLAIN, replaced, zipfile.ZIP_DEFLATED)
+
+
 BIN = {
     "8 GB by a stride of 0": EIGHT_GB,
     "8 GB, before 1.6": torch_file({"w": torch.zeros(1).expand(2 * 2**30)}, legacy=True),
@@ -250,11 +259,7 @@ BIN = {
     "a whole module": torch_file(torch.nn.Linear(2, 2)),
     "a part twice": rezipped(PLAIN, more=[("archive/data.pkl", b"\x80\x02}."), ("archive/data.pkl", b"\x80\x02}.")]),
     "compressed": rezipped(torch_file({"w": torch.zeros(10**6)}), compression=zipfile.ZIP_DEFLATED),
-    "a pickle that unpacks to a gigabyte": rezipped(
-        PLAIN,
-        lambda name, content: (name, b"\x80\x02" + b"N0" * 2**26 + b"}.") if name.endswith("data.pkl") else (name, content),
-        zipfile.ZIP_DEFLATED,
-    ),
+    "a pickle that unpacks to a gigabyte": lambda path: path.write_bytes(_unpacks_to_a_gigabyte()),
     "data that are missing": rezipped(PLAIN, lambda name, content: None if "/data/" in name else (name, content)),
     "big-endian": rezipped(PLAIN, lambda name, content: (name, b"big" if name.endswith("byteorder") else content)),
     "an archive of something else": rezipped(PLAIN, lambda name, content: (name.replace("data.pkl", "x"), content)),
@@ -301,7 +306,7 @@ def _parquet(**columns):
         import pyarrow
         import pyarrow.parquet
 
-        arrays = {name: value if hasattr(value, "type") else pyarrow.array(value) for name, value in columns.items()}
+        arrays = {name: value() if callable(value) else pyarrow.array(value) for name, value in columns.items()}
         names = [name.rstrip("_") for name in arrays]
         pyarrow.parquet.write_table(pyarrow.Table.from_arrays(list(arrays.values()), names=names), path)
 
@@ -309,9 +314,13 @@ def _parquet(**columns):
 
 
 def _repeated(text, count):
-    import pyarrow
+    def column():
+        import numpy as np
+        import pyarrow
 
-    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+        return pyarrow.DictionaryArray.from_arrays(pyarrow.array(np.zeros(count, np.int32)), pyarrow.array([text]))
+
+    return column
 
 
 def _cut_parquet(path):

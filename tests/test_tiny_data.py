@@ -166,6 +166,7 @@ def test_vocabulary_has_the_published_conventions():
         assert getattr(ours.normalizer_spec, field) == getattr(theirs.normalizer_spec, field), field
 
 
+@pytest.mark.slow
 def test_vocabulary_is_reproducible():
     from scripts.tiny import vocabulary
 

@@ -239,6 +239,7 @@ def plant(compilers, home, source="planted.so"):
     return other
 
 
+@pytest.mark.slow
 @with_compiler
 @with_owners
 def test_a_library_is_loaded_as_it_was_compiled_or_not_at_all(compilers, home):
@@ -261,6 +262,7 @@ def test_a_library_is_loaded_as_it_was_compiled_or_not_at_all(compilers, home):
     assert not kept.is_symlink()
 
 
+@pytest.mark.slow
 @with_compiler
 @as_root
 def test_a_library_of_another_user_never_runs(compilers, home):
@@ -275,6 +277,7 @@ def test_a_library_of_another_user_never_runs(compilers, home):
         start(compilers, home)
 
 
+@pytest.mark.slow
 @with_compiler
 @with_owners
 def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(compilers, home):
@@ -289,6 +292,7 @@ def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(comp
         place.chmod(0o755)
 
 
+@pytest.mark.slow
 @with_compiler
 @with_owners
 @pytest.mark.parametrize("changes", [{"HOME": "relative"}, {"XDG_CACHE_HOME": "/dev/null/x"}], ids=str)
@@ -298,6 +302,7 @@ def test_a_machine_without_a_folder_for_caches_compiles_every_time(compilers, ho
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 @with_compiler
 @as_root
 def test_nothing_is_compiled_in_a_temporary_folder_that_others_can_rename(compilers, home, tmp_path):

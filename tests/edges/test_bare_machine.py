@@ -7,12 +7,11 @@ import pytest
 from processes import forked_from_one
 from runs import small_run
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 BITS = (4, 8)
 ANSWERING = """
 import sys, torch, ptuning
-
-pytestmark = pytest.mark.slow
 for name in ("triton", "cpm_kernels"):
     try:
         __import__(name)

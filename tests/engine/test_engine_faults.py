@@ -319,6 +319,7 @@ ERRORS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "error"),
     [pytest.param(stage, ERRORS[number % len(ERRORS)], id=stage.__name__) for number, stage in enumerate(STAGES)],
@@ -343,6 +344,7 @@ def test_a_fault_ends_its_request_alone(parts, undisturbed, monkeypatch, stage, 
     nothing_is_left(batch.engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["move", "wipe", "release", "release done", "remove"])
 @pytest.mark.parametrize("times", [1, 10**9], ids=["once", "always"])
 def test_a_fault_while_rows_leave(parts, undisturbed, monkeypatch, where, times):

@@ -71,6 +71,7 @@ def test_the_published_limit_is_the_same_in_every_batch(tokenizer, model, rows):
         assert len(tokenizer.encode_text(prediction)) <= 32 + 8 + 1 - len(prompt) + 8
 
 
+@pytest.mark.slow
 def test_sampling_is_repeatable_with_its_seed(model, tokenizer, rows, data):
     data = dataclasses.replace(data, generation="published")
     first, again, other = (evaluate_rows(model, tokenizer, rows, data, batch_size=4, seed=seed) for seed in (1, 1, 2))
@@ -78,6 +79,7 @@ def test_sampling_is_repeatable_with_its_seed(model, tokenizer, rows, data):
     assert first.predictions != other.predictions
 
 
+@pytest.mark.slow
 def test_sampling_does_not_depend_on_the_batch(model, tokenizer, rows, data):
     data = dataclasses.replace(data, generation="published")
     alone, some, all_of_them = (evaluate_rows(model, tokenizer, rows, data, batch_size=size, seed=5) for size in (1, 3, 64))

@@ -142,6 +142,7 @@ def test_golden_weights(golden_tensors, bits):
             torch.testing.assert_close(kernel.product(inputs, form, None), inputs @ dense.t(), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @bits_of_both
 @all_dtypes
 def test_triton_kernels_give_the_dense_product_under_the_interpreter(bits, dtype):

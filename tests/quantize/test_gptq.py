@@ -247,6 +247,7 @@ def test_parts_of_other_settings_are_not_taken_over(tmp_path, caplog):
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["flipped", "cut", "unlisted"])
 def test_a_finished_layer_that_is_damaged_is_rounded_again(tmp_path, caplog, damage):
     def stop_in_the_third_layer(title, total, unit):
