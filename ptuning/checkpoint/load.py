@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ptuning.checkpoint.adapter import attach_adapter, is_adapter_folder, read_adapter
 from ptuning.checkpoint.hub import EMBEDDED_MODEL, resolve_folder
 from ptuning.checkpoint.placement import free_bytes, parse_dtype, pick_device
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.checkpoint.weight_files import read_json, refuse_pointer
 from ptuning.checkpoint.weights import from_pretrained, read_config
 from ptuning.core.errors import UserError
@@ -167,17 +167,17 @@ def _load(
 ) -> Any:
     """What :func:`load_model` says, for one kind of model."""
     path, ptuning_checkpoint = _base_of(path, ptuning_checkpoint)
-    prefix = None
+    adapter = None
     if ptuning_checkpoint is not None:
-        prefix = read_prefix(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
+        adapter = read_adapter(ptuning_checkpoint, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
     small = resolve_folder(path, weights=False, **hub)  # checked before 13 GB are fetched
     config = read_config(small)
     if is_regular(small / TOKENIZER_FILE):
         load_tokenizer(small)
-    if prefix is not None:
-        prefix.encoder(config)  # refuses a prefix of another model before any weight is read
+    if adapter is not None:
+        adapter.check_model(config)  # before any weight is read
     place, wanted = pick_device(device), parse_dtype(dtype)
-    if prefix is None and pre_seq_len is not None:
+    if adapter is None and pre_seq_len is not None:
         _ask_for_new_prefix(config, pre_seq_len, prefix_projection, place)
     if place.type == "cpu":
         wanted = _settle_on_cpu(config, config.quantization_bit or quantization_bit, wanted)
@@ -185,8 +185,8 @@ def _load(
         kind, path, config=config, quantization_bit=quantization_bit, device=place, dtype=wanted, **hub
     )
     _settle_loaded(model, path)
-    if prefix is not None:
-        attach_checkpoint(model, prefix)
+    if adapter is not None:
+        attach_adapter(model, adapter)
     return model
 
 
@@ -236,44 +236,22 @@ def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> tor
 
 
 def _base_of(path: Any, ptuning_checkpoint: Any) -> tuple[Any, Any]:
-    """A prefix folder given as the model stands for its base model plus itself."""
+    """A tuned folder given as the model stands for its base model plus itself."""
     folder = expanded(path)
-    if not os.path.isdir(folder) or not is_prefix_folder(folder):
+    if not os.path.isdir(folder) or not is_adapter_folder(folder):
         return path, ptuning_checkpoint
-    prefix = read_prefix(folder)
-    base = prefix.settings.get("base_model")
+    adapter = read_adapter(folder)
+    base, words = adapter.settings.get("base_model"), adapter.method.words
     if ptuning_checkpoint is None and base:
         if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not os.path.isdir(base):
             raise UserError(
-                f"{path} holds a prefix for the model {shortened(base)}, which is not there (working directory "
+                f"{path} holds {words.one} for the model {shortened(base)}, which is not there (working directory "
                 f"{working_directory()}): give its base model as --model_name_or_path and this folder as "
                 "--ptuning_checkpoint"
             )
         return base, folder
+    tokens = f" ({adapter.slots} tokens)" if adapter.slots else ""
     raise UserError(
-        f"{path} holds a prefix ({prefix.pre_seq_len} tokens), not a whole model: give the base model as "
+        f"{path} holds {words.one}{tokens}, not a whole model: give the base model as "
         f"--model_name_or_path and this folder as --ptuning_checkpoint"
     )
-
-
-def attach_checkpoint(model: PrefixedModel, prefix: PrefixCheckpoint) -> None:
-    """Put the prefix of a checkpoint on a loaded model, in place of an earlier one.
-
-    Raises:
-        UserError: a prefix for a model of other sizes.
-    """
-    stated = prefix.settings.get("base_fingerprint")
-    if stated and model.base_fingerprint and stated != model.base_fingerprint:
-        logger.warning(
-            "the prefix in %s was trained on other weights of the same size (%s, fingerprint %s) than %s (fingerprint %s): "
-            "its answers may be poor",
-            prefix.path, prefix.settings.get("base_model"), stated, model.config.name_or_path, model.base_fingerprint,
-        )
-    model.attach_prefix(prefix.encoder(model.config))
-    model.prompt_settings = prefix.prompt_settings
-    logger.info(
-        "Loading prefix_encoder weight from %s: %d tokens, %d layers%s",
-        prefix.path, prefix.pre_seq_len, model.config.num_layers, ", projection" if prefix.projection else "",
-    )
-
-

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.load import load_answering_model, load_model, load_tokenizer
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.weights import read_config
 from ptuning.core.errors import UserError
 from ptuning.data.tokenizer import ChatGLMTokenizer
@@ -14,6 +14,7 @@ from ptuning.model.config import ChatGLMConfig
 from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
+    from ptuning.methods.method import TuningMethod
     from ptuning.model.answering import AnsweringModel
     from ptuning.model.network import ChatGLMForConditionalGeneration
 
@@ -25,7 +26,7 @@ def base_model_name(model: ModelArguments) -> str:
     """
     if model.model_name_or_path is not None:
         return model.model_name_or_path
-    base = read_prefix(model.ptuning_checkpoint).settings.get("base_model") if model.ptuning_checkpoint else None
+    base = read_adapter(model.ptuning_checkpoint).settings.get("base_model") if model.ptuning_checkpoint else None
     if not base:
         raise UserError(
             f"--model_name_or_path is missing, and {model.ptuning_checkpoint} does not say which base model it belongs to"
@@ -57,22 +58,27 @@ def prepare_tokenizer(model: ModelArguments) -> ChatGLMTokenizer:
     )
 
 
-def prepare_model(model: ModelArguments, *, new_prefix: bool = False) -> ChatGLMForConditionalGeneration:
-    """The model of a run, with the prefix of ``--ptuning_checkpoint``.
+def prepare_model(model: ModelArguments, *, new: TuningMethod | None = None) -> ChatGLMForConditionalGeneration:
+    """The model of a run, with what ``--ptuning_checkpoint`` holds.
 
     Args:
         model: which, and how it is loaded.
-        new_prefix: make a new prefix of ``--pre_seq_len`` where no checkpoint is given (training); otherwise the flag is
-            only held against the checkpoint.
+        new: what training attaches freshly where no checkpoint is given; otherwise ``--pre_seq_len`` is only held against
+            the checkpoint.
     """
-    with_prefix = new_prefix or model.ptuning_checkpoint is not None
-    return load_model(
+    with_prefix = new is not None or model.ptuning_checkpoint is not None
+    loaded = load_model(
         **_loading(model),
         ptuning_checkpoint=model.ptuning_checkpoint,
         pre_seq_len=model.pre_seq_len if with_prefix else None,
         # False is also what a flag says that nobody gave: only True can contradict a checkpoint.
         prefix_projection=(model.prefix_projection or None) if with_prefix else None,
     )
+    if new is not None and model.ptuning_checkpoint is None:
+        new.attach_new(loaded, model)
+    elif new is not None and not new.is_active(loaded):
+        raise UserError(f"{model.ptuning_checkpoint} does not hold {new.words.one}, which is what this run trains")
+    return loaded
 
 
 def prepare_answering_model(model: ModelArguments) -> AnsweringModel:

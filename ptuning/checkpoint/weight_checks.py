@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptuning.checkpoint.prefix_tensors import FLOATS, PREFIX_KEY
 from ptuning.checkpoint.weight_files import TensorFacts
 from ptuning.core.errors import UserError
 from ptuning.core.reading import shortened
+from ptuning.methods.prefix_tensors import FLOATS, PREFIX_KEY
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear
 

@@ -15,12 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.placement import one_device, parse_dtype
-from ptuning.checkpoint.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
 from ptuning.checkpoint.weight_files import TensorFacts, WeightFiles, find_weights, read_json
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.kernels.allocator import on_large_pages
+from ptuning.methods.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
 from ptuning.model.config import ChatGLMConfig, check_config
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of

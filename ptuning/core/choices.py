@@ -4,3 +4,6 @@ from typing import Literal
 
 Truncation = Literal["smart", "published"]
 """What goes where a prompt is too long; see the setting of this name."""
+
+MethodName = Literal["prefix"]
+"""Tuning methods; the objects behind the names are those of :data:`ptuning.methods.registry.METHODS`."""

@@ -18,7 +18,8 @@ from ptuning.memory.estimates import (
     tuning_memory,
     weight_bytes,
 )
-from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
+from ptuning.methods.method import TuningCost
+from ptuning.model.sizes import ModelSizes
 from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 
@@ -49,7 +50,7 @@ class _Subject:
     name: str
     sizes: ModelSizes
     storage: Storage
-    prefix: PrefixSizes
+    tuned: TuningCost
     stored_bits: int
     stored_float_bytes: int
     dtype: str
@@ -88,12 +89,12 @@ def predict(subject: Any, use: UseArguments) -> MemoryEstimate:
     """The estimate for a model and a use."""
     if not use.train:
         return answering_memory(
-            subject.sizes, subject.storage, subject.prefix, batch=use.batch_size, length=use.max_length
+            subject.sizes, subject.storage, subject.tuned, batch=use.batch_size, length=use.max_length
         )
     return tuning_memory(
         subject.sizes,
         subject.storage,
-        subject.prefix,
+        subject.tuned,
         batch=use.per_device_train_batch_size,
         source=use.max_source_length,
         target=use.max_target_length,
@@ -115,7 +116,7 @@ def _model_settings(given: Given) -> ModelArguments:
 
 
 def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
-    """Read ``config.json`` and the header of the prefix; nothing else."""
+    """Read ``config.json`` and the checkpoint, if any; nothing else."""
     import torch
 
     from ptuning.checkpoint.hub import resolve_folder
@@ -151,24 +152,19 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
         bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
         compiled=on_cpu and uses_compiled(dtype or torch.float16),
     )
-    prefix = _prefix(settings, config)
-    return _Subject(name, sizes, storage, prefix, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
+    tuned = _tuned(settings, config, sizes)
+    return _Subject(name, sizes, storage, tuned, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
 
 
-def _prefix(settings: ModelArguments, config: Any) -> PrefixSizes:
-    """The prefix of the checkpoint, of the flags, or of the model folder itself."""
-    if settings.ptuning_checkpoint is not None:
-        from ptuning.checkpoint.prefix_checkpoint import read_prefix
+def _tuned(settings: ModelArguments, config: Any, sizes: ModelSizes) -> TuningCost:
+    """What the checkpoint adds, or what is planned by the flags or by the model folder itself."""
+    from ptuning.checkpoint.adapter import read_adapter
+    from ptuning.methods.registry import METHODS
 
-        found = read_prefix(
-            settings.ptuning_checkpoint,
-            pre_seq_len=settings.pre_seq_len,
-            prefix_projection=settings.prefix_projection or None,
-        )
-        return PrefixSizes(found.pre_seq_len, found.projection)
-    if settings.pre_seq_len is not None:
-        return PrefixSizes(settings.pre_seq_len, settings.prefix_projection)
-    return PrefixSizes(config.pre_seq_len or 0, bool(config.prefix_projection))
+    if settings.ptuning_checkpoint is None:
+        return METHODS["prefix"].planned_cost(settings, config)
+    flags = {"pre_seq_len": settings.pre_seq_len, "prefix_projection": settings.prefix_projection or None}
+    return read_adapter(settings.ptuning_checkpoint, **flags).cost(sizes)
 
 
 def _file_bytes(folder: Path) -> int | None:
@@ -188,7 +184,7 @@ def _values(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, load
         "quantization_bit": subject.storage.bits,
         "quantization_embeddings": subject.storage.embeddings,
         "device": subject.storage.device,
-        "pre_seq_len": subject.prefix.length or None,
+        "pre_seq_len": subject.tuned.slots or None,
         "use": kind,
         "parts": estimate.parts,
         "moment": estimate.moment,
@@ -205,10 +201,8 @@ def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loadi
         f"{subject.name}: {sizes.num_layers} layers of {sizes.hidden_size}, {count / 1e9:.2f} billion weights; "
         f"{stored}{subject.dtype}, on {'a CPU' if storage.device == 'cpu' else 'a GPU'}"
     ]
-    if subject.prefix.length:
-        _, trained = prefix_numbers(sizes, subject.prefix)
-        projection = " with projection" if subject.prefix.projection else ""
-        lines.append(f"prefix of {subject.prefix.length} tokens{projection}: {trained / 1e6:.1f} million trained numbers")
+    if subject.tuned.trained:
+        lines.append(f"{subject.tuned.text}: {subject.tuned.trained / 1e6:.1f} million trained numbers")
     if use.train:
         lines.append(
             f"tuning, {use.per_device_train_batch_size} x {use.gradient_accumulation_steps} rows of "

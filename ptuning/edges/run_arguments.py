@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
+from ptuning.methods.registry import METHODS
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 from ptuning.settings.setting_limits import check_text
@@ -85,7 +86,7 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
             "flag (ptuning train --help lists them all)"
         )
     every = bool(given.values.get("all_checkpoints"))
-    found = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
+    found = [path for name in (folder, *given.more_folders) for path in _tuned_folders(name, every=every)]
     values = {} if given.config_file else _saved_arguments(Path(folder), task)
     if "row_format" in given.values:  # said now: other rows than that run's, and its columns do not belong to them
         values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
@@ -96,8 +97,8 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
     return Given(values, given.config_file, folder, given.more_folders), tuple(found) if len(found) > 1 or every else ()
 
 
-def _prefixes(folder: str, *, every: bool) -> list[Path]:
-    """The prefix checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
+def _tuned_folders(folder: str, *, every: bool) -> list[Path]:
+    """The tuned checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
 
     Raises:
         UserError: no such folder, or all are wanted and it is no run's folder.
@@ -107,14 +108,13 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
         raise UserError(
             f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
         )
-    is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
-    found = checkpoints(path) if every or not is_prefix else []
+    is_tuned = any((path / name).exists() for method in METHODS.values() for name in method.marker_files)
+    found = checkpoints(path) if every or not is_tuned else []
     if every and not found:
         raise UserError(f"--all_checkpoints: no whole checkpoint-N folder in {folder}; name the output folder of a run")
     return found if every else (found[-1:] or [path])
 
 
-_PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
 
 
@@ -164,7 +164,7 @@ def _check(arguments: Arguments) -> None:
             asked = switch if arguments.given.get(switch) or switch != "do_eval" else "eval_strategy"
             raise UserError(f"--{file_flag} is missing: --{asked} needs rows")
     if training.do_train:
-        check_combinations(model, data, training, arguments.given)
+        check_combinations(model, data, training, arguments.given, METHODS[arguments.method])
     else:
         _check_answering(model, training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]

@@ -1,4 +1,4 @@
-"""An evaluation from settings to scores: base model, prefix or several of them, on the test rows and on a general set."""
+"""An evaluation from settings to scores: base and tuned models on the test rows and on a general set."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.load import attach_checkpoint
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.adapter import attach_adapter, read_adapter
 from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.result_files import save_metrics
@@ -18,6 +17,7 @@ from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel
+from ptuning.methods.registry import active_method
 from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
@@ -52,9 +52,9 @@ def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
 
 
 def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
-    """Evaluate a base model, a prefix or several prefixes on the test rows.
+    """Evaluate a base model, or one or several checkpoints of it, on the test rows.
 
-    The base model is loaded once; for every further checkpoint only the prefix is exchanged.
+    The base model is loaded once; for every further checkpoint only what was tuned is exchanged.
 
     Args:
         arguments: parsed for the task ``evaluate``.
@@ -81,11 +81,13 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -
     asked = prepare_evaluation_rows(data)
     model = prepare_model(model_settings)
     for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
-        read_prefix(checkpoint).shape.check_model(model.config, checkpoint)
+        read_adapter(checkpoint).check_model(model.config)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
     models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
-    result = RunResult(folder, arguments.checkpoints[-1] if arguments.checkpoints else named, asked.task, models)
+    method = active_method(model)
+    last = arguments.checkpoints[-1] if arguments.checkpoints else named
+    result = RunResult(folder, last, asked.task, models, noun="" if method is None else method.words.noun)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
@@ -105,27 +107,28 @@ def evaluate_models(
     ask for it (``--compare_base``; a general set is always asked of it too).
 
     Args:
-        model: in eval mode, with its prefix.
+        model: in eval mode, tuned or not.
         tokenizer: of the model.
         rows: what is asked.
         arguments: of the run.
         folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
             of several checkpoints to ``evaluation/NAME``.
         progress: makes a progress display.
-        checkpoint: where the model's prefix lies.
+        checkpoint: where its tuned part lies.
         place: the claim on the output folder; looked after between the models.
     """
     one = _OneModel(model, tokenizer, rows, arguments, progress, place)
-    if model.prefix_encoder is None:
+    method = active_method(model)
+    if method is None:
         return [one.score("base model", folder, None, is_base=True)]
     models = []
     if arguments.data.compare_base or rows.general:
-        with model.prefix_disabled():
+        with method.disabled(model):
             models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
     if not arguments.checkpoints:
-        models.append(one.score("with the prefix", folder, checkpoint))
+        models.append(one.score(f"with the {method.words.noun}", folder, checkpoint))
     for name, where in _names(arguments.checkpoints).items():
-        attach_checkpoint(model, read_prefix(where))
+        attach_adapter(model, read_adapter(where))
         models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 

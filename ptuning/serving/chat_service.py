@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.checkpoint.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
 from ptuning.data.preprocess import fitting_prompt_ids
 from ptuning.engine.engine import Engine
@@ -155,7 +155,7 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     """
     given = settings.ptuning_checkpoint or []
     for _, path in (pair for one in given for pair in named_checkpoints(one)):
-        read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
+        read_adapter(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
     first = str(named_checkpoints(given[0])[0][1]) if given else None
     values = {item.name: getattr(settings, item.name) for item in fields(ModelArguments)}
     chosen = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})

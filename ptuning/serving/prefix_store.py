@@ -12,13 +12,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
-from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder, read_prefix
+from ptuning.checkpoint.adapter import is_adapter_folder, is_of_other_weights, read_adapter
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.engine.engine import Engine
 from ptuning.engine.prefix_pool import SharedPrefix
+from ptuning.methods.method import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +80,8 @@ def named_checkpoints(given: str) -> list[tuple[str, Path]]:
     path = Path(os.path.expanduser(rest))
     if not rest or not path.exists():
         raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {working_directory()})")
-    if path.is_dir() and not is_prefix_folder(path):
-        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_prefix_folder(entry))
+    if path.is_dir() and not is_adapter_folder(path):
+        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_adapter_folder(entry))
         if inside and name:
             found = ", ".join(entry.name for entry in inside)
             raise UserError(f"{rest} holds several checkpoints ({found}); one name cannot stand for all: give {rest} alone")
@@ -105,6 +104,7 @@ class PrefixStore:
         self._prefixes: dict[str, StoredPrefix] = {base_name: StoredPrefix(base_name)}
         self._lock = Lock()
         self.default = base_name
+        self._alone: str | None = None  # what changed the model itself, in words
 
     def names(self) -> list[str]:
         """All names, the base model's first."""
@@ -119,7 +119,10 @@ class PrefixStore:
 
         Raises:
             UnknownPrefixError: there is none; those that there are, are named.
+            UserError: the base model, where something else became part of it.
         """
+        if self._alone is not None and name == self.base_name:
+            raise UserError(f"{name} does not answer beside {self.default}: {self._alone} is part of the model now")
         found = self._prefixes.get(self.default if name is None else name)
         if found is None:
             raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
@@ -141,35 +144,41 @@ class PrefixStore:
         """Read a checkpoint and give it a name.
 
         Raises:
-            UserError: a name that is taken or cannot be one; no prefix there; a prefix of another model, family or size.
+            UserError: a name that is taken or cannot be one; no prefix there; a prefix of another model, family or size;
+            one that answers alone, beside others.
         """
         check_name(name)
         self._refuse_taken(name, path)
         model = self.engine.model
-        checkpoint = read_prefix(path)
-        encoder = checkpoint.encoder(model.config).to(model.device).eval()
-        stated = checkpoint.settings.get("base_fingerprint")
-        if stated and model.base_fingerprint and stated != model.base_fingerprint:
+        adapter = read_adapter(path)
+        adapter.check_model(model.config)
+        words = adapter.method.words
+        if is_of_other_weights(model, adapter):
             raise UserError(
-                f"the prefix in {checkpoint.path} was trained on {checkpoint.settings.get('base_model')} (fingerprint "
-                f"{stated}); this is {self.base_name} (fingerprint {model.base_fingerprint}), other weights of the same "
-                "size: give the base model that the prefix was trained on"
+                f"the {words.noun} in {adapter.path} was trained on {adapter.settings.get('base_model')} (fingerprint "
+                f"{adapter.settings.get('base_fingerprint')}); this is {self.base_name} (fingerprint "
+                f"{model.base_fingerprint}), other weights of the same size: give the base model that the {words.noun} was "
+                "trained on"
             )
-        with torch.no_grad():
-            shared = self.engine.add_prefix(name, encoder(model.dtype))
-        single = checkpoint.settings.get("history") is False
-        stored = StoredPrefix(name, checkpoint.path, shared, checkpoint.pre_seq_len, checkpoint.prompt_settings, single)
+        key_values = adapter.key_values(model)
+        self._refuse_company(adapter, alone=key_values is None)
+        shared = None
+        if key_values is None:
+            self.engine.between_steps(lambda: adapter.attach(model))
+        else:
+            shared = self.engine.add_prefix(name, key_values)
+        single = adapter.settings.get("history") is False
+        stored = StoredPrefix(name, adapter.path, shared, adapter.slots, adapter.prompt_settings, single)
         with self._lock:
             if name not in self._prefixes:
                 self._prefixes[name] = stored
         if self._prefixes[name] is not stored:  # somebody was faster
-            self.engine.remove_prefix(shared)
+            if shared is not None:
+                self.engine.remove_prefix(shared)
             self._refuse_taken(name, path)
-        projection = ", projection" if checkpoint.projection else ""
-        logger.info(
-            "loaded prefix %s from %s: %d tokens, %d layers%s",
-            name, checkpoint.path, checkpoint.pre_seq_len, model.config.num_layers, projection,
-        )
+        if shared is None:
+            self.default, self._alone = name, words.one
+        logger.info("loaded %s %s from %s: %s", words.noun, name, adapter.path, adapter.description(model.config))
         return stored
 
     def unload(self, name: str) -> None:
@@ -181,6 +190,8 @@ class PrefixStore:
         """
         if name == self.base_name:
             raise UserError(f"{name} is the base model; it cannot be unloaded")
+        if self._alone is not None and name in self._prefixes:
+            raise UserError(f"{name} is {self._alone} and part of the model now; it cannot be unloaded")
         with self._lock:
             stored = self.get(name)
             del self._prefixes[name]
@@ -189,6 +200,14 @@ class PrefixStore:
         if stored.shared is not None:
             self.engine.remove_prefix(stored.shared)
         logger.info("unloaded prefix %s", name)
+
+    def _refuse_company(self, adapter: Adapter, *, alone: bool) -> None:
+        """What changes the model itself answers alone: see :mod:`ptuning.methods.method`."""
+        one = self._alone or adapter.method.words.one
+        if self._alone is not None or (alone and (len(self._prefixes) > 1 or not self.engine.idle)):
+            raise UserError(
+                f"{adapter.path}: {one} changes the model itself and answers alone: name no other checkpoint beside it"
+            )
 
     def _refuse_taken(self, name: str, path: Path) -> None:
         taken = self._prefixes.get(name)

@@ -12,11 +12,11 @@ from checkpoints import GOLDEN, golden_config, golden_state, make_checkpoint, wr
 from safetensors.torch import load_file
 
 import ptuning
-from ptuning.checkpoint.prefix_tensors import PREFIX_KEY
 from ptuning.checkpoint.shard_writer import parse_size
 from ptuning.checkpoint.weight_files import find_weights
 from ptuning.checkpoint.weights import read_config
 from ptuning.core.errors import UserError
+from ptuning.methods.prefix_tensors import PREFIX_KEY
 from ptuning.model.quantization import quantize_weight
 from ptuning.quantize.folder import plan_quantization, quantize_checkpoint
 

@@ -16,7 +16,8 @@ from ptuning.data.collator import TrainingCollator
 from ptuning.data.examples import prepare_examples
 from ptuning.data.run_rows import prepare_rows
 from ptuning.edges.run_arguments import parse_arguments
-from ptuning.training.trainer import PrefixTrainer
+from ptuning.methods.prefix import PREFIX
+from ptuning.training.trainer import TuningTrainer
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +61,14 @@ def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, pro
     script = (
         "import os, sys\n"
         "from transformers import TrainerCallback\n"
-        "from ptuning.training.trainer import PrefixTrainer\n"
+        "from ptuning.training.trainer import TuningTrainer\n"
         "class Kill(TrainerCallback):\n"
         "    def on_step_end(self, args, state, control, **kwargs):\n"
         "        if state.global_step == 9: os.kill(os.getpid(), 9)\n"
-        "start = PrefixTrainer.__init__\n"
+        "start = TuningTrainer.__init__\n"
         "def init(self, *args, **kwargs):\n"
         "    start(self, *args, **kwargs); self.add_callback(Kill())\n"
-        "PrefixTrainer.__init__ = init\n"
+        "TuningTrainer.__init__ = init\n"
         "from ptuning.edges.cli import main\n"
         "sys.exit(main(['train'] + sys.argv[1:]))\n"
     )
@@ -94,7 +95,7 @@ def test_answers_after_training_still_use_the_cache(command, tmp_path, golden):
     rows = prepare_rows(arguments.data.train_file, arguments.data, None)
     examples = prepare_examples(tokenizer, rows, arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", pre_seq_len=5)
-    PrefixTrainer(model, arguments.training, examples, TrainingCollator(tokenizer))
+    TuningTrainer(model, PREFIX, arguments.training, examples, TrainingCollator(tokenizer))
     assert model.config.use_cache is True
 
 
@@ -257,7 +258,7 @@ def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
     """The first step's loss, over two micro-batches, from logits of the whole sequences."""
     argv = command(tmp_path / "run", max_steps=1, logging_steps=1, label_smoothing_factor=0.3, prefix_dropout=0)
     batches, losses = [], []
-    compute_loss = PrefixTrainer.compute_loss
+    compute_loss = TuningTrainer.compute_loss
 
     def watched(self, model, inputs, *args, **kwargs):
         with torch.no_grad():
@@ -271,7 +272,7 @@ def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        patch.setattr(TuningTrainer, "compute_loss", watched)
         train(argv)
     assert len(batches) == 2
     assert sum(losses) == pytest.approx(sum(loss for loss, _ in batches) / sum(count for _, count in batches), rel=1e-5)
@@ -287,7 +288,7 @@ def test_padding_that_is_learnt_has_the_loss_of_plain_torch(command, tmp_path, s
         ignore_pad_token_for_loss=False, label_smoothing_factor=smoothing,
     )  # fmt: skip
     found = []
-    compute_loss = PrefixTrainer.compute_loss
+    compute_loss = TuningTrainer.compute_loss
 
     def watched(self, model, inputs, *args, **kwargs):
         with torch.no_grad():
@@ -298,6 +299,6 @@ def test_padding_that_is_learnt_has_the_loss_of_plain_torch(command, tmp_path, s
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        patch.setattr(TuningTrainer, "compute_loss", watched)
         train(argv)
     assert log_of(folder / "checkpoint-1")[0]["loss"] == pytest.approx(float(found[0]), rel=1e-5)

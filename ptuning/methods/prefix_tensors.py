@@ -63,6 +63,41 @@ class PrefixShape:
             "base model that the prefix was trained on"
         )
 
+    def check_settings(self, settings: Mapping[str, Any], where: Path, settings_file: Path) -> None:
+        """Refuse settings of another run: a mixed folder, or a save that ended between its files.
+
+        Args:
+            settings: of the same folder; may be empty.
+            where: the prefix's file; likewise ``settings_file``.
+
+        Raises:
+            UserError: both shapes are named.
+        """
+        own = {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.projection}
+        wrong = [f"{key} {settings[key]} there, {own[key]} here" for key in own if settings.get(key, own[key]) != own[key]]
+        if wrong:
+            raise UserError(
+                f"{settings_file} and {where.name} are of different runs ({'; '.join(wrong)}): copy both files from one "
+                "checkpoint"
+            )
+
+    def check_flags(self, where: Path, pre_seq_len: int | None = None, prefix_projection: bool | None = None) -> None:
+        """Refuse flags that contradict the prefix; None asks nothing.
+
+        Raises:
+            UserError: both are named.
+        """
+        if pre_seq_len is not None and pre_seq_len != self.pre_seq_len:
+            raise UserError(
+                f"{where} has pre_seq_len={self.pre_seq_len}, you passed {pre_seq_len}: leave --pre_seq_len out, it is "
+                "read off the file"
+            )
+        if prefix_projection is not None and bool(prefix_projection) != self.projection:
+            raise UserError(
+                f"{where} has {'a' if self.projection else 'no'} projection, you passed prefix_projection="
+                f"{prefix_projection}: leave the flag out, it is read off the file"
+            )
+
 
 def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShape:
     """Read the shape of a prefix off its tensors' shapes.
