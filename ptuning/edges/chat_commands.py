@@ -75,10 +75,11 @@ class ChatCommands:
 
     def describe(self, prefix: StoredPrefix) -> str:
         """One line about a prefix or the base model: tokens, layers, source."""
-        if prefix.path is None:
+        if prefix.words is None:
             return self.texts("base", prefix.name)
         layers = self.conversation.service.engine.model.config.num_layers
-        line = self.texts("prefix", prefix.name, prefix.pre_seq_len, layers, prefix.path)
+        label = prefix.words.label(self.texts.language, prefix.pre_seq_len, layers)
+        line = self.texts("tuned", prefix.name, label, prefix.path)
         alone = prefix.single_round and self.conversation.no_history is None
         return line + (self.texts("alone") if alone else "")
 

@@ -48,6 +48,8 @@ class Words:
         files: the files of a checkpoint, for the message that there are none.
         nothing_to_train: the error where a model has none of it.
         article: of the noun.
+        labels: what one is called in a list, by language (``en``, ``zh``), with ``{slots}`` and ``{layers}`` where it helps;
+            ``short_labels`` likewise, for a narrow list.
     """
 
     noun: str
@@ -56,11 +58,21 @@ class Words:
     files: str
     nothing_to_train: str
     article: str = "a"
+    labels: Mapping[str, str] = field(default_factory=dict)
+    short_labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def one(self) -> str:
         """The noun with its article."""
         return f"{self.article} {self.noun}"
+
+    def label(self, language: str, slots: int, layers: int) -> str:
+        """What one is called in a list."""
+        return self.labels.get(language, self.noun).format(slots=slots, layers=layers)
+
+    def short_label(self, language: str, slots: int) -> str:
+        """Likewise, in a narrow list."""
+        return self.short_labels.get(language, self.noun).format(slots=slots)
 
 
 @dataclass(frozen=True)

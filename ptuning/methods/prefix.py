@@ -128,6 +128,8 @@ class PrefixTuning(TuningMethod):
         loaded="prefix_encoder weight",
         files="prefix_encoder.safetensors, pytorch_model.bin or a PEFT adapter",
         nothing_to_train="the model has no prefix to train: give --pre_seq_len (published: 128)",
+        labels={"en": "a prefix of {slots} tokens, {layers} layers", "zh": "前缀 {slots} 个虚拟词元，{layers} 层"},
+        short_labels={"en": "prefix of {slots}", "zh": "前缀 {slots} 词元"},
     )
     # The published runs take 1e-2 and 2e-2, and 1e-4 is what users report to forget least.
     learning_rates = LearningRates(

@@ -30,7 +30,7 @@ _SETTINGS_KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-class StoredPrefix(NamedTuple):
+class PrefixOnDisk(NamedTuple):
     """A prefix as its files hold it: tensors by the encoder's own names, their shape, settings, and the weight file."""
 
     tensors: dict[str, Tensor]
@@ -55,7 +55,7 @@ def is_prefix_alone(files: CheckpointFiles) -> bool:
     return files.is_file(WEIGHTS_FILE) or files.is_file(PEFT_FILE)
 
 
-def read_prefix(files: CheckpointFiles) -> StoredPrefix:
+def read_prefix(files: CheckpointFiles) -> PrefixOnDisk:
     """Read a prefix in any of its forms; its shape comes from the tensors.
 
     Raises:
@@ -75,7 +75,7 @@ def read_prefix(files: CheckpointFiles) -> StoredPrefix:
     shape = read_shape({key: tuple(tensor.shape) for key, tensor in state.items()}, path)
     refuse_not_finite(state, path)
     shape.check_settings(settings, path, path.with_name(CONFIG_FILE))
-    return StoredPrefix(state, shape, settings, path)
+    return PrefixOnDisk(state, shape, settings, path)
 
 
 def _weight_files(files: CheckpointFiles) -> tuple[str, ...]:

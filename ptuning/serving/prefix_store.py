@@ -17,7 +17,7 @@ from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.engine.engine import Engine
 from ptuning.engine.prefix_pool import SharedPrefix
-from ptuning.methods.method import Adapter
+from ptuning.methods.method import Adapter, Words
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +30,16 @@ class UnknownPrefixError(UserError):
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix that may be asked for by name; the base model is one without keys and values.
+    """A tuned model that may be asked for by its prefix's name; the base model is one without keys and values.
 
     Attributes:
         name: unique in the store.
         path: the file it was read from; None for the base model.
-        shared: what a request of the engine names; None for the base model.
+        shared: what a request of the engine names; None for the base model, and for what changed the model itself.
         pre_seq_len: P; 0 for the base model.
         prompt_settings: keywords of the prompt function that it was trained with.
         single_round: it was tuned on questions without history, and a chat should ask it in the same way.
+        words: of its method; None for the base model.
         loaded: seconds since the epoch.
     """
 
@@ -48,6 +49,7 @@ class StoredPrefix:
     pre_seq_len: int = 0
     prompt_settings: dict[str, Any] = field(default_factory=dict)
     single_round: bool = False
+    words: Words | None = None
     loaded: float = field(default_factory=time.time)
 
 
@@ -168,7 +170,7 @@ class PrefixStore:
         else:
             shared = self.engine.add_prefix(name, key_values)
         single = adapter.settings.get("history") is False
-        stored = StoredPrefix(name, adapter.path, shared, adapter.slots, adapter.prompt_settings, single)
+        stored = StoredPrefix(name, adapter.path, shared, adapter.slots, adapter.prompt_settings, single, words)
         with self._lock:
             if name not in self._prefixes:
                 self._prefixes[name] = stored

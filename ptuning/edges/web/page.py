@@ -316,7 +316,9 @@ class Page:
 
     def _choices(self, texts: Texts) -> list[tuple[str, str]]:
         def shown(one: StoredPrefix) -> str:
-            return texts("base", one.name) if one.shared is None else texts("prefix", one.name, one.pre_seq_len)
+            if one.words is None:
+                return texts("base", one.name)
+            return texts("tuned_model", one.name, one.words.short_label(texts.language, one.pre_seq_len))
 
         return [(shown(one), one.name) for one in self.service.store.all()]
 
