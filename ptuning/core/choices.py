@@ -7,3 +7,6 @@ Truncation = Literal["smart", "published"]
 
 MethodName = Literal["prefix"]
 """Tuning methods; the objects behind the names are those of :data:`ptuning.methods.registry.METHODS`."""
+
+DEFAULT_METHOD: MethodName = "prefix"
+"""How a run tunes that does not say."""

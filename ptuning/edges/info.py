@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
 from ptuning.memory.estimates import (
@@ -162,7 +163,7 @@ def _tuned(settings: ModelArguments, config: Any, sizes: ModelSizes) -> TuningCo
     from ptuning.methods.registry import METHODS
 
     if settings.ptuning_checkpoint is None:
-        return METHODS["prefix"].planned_cost(settings, config)
+        return METHODS[DEFAULT_METHOD].planned_cost(settings, config)
     flags = {"pre_seq_len": settings.pre_seq_len, "prefix_projection": settings.prefix_projection or None}
     return read_adapter(settings.ptuning_checkpoint, **flags).cost(sizes)
 

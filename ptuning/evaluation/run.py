@@ -10,6 +10,7 @@ from typing import Any
 
 from ptuning.checkpoint.adapter import attach_adapter, read_adapter
 from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.result_files import save_metrics
 from ptuning.data.rows import Row
@@ -87,7 +88,7 @@ def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -
     models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
     method = active_method(model)
     last = arguments.checkpoints[-1] if arguments.checkpoints else named
-    result = RunResult(folder, last, asked.task, models, noun="" if method is None else method.words.noun)
+    result = RunResult(folder, last, asked.task, models, noun=DEFAULT_METHOD if method is None else method.words.noun)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result

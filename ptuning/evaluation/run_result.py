@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.core.atomic import replace_when_whole
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.intervals import difference_intervals, mean_intervals
 from ptuning.evaluation.metrics import SET_SCORE_NAMES, summary
@@ -93,7 +94,7 @@ class RunResult:
     rows: Sequence[Any]
     models: list[ScoredModel] = field(default_factory=list)
     train_metrics: dict[str, float] = field(default_factory=dict)
-    noun: str = ""
+    noun: str = DEFAULT_METHOD
 
     @cached_property
     def table(self) -> list[ScoreRow]:

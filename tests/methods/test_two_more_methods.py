@@ -2,8 +2,10 @@
 saved, evaluated and talked to, without a word about them anywhere but in the registry."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -25,6 +27,7 @@ from ptuning.serving.conversation import Conversation
 from ptuning.settings.arguments import AnswerArguments, ServingArguments
 from ptuning.settings.training_arguments import TuningArguments
 
+ROOT = Path(__file__).resolve().parents[2]
 FILES = {"final-norm": {"norm.safetensors", "norm.json"}, "gates": {"gains.bin", "shifts.safetensors", "gates.json"}}
 RUN = {"pre_seq_len": None, "learning_rate": None, "logging_steps": 1, "save_steps": 2}
 GREEDY = {"do_sample": False, "max_length": 24}
@@ -52,6 +55,14 @@ def test_the_names_are_those_of_the_registry():
     assert set(METHODS) == set(get_args(MethodName))
     assert all(method.name == name for name, method in METHODS.items())
     assert METHODS["prefix"].learning_rates.default == TuningArguments.__dataclass_fields__["learning_rate"].default
+
+
+def test_who_trains_scores_and_estimates_does_not_know_which_methods_there_are():
+    for room in ("training", "evaluation", "memory", "engine", "serving"):
+        for path in (ROOT / "ptuning" / room).rglob("*.py"):
+            named = set(re.findall(r"ptuning\.methods\.(\w+)", path.read_text(encoding="utf-8")))
+            assert named <= {"method", "registry"}, path
+            assert room in ("engine", "serving") or "prefix_encoder" not in path.read_text(encoding="utf-8"), path
 
 
 def test_a_run_trains_and_saves_only_what_is_tuned(tuned):
