@@ -25,11 +25,12 @@ from torch.nn import functional as F
 
 from benchmarks.machine import json_line, table
 from ptuning.checkpoint.hub import embedded_folder
-from ptuning.checkpoint.load import load_model, load_tokenizer
+from ptuning.checkpoint.load import load_tokenizer
 from ptuning.data.preprocess import training_example
 from ptuning.data.rows import read_rows
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
+from ptuning.engine.load import load_model
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.quantize.calibration import calibrate_checkpoint
 from ptuning.quantize.folder import plan_quantization, quantize_checkpoint
 

@@ -26,7 +26,7 @@ import torch
 from benchmarks import chatglm_cpp
 from benchmarks.machine import json_line, read_gigabytes_per_second, table
 from benchmarks.random_checkpoint import SIZES, write_random_checkpoint
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.kernels.dispatch import PRECISIONS
 
 
@@ -110,7 +110,7 @@ def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
     results["bytes read per token"] = sum(read.values())
     rates: dict[str, dict[str, float]] = {}
     for precision in options.precision:
-        choose.configure(precision=precision)
+        dispatch.configure(precision=precision)
         rates[precision] = {}
         for batch in options.batches:
             rates[precision] |= _rates(model, batch, options)
@@ -121,6 +121,7 @@ def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, flo
     """Tokens of prompts and of answers a second, from the time of the engine's steps: medians."""
     from ptuning.engine.engine import Engine
     from ptuning.engine.request import Request
+    from ptuning.engine.sampling_params import SamplingParams
 
     config = model.config
     engine = Engine(model, SimpleNamespace(eos_token_id=-1), max_rows=batch, max_length=options.prompt + options.new + 2)
@@ -129,8 +130,9 @@ def _rates(model: Any, batch: int, options: argparse.Namespace) -> dict[str, flo
     prompts[:, -2], prompts[:, -1] = config.gmask_token_id, config.bos_token_id
     first: list[float] = []
     steps: list[float] = []
+    greedy = SamplingParams(temperature=0, max_new_tokens=options.new + 2)
     for repeat in range(3):  # in the first one, weights take the form for decoding
-        requests = [Request(ids if repeat else ids[-8:], max_new_tokens=options.new + 2) for ids in prompts.tolist()]
+        requests = [Request(ids if repeat else ids[-8:], sampling=greedy) for ids in prompts.tolist()]
         generations = engine.submit(requests, lambda generation, piece: None)
         times = []
         while not engine.idle:

@@ -20,7 +20,8 @@ from benchmarks.machine import cell, json_line, read_gigabytes_per_second, table
 from benchmarks.models import add_model_options, bytes_a_token, device_of, made_model, tokenizer
 from benchmarks.plain_generation import plain_copy
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Request
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 
 HEADS = (
     "way", "weights", "batch", "prompt ms", "prompt tokens/s", "step ms", "spread", "tokens/s", "of ceiling",
@@ -122,13 +123,14 @@ def _by_generate(model: Any) -> Answer:
 
 def _by_engine(model: Any, batch: int) -> Answer:
     engine = Engine(model, tokenizer(), max_rows=batch, max_waiting=batch, prefill_tokens=1 << 30)
-    engine.end_ids = frozenset()  # every answer has the same length
+    engine.scheduler.end_ids = frozenset()  # every answer has the same length
     with torch.no_grad():
         states = model.prefix_key_values()
     prefix = None if states is None else engine.add_prefix("prefix", states)
 
     def answer(prompts: list[list[int]], new: int) -> list[list[int]]:
-        found = {one.index: one.ids for one in engine.run([Request(ids, prefix, GREEDY, new) for ids in prompts])}
+        greedy = SamplingParams(temperature=0, max_new_tokens=new)
+        found = {one.index: one.ids for one in engine.run([Request(ids, prefix, greedy) for ids in prompts])}
         return [found[number] for number in range(len(prompts))]
 
     return answer

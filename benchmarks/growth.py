@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from benchmarks.machine import cell, json_line, median_seconds, table
 from benchmarks.models import add_model_options, device_of, made_model, random_encoder, tokenizer
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Request
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 
 HEADS = ("what grows", "size", "prompt ms", "attention ms", "exponent", "step ms", "step exponent", "flag")
 POSITIONS = 8192
@@ -77,7 +78,7 @@ class Bench:
         """Seconds to read ``rows`` prompts of ``tokens`` tokens, each with one of the prefixes, and of one decode step."""
         config = self.model.config
         engine = Engine(self.model, self.words, max_rows=rows, max_waiting=rows, prefill_tokens=1 << 40)
-        engine.end_ids = frozenset()
+        engine.scheduler.end_ids = frozenset()
         torch.manual_seed(0)
         shared = []
         with torch.no_grad():
@@ -88,7 +89,8 @@ class Bench:
         prompts = [[100 + (7 * row + column) % 1400 for column in range(tokens - 2)] + ends for row in range(rows)]
 
         def ask(new: int) -> None:
-            engine.submit([Request(ids, shared[row % prefixes], GREEDY, new) for row, ids in enumerate(prompts)])
+            greedy = SamplingParams(temperature=0, max_new_tokens=new)
+            engine.submit([Request(ids, shared[row % prefixes], greedy) for row, ids in enumerate(prompts)])
 
         def read() -> None:
             ask(1)  # its first token comes from the prompt: no step follows
@@ -96,7 +98,7 @@ class Bench:
 
         ask(2 + _STEPS)  # the cache gets its size, and what is made once is made
         steps = []
-        while engine.rows or engine.waiting:
+        while engine.running or engine.waiting:
             steps.append(_timed(engine.step, self.model.device))
         reading = [_timed(read, self.model.device)]
         while len(reading) < self.repeats and reading[0] < 1:

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from benchmarks.machine import json_line, table
-from ptuning.checkpoint.load import load_model
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.engine.generation import PRESETS, generate_answers
-from ptuning.kernels import dispatch as choose
+from ptuning.engine.load import load_model
+from ptuning.kernels import dispatch
 from ptuning.memory.estimates import MemoryEstimate, Storage, answering_memory, tuning_memory
 from ptuning.methods.prefix import prefix_cost
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes
 
 TOLERANCE = 0.15
@@ -112,7 +112,7 @@ def predict(case: dict[str, Any]) -> MemoryEstimate:
     storage = Storage(
         case["bits"], case.get("embeddings", False), dtype.itemsize, device="accelerator" if on_gpu else "cpu",
         table_bytes=2 if case["bits"] else 0,  # the file is float16
-        compiled=not on_gpu and choose.uses_compiled(dtype),
+        native=not on_gpu and dispatch.uses_native(dtype),
     )
     prefix = prefix_cost(sizes, PrefixSizes(case.get("prefix", 0)))
     if case["use"] == "answering":

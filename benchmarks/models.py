@@ -14,14 +14,15 @@ import torch
 
 from benchmarks.memory import IDS
 from ptuning.checkpoint.hub import embedded_folder
-from ptuning.checkpoint.load import load_model, load_tokenizer
+from ptuning.checkpoint.load import load_tokenizer
 from ptuning.core.errors import UserError
 from ptuning.data.preprocess import Example, training_example
 from ptuning.data.rows import read_rows
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
+from ptuning.engine.load import load_model
 from ptuning.kernels.cpu import has_fast_bfloat16
 from ptuning.kernels.onednn import prefer_onednn_products
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
 SIZES: dict[str, dict[str, int]] = {

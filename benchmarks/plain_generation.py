@@ -24,8 +24,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from benchmarks.plain_habits import PackedLinears, packed_linears, published_products
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.model.float_linear import FloatLinear
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.positions import build_position_ids
 from ptuning.model.rotary import apply_rotary, rotary_table
 
@@ -102,7 +102,7 @@ class PlainGeneration(ChatGLMForConditionalGeneration):
     ) -> Tensor:
         batch, tokens, width = hidden.shape
         fused = _linear(module.query_key_value, hidden)
-        fused = fused.view(batch, tokens, module.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)
+        fused = fused.view(batch, tokens, self.config.num_attention_heads, 3, -1).permute(3, 0, 2, 1, 4)
         query, key = apply_rotary(fused[:2], *rotary)
         key, value = cache.update(key, fused[2], number)
         scores = torch.matmul(query / math.sqrt(query.shape[-1]), key.transpose(2, 3))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.kernels import cpu
 from ptuning.kernels.packed import dequantize_weight
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from ptuning.model.quantization import QuantizedLinear
 
 HABITS = {

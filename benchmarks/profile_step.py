@@ -1,7 +1,7 @@
 """The operators that a training step and a decode step of the engine spend their time in.
 
 Time is an operator's own, without what it calls, as torch's profiler counts it; on a GPU it is time on the GPU. What the
-compiled kernel does, which the profiler does not see, is counted under ``compiled``.
+native kernel does, which the profiler does not see, is counted under ``native``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from benchmarks.machine import cell, json_line, table
 from benchmarks.models import add_model_options, device_of, made_model, read_examples, tokenizer
 from benchmarks.plain_habits import HABITS, PlainStep, batch_of, made_rows
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Request
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
+from ptuning.kernels import dispatch, native
 
 HEADS = ("step", "operator", "calls", "ms", "share")
-COMPILED = ("product", "input_gradient", "half_product", "attend", "screen", "gelu")
+NATIVE = ("product", "input_gradient", "half_product", "attend", "screen", "gelu")
 
 
 def main(arguments: list[str]) -> int:
@@ -59,7 +59,7 @@ def _profiled(name: str, step: Callable[[], Any], options: argparse.Namespace) -
     step()
     on_gpu = options.device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with compiled_ranges(), profile(activities=activities) as profiler:
+    with native_ranges(), profile(activities=activities) as profiler:
         for _ in range(options.steps):
             step()
 
@@ -87,27 +87,27 @@ def _profiled(name: str, step: Callable[[], Any], options: argparse.Namespace) -
 
 
 @contextmanager
-def compiled_ranges() -> Iterator[None]:
-    """The compiled kernel's functions show up in profiles."""
-    held = {name: getattr(compiled, name) for name in COMPILED}
+def native_ranges() -> Iterator[None]:
+    """The native kernel's functions show up in profiles."""
+    held = {name: getattr(native, name) for name in NATIVE}
 
     def shown(name: str) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
-            with record_function(f"compiled::{name}"):
+            with record_function(f"native::{name}"):
                 return held[name](*args)
 
         return call
 
     try:
-        for name in COMPILED:
-            setattr(compiled, name, shown(name))
-        choose.start.cache_clear()  # a started kernel holds its products,
-        choose.has_compiled()  # and tries them out when it starts
+        for name in NATIVE:
+            setattr(native, name, shown(name))
+        dispatch.start.cache_clear()  # a started kernel holds its products,
+        dispatch.has_native()  # and tries them out when it starts
         yield
     finally:
         for name, function in held.items():
-            setattr(compiled, name, function)
-        choose.start.cache_clear()
+            setattr(native, name, function)
+        dispatch.start.cache_clear()
 
 
 def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) -> Callable[[], Any]:
@@ -131,10 +131,11 @@ def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) 
 def _decoding(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
     """Steps of an engine all of whose rows run."""
     engine = Engine(model, tokenizer(), max_rows=options.rows)
-    engine.end_ids = frozenset()
+    engine.scheduler.end_ids = frozenset()
     with torch.no_grad():
         prefix = engine.add_prefix("prefix", model.prefix_key_values())
     ends = [model.config.gmask_token_id, model.config.bos_token_id]
-    engine.submit([Request([100 + row] * 62 + ends, prefix, GREEDY, 1000) for row in range(options.rows)])
+    greedy = SamplingParams(temperature=0, max_new_tokens=1000)
+    engine.submit([Request([100 + row] * 62 + ends, prefix, greedy) for row in range(options.rows)])
     engine.step()
     return engine.step

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import json_line, median_seconds, read_gigabytes_per_second, table
-from ptuning.kernels import cpu
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.packed import PackedWeight, tile_int4
 
 HIDDEN = {"tiny": 256, "mid": 1024, "6b": 4096}
@@ -75,34 +74,34 @@ def _blocks(hidden: int, bits: int, device: torch.device) -> list[list[PackedWei
     return blocks
 
 
-def _contenders(device: torch.device, bits: int, dtype: str) -> list[tuple[str, choose.Kernel | None, str]]:
+def _contenders(device: torch.device, bits: int, dtype: str) -> list[tuple[str, dispatch.Kernel | None, str]]:
     """(name, kernel or None for a float weight, form of the weight)."""
-    found: list[tuple[str, choose.Kernel | None, str]] = [("float weights", None, "float")]
+    found: list[tuple[str, dispatch.Kernel | None, str]] = [("float weights", None, "float")]
     if device.type == "cpu":
-        found += [("plain", choose.PLAIN, "published"), ("cpu, published form", choose.CPU, "published")]
+        found += [("reference", dispatch.REFERENCE, "published"), ("cpu, published form", dispatch.CPU, "published")]
         if bits == 4 and dtype == "bfloat16" and cpu.tile_lanes():
-            found.append(("cpu, lean (tiled form)", choose.CPU, "tiled"))
-        found.append(("cpu, fast (unpacked copy)", choose.CPU, "resident"))
-        compiled = choose.start("compiled")
-        if compiled is not None:
-            found.append(("compiled", compiled, "published"))
-            lower = choose.PRECISIONS[1:] if bits == 4 else ()  # INT8 has one precision
-            found += [(f"compiled, {precision}", _at(compiled, precision), "published") for precision in lower]
+            found.append(("cpu, lean (tiled form)", dispatch.CPU, "tiled"))
+        found.append(("cpu, fast (unpacked copy)", dispatch.CPU, "resident"))
+        native = dispatch.start("native")
+        if native is not None:
+            found.append(("native", native, "published"))
+            lower = dispatch.PRECISIONS[1:] if bits == 4 else ()  # INT8 has one precision
+            found += [(f"native, {precision}", _at(native, precision), "published") for precision in lower]
         return found
-    started = [(name, choose.start(name)) for name in ("plain", "triton", "cpm")]
+    started = [(name, dispatch.start(name)) for name in ("reference", "triton", "cpm")]
     return found + [(name, kernel, "published") for name, kernel in started if kernel is not None]
 
 
-def _at(kernel: choose.Kernel, precision: str) -> choose.Kernel:
+def _at(kernel: dispatch.Kernel, precision: str) -> dispatch.Kernel:
     """The same kernel under another precision."""
 
     def under(way: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def run(*arguments: Any) -> torch.Tensor:
-            choose.configure(precision=precision)
+            dispatch.configure(precision=precision)
             try:
                 return way(*arguments)
             finally:
-                choose.configure()
+                dispatch.configure()
 
         return run
 
@@ -124,7 +123,7 @@ def _formed(weight: PackedWeight, form: str, dtype: str) -> PackedWeight:
 
 def _measure(
     name: str,
-    kernel: choose.Kernel | None,
+    kernel: dispatch.Kernel | None,
     blocks: list[list[PackedWeight]],
     bits: int,
     dtype: str,

@@ -20,6 +20,7 @@ from benchmarks.models import add_model_options, device_of, made_model, random_e
 from ptuning.engine.engine import Engine
 from ptuning.engine.prefix_pool import SharedPrefix
 from ptuning.engine.request import Generation, Request
+from ptuning.engine.sampling_params import SamplingParams
 
 HEADS = ("way", "clients", "prefixes", "tokens/s", "spread", "requests/s", "first token p50 ms", "p99 ms", "times as fast")
 
@@ -94,7 +95,7 @@ class Bench:
 
     def _made(self, rows: int, prefixes: int) -> tuple[Engine, list[SharedPrefix]]:
         engine = Engine(self.model, self.tokenizer, max_rows=rows, max_waiting=4 * rows)
-        engine.end_ids = frozenset()  # every answer has the same length
+        engine.scheduler.end_ids = frozenset()  # every answer has the same length
         with torch.no_grad():
             shared = [engine.add_prefix(str(n), self.encoders[n](self.model.dtype)) for n in range(prefixes)]
         return engine, shared
@@ -105,11 +106,11 @@ class Bench:
         engine, shared = self._made(clients, prefixes)
         total = clients if short else max(options.alone, options.requests * clients if clients >= 32 else 3 * clients)
         done: list[Generation] = []
-        asked = 0
+        asked, greedy = 0, SamplingParams(temperature=0, max_new_tokens=options.new)
 
         def ask(client: int) -> None:
             nonlocal asked
-            request = Request(self.prompts[asked % 512], shared[client % prefixes], max_new_tokens=options.new)
+            request = Request(self.prompts[asked % 512], shared[client % prefixes], greedy)
             asked += 1
             engine.submit([request], lambda one, _: ended(one, client))
 
@@ -155,7 +156,8 @@ class Bench:
         count = max(self.options.prefixes)
         engine, shared = self._made(32, count)
         new = self.options.new
-        requests = [Request(ids, shared[number % count], max_new_tokens=new) for number, ids in enumerate(self.prompts[:32])]
+        greedy = SamplingParams(temperature=0, max_new_tokens=new)
+        requests = [Request(ids, shared[number % count], greedy) for number, ids in enumerate(self.prompts[:32])]
         found = {one.index: one.ids for one in engine.run(requests)}
         chosen = range(0, 32, 3)
         return sum(found[n] == self._alone(self.prompts[n], n % count) for n in chosen) / len(chosen)

@@ -27,7 +27,7 @@ from benchmarks.models import add_model_options, default_dtypes, device_of, made
 from benchmarks.peft_baseline import PeftStep, importable
 from benchmarks.plain_habits import HABITS, PlainStep, Row, batch_of, made_rows
 from benchmarks.work import Work
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 
 Options = argparse.Namespace
 EVERY = tuple(HABITS.values())
@@ -95,8 +95,8 @@ def _parse(arguments: list[str]) -> Options:
     if options.peft is None:
         options.peft = importable() and not half
     if options.memory:
-        choose.configure(memory=options.memory)
-        os.environ[choose.MEMORY_VARIABLE] = options.memory  # for the processes that measure peaks
+        dispatch.configure(memory=options.memory)
+        os.environ[dispatch.MEMORY_VARIABLE] = options.memory  # for the processes that measure peaks
     return options
 
 

@@ -18,11 +18,12 @@ from ptuning.auto_classes import register_when_imported
 from ptuning.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ptuning.checkpoint.load import load_model, load_tokenizer
+    from ptuning.checkpoint.load import load_tokenizer
     from ptuning.core.errors import GenerationError, UserError
     from ptuning.data.tokenizer import ChatGLMTokenizer
+    from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
+    from ptuning.engine.load import load_model
     from ptuning.model.config import ChatGLMConfig
-    from ptuning.model.network import ChatGLMForConditionalGeneration
 
 __all__ = [
     "ChatGLMConfig",
@@ -36,11 +37,11 @@ __all__ = [
 
 _HOMES = {
     "ChatGLMConfig": "ptuning.model.config",
-    "ChatGLMForConditionalGeneration": "ptuning.model.network",
+    "ChatGLMForConditionalGeneration": "ptuning.engine.chat_model",
     "ChatGLMTokenizer": "ptuning.data.tokenizer",
     "GenerationError": "ptuning.core.errors",
     "UserError": "ptuning.core.errors",
-    "load_model": "ptuning.checkpoint.load",
+    "load_model": "ptuning.engine.load",
     "load_tokenizer": "ptuning.checkpoint.load",
 }
 

@@ -20,12 +20,15 @@ from types import ModuleType
 from typing import Any
 
 _AUTO = "transformers.models.auto."
-_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.model.network"
+_CONFIG, _TOKENIZER, _MODEL = "ptuning.model.config", "ptuning.data.tokenizer", "ptuning.engine.chat_model"
+# What the module of the model imports and what imports transformers: where one of these comes first, it is not complete
+# yet when the Auto module is.
+_BELOW_MODEL = ("ptuning.model.network", "ptuning.engine.generate", "ptuning.engine.chat")
 # Auto module -> our modules whose classes it needs; the last one holds the class to register.
 _NEEDS = {
     f"{_AUTO}configuration_auto": (_CONFIG,),
     f"{_AUTO}tokenization_auto": (_CONFIG, _TOKENIZER),
-    f"{_AUTO}modeling_auto": (_CONFIG, _MODEL),
+    f"{_AUTO}modeling_auto": (_CONFIG, *_BELOW_MODEL, _MODEL),
 }
 _FACTORIES = {
     f"{_AUTO}configuration_auto": ("AutoConfig",),

@@ -1,1 +1,1 @@
-"""Shell scripts for users, and the recipe of the embedded default model (scripts.tiny)."""
+"""Shell scripts for users, and the recipe of the built-in model (scripts.tiny)."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the embedded default model and its data from nothing: tuning rows, vocabulary, pretraining (CPU, 2 cores).
+# Builds the built-in model and its data from scratch: tuning rows, vocabulary, pretraining (on a CPU, about 5 minutes).
 # Usage: bash scripts/build_tiny.sh [MODEL_FOLDER] [DATA_FOLDER]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Talks to the base model or a tuned one in the terminal.
+# Chats with the base model or a tuned one in the terminal.
 #   bash scripts/chat.sh                                       the built-in tiny-chatglm
 #   bash scripts/chat.sh --ptuning_checkpoint CHECKPOINT ...   with a tuned prefix
 set -euo pipefail

@@ -1,4 +1,4 @@
-"""A real headless Chromium, for the tests of the page and for its pictures. Needs selenium, chromium and chromedriver."""
+"""A headless Chromium for the tests and the pictures of the web page. Needs selenium, chromium and chromedriver."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ FLAGS = [
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--force-color-profile=srgb",
 ]
 WIDE, NARROW = (1280, 860), (400, 860)
-"""A desk and a phone, in pixels."""
+"""Window sizes of a desktop and a phone, in pixels."""
 
 
 def missing() -> str:
-    """Why there is no browser here, or nothing. Under CI (the variable ``CI`` is set) nobody may skip for want of one: the
-    tests run, and fail."""
+    """What is missing for a browser on this machine; empty if nothing is. Under CI (the variable ``CI`` is set) it is always
+    empty, so that tests fail there instead of being skipped."""
     if os.environ.get("CI"):
         return ""
     programs = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
@@ -31,7 +31,7 @@ def missing() -> str:
 
 @contextlib.contextmanager
 def chromium(size: tuple[int, int] = WIDE, language: str = "zh-CN") -> Iterator[Any]:
-    """A driver with an empty profile; what the browser logs and what it asks of the network can be read from it."""
+    """A driver with an empty profile, which records the browser's log and its network requests."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -44,9 +44,9 @@ def chromium(size: tuple[int, int] = WIDE, language: str = "zh-CN") -> Iterator[
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=shutil.which("chromedriver")))
     try:
-        # A window is never narrower than 500 pixels; the page in it may be.
-        shape = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", shape)
+        # A window cannot be narrower than 500 pixels, but the emulated screen can.
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size[0] < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         yield driver
     finally:
         driver.quit()
@@ -54,18 +54,18 @@ def chromium(size: tuple[int, int] = WIDE, language: str = "zh-CN") -> Iterator[
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Wait until a condition holds; what it gave.
+    """Wait until a condition returns something true, and return that.
 
     Raises:
-        TimeoutError: it does not.
+        TimeoutError: it has not within the time.
     """
     from selenium.common.exceptions import StaleElementReferenceException
 
     end = time.monotonic() + seconds
     while True:
-        with contextlib.suppress(StaleElementReferenceException):  # the page has just drawn it anew
-            if found := condition():
-                return found
+        with contextlib.suppress(StaleElementReferenceException):  # the page has just replaced the element
+            if result := condition():
+                return result
         if time.monotonic() > end:
-            raise TimeoutError(f"waited in vain: {what}")
+            raise TimeoutError(f"timed out waiting for: {what}")
         time.sleep(0.03)

@@ -1,10 +1,9 @@
-"""Print what the running Python lacks for ptuning, one requirement a line; nothing when it lacks nothing.
+"""Print the requirements of ptuning that the running Python lacks, one per line.
 
-A package of another version than requirements.txt pins is left alone as long as pyproject.toml allows it; one that stands
-there for another system (``; platform_system == "Linux"``) is not wanted. The last line
-is ``ptuning`` itself where that is not installed from this checkout. Standard library only, because it runs before
-anything is installed. The test tools, which stand under ``# tests`` in requirements.txt, count when the first argument
-is ``tests``.
+A package in another version than requirements.txt pins is accepted if pyproject.toml allows that version; a requirement for
+another system (``; platform_system == "Linux"``) is skipped. The last line is ``ptuning`` itself if that is not installed
+from this checkout. The test tools, below ``# tests`` in requirements.txt, are included if the first argument is ``tests``.
+Standard library only, because this runs before anything is installed.
 """
 
 import importlib.metadata
@@ -24,15 +23,16 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def canonical(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """A package's name in the form in which package indexes compare names."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def missing(root: Path = ROOT, *, tests: bool = False) -> list[str]:
-    """Return the pinned requirements that are absent or older than the project allows, then ``ptuning`` if need be."""
+    """The pinned requirements that are missing or older than the project allows; last ``ptuning``, if it is missing."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [*project["dependencies"], *(w for extra in project["optional-dependencies"].values() for w in extra)]
-    least = {canonical(name): numbers(low) for name, low in (item.split(">=") for item in wanted)}
+    extras = project["optional-dependencies"].values()
+    requirements = [*project["dependencies"], *(requirement for extra in extras for requirement in extra)]
+    min_versions = {canonical(name): numbers(low) for name, low in (item.split(">=") for item in requirements)}
     lacking = []
     pins = (root / "requirements.txt").read_text(encoding="utf-8")
     for line in (pins if tests else pins.partition("\n# tests\n")[0]).splitlines():
@@ -41,10 +41,10 @@ def missing(root: Path = ROOT, *, tests: bool = False) -> list[str]:
             continue
         name = canonical(pin.split("==")[0])
         try:
-            found = numbers(importlib.metadata.version(name))
+            installed = numbers(importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            found = ()
-        if not found or found < least.get(name, ()):
+            installed = ()
+        if not installed or installed < min_versions.get(name, ()):
             lacking.append(pin)
     spec = importlib.util.find_spec("ptuning")
     if spec is None or spec.origin is None or not Path(spec.origin).resolve().is_relative_to(root):

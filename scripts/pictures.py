@@ -1,8 +1,8 @@
-"""Makes the pictures of the web page in docs/pictures from a tuned prefix and its report.
+"""Makes the pictures of the web page in docs/pictures with a tuned prefix and its report.
 
     bash scripts/train.sh && python -m scripts.pictures [CHECKPOINT]
 
-Look at each of them before it is committed.
+Look at each picture before you commit it.
 """
 
 import re
@@ -15,21 +15,21 @@ from scripts.chromium import NARROW, WIDE, chromium, missing, wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "pictures"
-MOST_BYTES = 200_000
+MAX_BYTES = 200_000
 QUESTION = "类型#衬衫*颜色#蓝色*图案#碎花*细节#褶皱"
 ANOTHER = "类型#外套*风格#通勤*版型#长款*材质#牛仔*细节#口袋"
 
 
 def main(checkpoint: str = "output/tiny/checkpoint-240") -> None:
-    """Start the page, use it, and keep what it looks like."""
+    """Start the page, use it, and save pictures of it."""
     if missing():
         sys.exit(missing())
     FOLDER.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "ptuning", "web", "--port", "0", "--ptuning_checkpoint", f"adgen={checkpoint}"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
-            found = (re.search(r"listening on (\S+)", line) for line in process.stderr or ())
-            address = next(match[1] for match in found if match)
+            matches = (re.search(r"listening on (\S+)", line) for line in process.stderr or ())
+            address = next(match[1] for match in matches if match)
             with chromium(WIDE, "zh-CN") as driver:
                 _chat(driver, address)
             with chromium(WIDE, "en-US") as driver:
@@ -67,8 +67,8 @@ def _save(driver: Any, name: str) -> None:
     driver.save_screenshot(str(path))
     size = path.stat().st_size
     print(f"{path.relative_to(ROOT)}  {size} bytes")
-    if size > MOST_BYTES:
-        sys.exit(f"{name} is larger than {MOST_BYTES} bytes")
+    if size > MAX_BYTES:
+        sys.exit(f"{name} is larger than {MAX_BYTES} bytes")
 
 
 def _chat(driver: Any, address: str) -> None:

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Makes sure that there is a Python environment with everything ptuning needs. The other scripts source this file; run
-# by itself it only sets up.
-#   No environment active: creates .venv in the checkout, with everything in requirements.txt; again only when that file
-#   or pyproject.toml has changed.
-#   A virtual environment or a conda environment active: uses it, and installs what is missing there.
-# A script that sources it may set ptuning_needs=tests, to have the test tools in an active environment as well.
-# Leaves two variables: ptuning_root (the checkout) and ptuning_python (its Python).
-# Nothing here changes the current directory: paths that you name count from where you are.
+# Prepares a Python environment with everything that ptuning needs. The other scripts source this file; run by itself,
+# it does nothing else.
+#   No active environment: creates .venv in the checkout with everything in requirements.txt, and updates it only when that
+#   file or pyproject.toml has changed.
+#   An active virtual or conda environment: uses it, and installs what is missing there.
+# A script that sources it may set ptuning_needs=tests to have the test tools installed in an active environment as well.
+# Sets two variables: ptuning_root (the checkout) and ptuning_python (its Python).
+# It does not change the current directory, so that the user's relative paths stay valid.
 set -euo pipefail
 
 ptuning_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Tunes a prefix, and scores it where the settings name test rows.
+# Tunes a prefix, and evaluates it if the settings name test rows.
 #   bash scripts/train.sh                                  the built-in tiny-chatglm on the built-in rows
-#   bash scripts/train.sh [CONFIG.yaml] [--name value ...] any settings; flags beat the file
-# Paths count from the current directory; those inside a settings file may also count from the checkout.
+#   bash scripts/train.sh [CONFIG.yaml] [--name value ...] any settings; flags override the file
+# Paths are relative to the current directory; those in a settings file may also be relative to the checkout.
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 

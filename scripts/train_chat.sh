@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Tunes a prefix on dialogue rows (question, reply and the rounds before them).
+# Tunes a prefix on dialogue rows (question, reply and earlier rounds).
 #   bash scripts/train_chat.sh                                  tiny-chatglm on the built-in dialogues
-#   bash scripts/train_chat.sh [CONFIG.yaml] [--name value ...] any settings; flags beat the file
+#   bash scripts/train_chat.sh [CONFIG.yaml] [--name value ...] any settings; flags override the file
 set -euo pipefail
 . "$(dirname "$0")/setup.sh"
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A page to talk to the model in a browser, on port 7860 of this machine; the API is at the same address.
+# Serves a web page for chatting with the model, and the API at the same address, on port 7860 of this machine.
 #   bash scripts/web_demo.sh                                       the built-in tiny-chatglm
 #   bash scripts/web_demo.sh --ptuning_checkpoint CHECKPOINT ...   with a tuned prefix; NAME=CHECKPOINT for several
 set -euo pipefail

@@ -3,11 +3,13 @@
 import json
 import os
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from compilers import write_quick_compiler
 from runs import small_run, write_rows
 from safetensors.torch import load_file
 
@@ -15,11 +17,33 @@ from safetensors.torch import load_file
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+COLLECTED = pytest.StashKey[list[pytest.Item]]()
+SLOW_LIMIT = 300  # seconds of a test marked slow
+
 
 def pytest_configure(config):
     """Tests press Ctrl-C in programs they start, and a program started where the signal is ignored would ignore it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Slow tests get more time; all that was collected is kept for the test that looks at the marks."""
+    config.stash[COLLECTED] = list(items)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Each process takes a half of the tests in their order, and later from the other's end: fixtures are made once."""
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,6 +55,20 @@ def _cache_of_the_tests(tmp_path_factory):
     os.environ.pop("PTUNING_CACHE")
     if before is not None:
         os.environ["PTUNING_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _no_command_outlives_its_test():
+    """Whatever became of the test."""
+    yield
+    if "processes" in sys.modules:
+        sys.modules["processes"].end_all()
+
+
+@pytest.fixture(scope="session")
+def quick_compiler(tmp_path_factory) -> Path:
+    """A folder for the front of PATH: a compiler for tests of what is around compiling."""
+    return write_quick_compiler(tmp_path_factory.mktemp("compiler"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import uvicorn
 
 import ptuning
 from ptuning.edges.http.app import create_app
-from ptuning.edges.web.one_address import OneAddress
+from ptuning.edges.web.dispatcher import PathDispatcher
 from ptuning.edges.web.page_app import create_page_app, end_heartbeats
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Generation, Request
@@ -25,17 +25,17 @@ class EchoService(ChatService):
 
     def ask(self, question, listener=None):
         """As of the real one."""
-        made = Generation(Request([1], stream=True), listener=listener)
-        threading.Thread(target=self._say, args=(made, question.query), daemon=True).start()
-        return Asked([made], self.store.get(question.model), 1, 0)
+        generation = Generation(Request([1], stream=True), listener=listener)
+        threading.Thread(target=self._say, args=(generation, question.query), daemon=True).start()
+        return Asked([generation], self.store.get(question.model), 1, 0)
 
     @staticmethod
-    def _say(made, text):
-        made.mark_first_token()
+    def _say(generation, text):
+        generation.mark_first_token()
         for place in range(0, len(text), 20):
             time.sleep(0.002)
-            made.tell(text[place : place + 20])
-        made.finish("stop")
+            generation.tell(text[place : place + 20])
+        generation.finish("stop")
 
 
 @contextlib.contextmanager
@@ -47,7 +47,7 @@ def echo_page(report_root):
     page = create_page_app(service, api.state.metrics, report_root=report_root)
     opened = socket.socket()
     opened.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(OneAddress(api, page), log_config=None, timeout_graceful_shutdown=3)
+    config = uvicorn.Config(PathDispatcher(api, page), log_config=None, timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
     thread.start()

@@ -176,7 +176,7 @@ class GatedTuning(TuningMethod):
     _files = {"gain": "gains.bin", "shift": "shifts.safetensors"}  # noqa: RUF012
 
     def read(self, files):
-        tensors = {name: tensor.clone() for file in self._files.values() for name, tensor in files.tensors(file)}
+        tensors = {name: tensor.clone() for file in self._files.values() for name, tensor in files.tensors(file).items()}
         return GatedAdapter(tensors, files.json("gates.json")["run"], files.folder / "gains.bin")
 
     def files(self, model, settings, training=None):

@@ -1,37 +1,51 @@
 """The command in processes of their own that start at once: they are forked from one that has everything imported.
 
-Such a process can be killed at any moment; what it wrote to the disk is what a user would find.
+Such a process can be killed at any moment; what it wrote to the disk is what a user would find. None outlives its test:
+tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
+import importlib
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from weakref import WeakSet
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
     [
         "ptuning.edges.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
-        "matplotlib.figure", "matplotlib.backends.backend_agg",
+        "matplotlib.figure", "matplotlib.backends.backend_agg", "fastapi", "uvicorn", "prometheus_client",
     ]
 )
+_started: WeakSet["Command"] = WeakSet()
 
 
 class Command:
     """``ptuning ARGV`` in a new process.
+
+    ``errors``: a file for stderr, which otherwise goes where stdout goes; ``before``: Python code that runs first;
+    ``module``: whose ``main`` takes the arguments.
 
     Attributes:
         pid: of the process.
         output: file with everything it printed.
     """
 
-    def __init__(self, argv, output, limit_memory=None, limit_file=None):
+    def __init__(self, argv, output, limit_memory=None, limit_file=None, *, errors=None, before="",
+                 module="ptuning.edges.cli"):  # fmt: skip
         self.output = Path(output)
-        self._process = _CONTEXT.Process(target=_inside, args=(list(map(str, argv)), str(output), limit_memory, limit_file))
+        streams = (str(output), str(errors or output))
+        limits = {"RLIMIT_AS": limit_memory, "RLIMIT_FSIZE": limit_file}
+        words = list(map(str, argv))
+        self._process = FORKS.Process(target=_inside, args=(words, streams, limits, before, module))
         self._process.start()
         self.pid = self._process.pid
+        _started.add(self)
 
     def send(self, number):
         """Send a signal, where the process still runs."""
@@ -42,9 +56,15 @@ class Command:
         """Wait for the end; the exit code (negative: the signal that ended it)."""
         self._process.join(timeout)
         if self._process.exitcode is None:
-            self._process.kill()
+            self.end()
             raise AssertionError(f"still running after {timeout} s:\n{self.text()}")
         return self._process.exitcode
+
+    def end(self):
+        """Kill it, where it still runs."""
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
 
     def running(self):
         """Whether it has not ended."""
@@ -64,23 +84,84 @@ class Command:
         return condition()
 
 
-def _inside(argv, output, limit_memory, limit_file):
-    handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
+def end_all():
+    """Kill every command that still runs."""
+    for command in list(_started):
+        command.end()
+
+
+def finished(argv, folder, **settings):
+    """Run the command to its end; what ``subprocess.run`` would give. ``folder``: for what it prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    number = len(list(folder.glob("stdout-*")))
+    output, errors = (folder / f"{name}-{number}" for name in ("stdout", "stderr"))
+    command = Command(argv, output, errors=errors, **settings)
+    code = command.wait()
+    return subprocess.CompletedProcess(argv, code, command.text(), errors.read_text(encoding="utf-8"))
+
+
+ONE_AFTER_THE_OTHER = """
+import json, os, sys, traceback
+first, cases = json.loads(sys.stdin.read())
+exec(first, {})
+for code, argv, folder, output in cases:
+    child = os.fork()
+    if not child:
+        for number in (1, 2):
+            os.dup2(os.open(f"{output}-{number}", os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+        os.chdir(folder)
+        sys.argv, ended = ["-c", *argv], 1
+        try:
+            exec(code, {"__name__": "__main__"})
+            ended = 0
+        except SystemExit as error:
+            ended = error.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(ended)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+def forked_from_one(first, cases, folder, **settings):
+    """Run every case in a process that is forked from one that has done ``first``; what each gave, in their order.
+
+    Args:
+        first: Python code, as imports of libraries whose import is not what is tested.
+        cases: (Python code, its arguments, its working directory) each.
+        folder: for what they print.
+        settings: of ``subprocess.run``, as ``env``.
+    """
+    given = [
+        (code, list(map(str, argv)), str(place), str(folder / f"case-{number}"))
+        for number, (code, argv, place) in enumerate(cases)
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_THE_OTHER], input=json.dumps([first, given]), capture_output=True, text=True,
+        timeout=280, check=True, **settings,
+    )
+    codes = [int(line) for line in done.stdout.split()]
+    assert len(codes) == len(given), done.stderr
+    texts = [[Path(f"{output}-{number}").read_text(encoding="utf-8") for number in (1, 2)] for *_, output in given]
+    return [subprocess.CompletedProcess(case, code, *text) for case, code, text in zip(cases, codes, texts, strict=True)]
+
+
+def _inside(argv, streams, limits, before, module):
+    for number, path in enumerate(streams, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if limit_memory is not None:
+    if any(limits.values()):
         import resource
 
-        size = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + limit_memory, size + limit_memory))
-    if limit_file is not None:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file, limit_file))  # as `ulimit -f`, in bytes
-    from ptuning.edges.cli import main
-
-    code = main(argv)
+        if limits["RLIMIT_AS"] is not None:  # beyond what it has
+            pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+            limits["RLIMIT_AS"] += pages * resource.getpagesize()
+        for name, limit in limits.items():
+            if limit is not None:  # RLIMIT_FSIZE: as `ulimit -f`, in bytes
+                resource.setrlimit(getattr(resource, name), (limit, limit))
+    exec(before, {})
+    code = importlib.import_module(module).main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

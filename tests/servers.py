@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -10,19 +11,25 @@ from pathlib import Path
 
 import httpx
 import pytest
+from processes import FORKS
 
 ROOT = Path(__file__).resolve().parent.parent
+AT_IMPORT = {"PYTHONPATH", "TMPDIR", "GRADIO_TEMP_DIR", "GRADIO_SERVER_PORT"}  # what counts when a module is imported
 
 
 @contextlib.contextmanager
-def running(verb, *flags, **environment):
-    """``ptuning serve`` or ``ptuning web`` on a free port; gives its address and process."""
+def running(verb, *flags, fresh=False, **environment):
+    """``ptuning serve`` or ``ptuning web`` on a free port; gives its address and process.
+
+    ``fresh``: an interpreter of its own, which imports everything first; otherwise it is forked from one that has.
+    """
     env = {key: value for key, value in os.environ.items() if not key.startswith(("API_", "GRADIO_", "WEB_"))}
     path = os.pathsep.join([environment.pop("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep)
+    fresh = fresh or path != str(ROOT) or bool(AT_IMPORT & environment.keys())
     env |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
     port = [] if "GRADIO_SERVER_PORT" in environment else ["--port", "0"]
-    command = [sys.executable, "-m", "ptuning", verb, *map(str, flags), "--device", "cpu", *port]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+    argv = [verb, *map(str, flags), "--device", "cpu", *port]
+    process = _interpreter(argv, env) if fresh else ForkedServer(argv, env)
     lines = []
     try:
         for line in process.stderr:
@@ -40,9 +47,73 @@ def running(verb, *flags, **environment):
         process.log = lines
         yield address, process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        _end(process)
+
+
+def _interpreter(argv, env):
+    command = [sys.executable, "-m", "ptuning", *argv]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, encoding="utf-8")
+
+
+def _end(process):
+    """Ask it to end, and see that it does."""
+    if process.poll() is None:
+        process.terminate()
+    try:
         process.communicate(timeout=30)
+    except BaseException:
+        process.kill()
+        raise
+
+
+class ForkedServer:
+    """A server's process, used as ``subprocess.Popen`` is."""
+
+    def __init__(self, argv, env):
+        reader, writer = FORKS.Pipe(duplex=False)
+        with reader, writer:
+            self._process = FORKS.Process(target=_serve, args=(argv, env, writer), daemon=True)
+            self._process.start()
+            self.stderr = os.fdopen(os.dup(reader.fileno()), encoding="utf-8")
+        self.pid = self._process.pid
+        self.terminate, self.kill = self._process.terminate, self._process.kill
+
+    def poll(self):
+        """Its exit code; None while it runs."""
+        return self._process.exitcode
+
+    def send_signal(self, number):
+        """Send a signal, where it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def wait(self, timeout):
+        """Wait for its end; its exit code."""
+        self._process.join(timeout)
+        if self.poll() is None:
+            raise subprocess.TimeoutExpired("ptuning", timeout)
+        return self.poll()
+
+    def communicate(self, timeout):
+        """Read what it still says until its end."""
+        with self.stderr:
+            said = self.stderr.read()
+        self.wait(timeout)
+        return None, said
+
+
+def _serve(argv, env, writer):
+    os.dup2(writer.fileno(), 2)
+    writer.close()
+    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")  # the one that was inherited takes it for a file
+    os.environ.clear()
+    os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from ptuning.edges.cli import main
+
+    code = main(argv)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def wait_for(condition, seconds=20):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from checkpoints import add_remote_code, edit_json, make_checkpoint
+from processes import forked_from_one
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +44,7 @@ for trust in (None, True):
             assert made.bos_token_id == 89 and made("你好")["input_ids"][-2:] == [86, 89]
 assert not [name for name in sys.modules if "transformers_modules" in name]
 # Tools that look for a module's source must find it: the modules have their own loaders.
-names = ("transformers.models.auto.modeling_auto", "ptuning.model.network", "ptuning.model.config")
+names = ("transformers.models.auto.modeling_auto", "ptuning.engine.chat_model", "ptuning.model.config")
 modules = [sys.modules[name] for name in names]
 assert [type(module.__spec__.loader).__name__ for module in modules] == ["SourceFileLoader"] * 3
 assert all(module.__loader__ is module.__spec__.loader for module in modules)
@@ -57,27 +58,53 @@ EXPECTED = {
     for name, where in {
         "AutoConfig": "ptuning.model.config.ChatGLMConfig",
         "AutoTokenizer": "ptuning.data.tokenizer.ChatGLMTokenizer",
-        "AutoModel": "ptuning.model.network.ChatGLMForConditionalGeneration",
-        "AutoModelForCausalLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
-        "AutoModelForSeq2SeqLM": "ptuning.model.network.ChatGLMForConditionalGeneration",
+        "AutoModel": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
+        "AutoModelForCausalLM": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
+        "AutoModelForSeq2SeqLM": "ptuning.engine.chat_model.ChatGLMForConditionalGeneration",
     }.items()
 }
 
 
-@pytest.mark.parametrize(
-    "imports",
-    [
-        f"import ptuning\nfrom transformers import {AUTO}",
-        f"from transformers import {AUTO}\nimport ptuning",
-        f"from ptuning.model.network import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
-        f"import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\nfrom transformers import {AUTO}",
-    ],
-    ids=["ptuning first", "transformers first", "model first", "reloaded"],
-)
-def test_every_order_of_imports_registers_and_remote_code_is_never_imported(folder, imports):
-    assert run(f"{imports}\n{USE}", folder) == EXPECTED
+ORDERS = {
+    "ptuning first": f"import ptuning\nfrom transformers import {AUTO}",
+    "transformers first": f"from transformers import {AUTO}\nimport ptuning",
+    "model first": f"from ptuning.engine.chat_model import ChatGLMForConditionalGeneration\nfrom transformers import {AUTO}",
+    "reloaded": "import ptuning.checkpoint.load\nimport importlib; importlib.reload(ptuning)\n"
+    f"from transformers import {AUTO}",
+}
+FIRST = ("ptuning.model.backbone", "ptuning.data.tokenizer", "ptuning.model.answering", "ptuning.engine.chat",
+         "ptuning.model.network")  # fmt: skip
+IMPORTED_FIRST = """
+import {module}
+from transformers import AutoModelForCausalLM as auto
+from ptuning import ChatGLMConfig as config
+assert config in auto._model_mapping.keys()
+"""
+# What transformers imports on its way and what is not of it: whether that is there already makes no difference.
+LIBRARIES = """
+import accelerate, huggingface_hub, numpy, safetensors.torch, sentencepiece, sys, tokenizers, torch
+import torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
+assert not [name for name in sys.modules if name.split(".")[0] in ("transformers", "ptuning")]
+"""
 
 
+@pytest.fixture(scope="module")
+def imported(folder, tmp_path_factory):
+    """What every order of imports gave, each in a process that had neither ptuning nor transformers before."""
+    cases = {name: (f"import sys\n{imports}\n{USE}", [folder], ROOT) for name, imports in ORDERS.items()}
+    cases |= {name: (IMPORTED_FIRST.format(module=name), [], ROOT) for name in FIRST}
+    done = forked_from_one(LIBRARIES, cases.values(), tmp_path_factory.mktemp("imports"), cwd=ROOT)
+    return dict(zip(cases, done, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_of_imports_registers_and_remote_code_is_never_imported(imported, order):
+    assert imported[order].returncode == 0, imported[order].stderr
+    assert json.loads(imported[order].stdout.splitlines()[-1]) == EXPECTED
+
+
+@pytest.mark.slow
 def test_from_inside_the_folder_and_beside_other_models(folder, tmp_path):
     """Remote files would be importable there by their plain names. A ChatGLM2 folder keeps its own tokenizer code."""
     later = add_remote_code(make_checkpoint(tmp_path / "glm2", config={"multi_query_attention": True}))
@@ -99,15 +126,8 @@ print(json.dumps(type(AutoTokenizer.from_pretrained(sys.argv[2], trust_remote_co
     assert run(code, folder.name, later, cwd=folder).startswith("transformers_modules.")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [f"ptuning.{name}" for name in ("model.backbone", "data.tokenizer", "model.answering", "engine.chat", "model.network")],
-)
-def test_any_module_may_be_imported_first(module):
+@pytest.mark.slow
+@pytest.mark.parametrize("module", FIRST)
+def test_any_module_may_be_imported_first(imported, module):
     """The model imports an Auto module on its way, which must not ask for the model again."""
-    code = (
-        f"import {module}\nfrom transformers import AutoModelForCausalLM as auto\n"
-        "from ptuning import ChatGLMConfig as config\nassert config in auto._model_mapping.keys()"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert imported[module].returncode == 0, imported[module].stderr

@@ -1,13 +1,13 @@
 """Every benchmark runs with the smallest settings, does the same work on all sides, and ends in its JSON line."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import finished
 
 from benchmarks.__main__ import BENCHMARKS
 from benchmarks.everything import NAMES, commands
@@ -17,20 +17,27 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "data" / "adgen-tiny" / "train.json"
 
 
-def run(*words):
-    """The JSON line of one benchmark."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *map(str, words)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert last["benchmark"] == words[0]
-    assert {"machine", "commit", "settings", "results"} <= last.keys()
-    return last["results"]
+@pytest.fixture
+def run(tmp_path):
+    """The JSON line of one benchmark: ``run(name, ...)``."""
+
+    def results(*words, fresh=False):
+        if fresh:
+            command = [sys.executable, "-m", "benchmarks", *map(str, words)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        else:
+            done = finished(words, tmp_path / "printed", module="benchmarks.__main__")
+        assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+        last = json.loads(done.stdout.splitlines()[-1])
+        assert last["benchmark"] == words[0]
+        assert {"machine", "commit", "settings", "results"} <= last.keys()
+        return last["results"]
+
+    return results
 
 
-def test_all_ways_of_a_training_step_agree():
+@pytest.mark.slow
+def test_all_ways_of_a_training_step_agree(run):
     results = run(
         "train", "--size", "tiny", "--batch", "2", "--steps", "1", "--prefix", "8", "--bits", "4", "--no-peft", "--no-peaks",
         "--dtypes", "float32", "--rows", ROWS,
@@ -63,7 +70,8 @@ def test_baselines_multiply_where_torch_does(context):
         matmul.fp32_precision = before
 
 
-def test_peft_steps_on_the_same_rows_and_peaks_are_measured():
+@pytest.mark.slow
+def test_peft_steps_on_the_same_rows_and_peaks_are_measured(run):
     pytest.importorskip("peft")
     results = run(
         "train", "--size", "tiny", "--batch", "1", "--steps", "1", "--prefix", "4", "--no-habits", "--peft",
@@ -75,13 +83,15 @@ def test_peft_steps_on_the_same_rows_and_peaks_are_measured():
     assert rows["peft, transformers' GLM"]["loss of the first step"] > 0
 
 
-def test_half_precision_weights_keep_close_to_float32():
+@pytest.mark.slow
+def test_half_precision_weights_keep_close_to_float32(run):
     float32, bfloat16 = run("half_loss", "--steps", "3", "--batch", "1", "--prefix", "4")
     assert len(float32["losses"]) == len(bfloat16["losses"]) == 3
     assert 0 < bfloat16["largest"] < 0.1
 
 
-def test_all_ways_of_generating_give_the_same_tokens():
+@pytest.mark.slow
+def test_all_ways_of_generating_give_the_same_tokens(run):
     results = run(
         "generate", "--prompt", "8", "--new", "2", "--prefix", "3", "--batches", "1", "2", "--repeats", "1",
         "--bits", "0", "4",
@@ -93,8 +103,9 @@ def test_all_ways_of_generating_give_the_same_tokens():
     assert all(row["equal tokens"] == 1 and "of ceiling" in row for row in results)  # a time may be noise, even below 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [[], ["--file", ROWS]])
-def test_all_ways_of_an_evaluation_give_the_same_answers(rows):
+def test_all_ways_of_an_evaluation_give_the_same_answers(run, rows):
     results = run(
         "evaluate", "--rows", "5", "--alone", "3", "--new", "6", "--prefix", "3", "--batches", "2", "8", "--repeats", "1",
         "--dtypes", "float32", *rows,
@@ -103,7 +114,8 @@ def test_all_ways_of_an_evaluation_give_the_same_answers(rows):
     assert all(row["equal answers"] == 1 and row["tokens/s"] > 0 for row in results)
 
 
-def test_serving():
+@pytest.mark.slow
+def test_serving(run):
     results = run(
         "serving", "--clients", "2", "--prefixes", "1", "2", "--prefix-length", "3", "--new", "3", "--alone", "1",
         "--repeats", "1",
@@ -112,6 +124,7 @@ def test_serving():
     assert len(results["rows"]) == 3
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capfd):
     from benchmarks import everything
 
@@ -142,7 +155,8 @@ def test_every_name_has_its_module():
         assert (ROOT / "benchmarks" / f"{'everything' if name == 'all' else name}.py").is_file(), name
 
 
-def test_growth_measures_every_axis_and_draws_it_the_same_each_time(tmp_path):
+@pytest.mark.slow
+def test_growth_measures_every_axis_and_draws_it_the_same_each_time(run, tmp_path):
     from benchmarks.plots import draw_growth
 
     results = run(
@@ -170,8 +184,9 @@ def test_exponents_and_flags_of_growth():
     assert [row["flag"] for row in rows] == ["", "", ""]
 
 
-def test_startup_reaches_the_prompt_and_the_first_step():
-    results = run("startup", "--repeats", "1", "--goals", "1000", "1000", "1000")
+@pytest.mark.slow
+def test_startup_reaches_the_prompt_and_the_first_step(run):
+    results = run("startup", "--repeats", "1", "--goals", "1000", "1000", "1000", fresh=True)
     modules = {row["start"]: row["heavy modules"] for row in results}
     assert modules["ptuning --help"] == []
     assert "torch" in modules["ptuning chat, first prompt"]
@@ -181,9 +196,11 @@ def test_startup_reaches_the_prompt_and_the_first_step():
     assert all(row["median s"] > 0 for row in results)
 
 
-def test_profile_names_operators_of_both_steps():
+@pytest.mark.slow
+def test_profile_names_operators_of_both_steps(run):
     results = run(
-        "profile_step", "--size", "tiny", "--steps", "1", "--prefix", "4", "--batch", "1", "--rows", "2", "--top", "3"
+        "profile_step", "--size", "tiny", "--steps", "1", "--prefix", "4", "--batch", "1", "--rows", "2", "--top", "3",
+        fresh=True,  # a profiler in a forked process sees no operators
     )
     steps = [row["step"] for row in results]
     assert steps == ["training step"] * 5 + ["decode step"] * 5

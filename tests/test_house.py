@@ -6,27 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sources import PACKAGE_FILES, ROOT, SCRIPT_FILES, nodes, parsed, short
 
-ROOT = Path(__file__).resolve().parent.parent
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
-PACKAGE_FILES = [path for path in sorted((ROOT / "ptuning").rglob("*.py")) if "assets" not in path.parts]
-SCRIPT_FILES = sorted((ROOT / "scripts").rglob("*.py"))
+ALL_FILES = [*PACKAGE_FILES, *SCRIPT_FILES]
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "misc"}
 # The one statement in the package that does something when it is imported: see ptuning/auto_classes.py.
 RUNS_AT_IMPORT = {("ptuning/__init__.py", "register_when_imported()")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
-
-
-def short(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def functions(tree: ast.AST) -> Iterator[Function]:
-    return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
 def public_things(tree: ast.Module) -> Iterator[ast.ClassDef | Function]:
@@ -40,97 +27,125 @@ def public_things(tree: ast.Module) -> Iterator[ast.ClassDef | Function]:
                     places.append(node)
 
 
-over_package = pytest.mark.parametrize("path", PACKAGE_FILES, ids=short)
-over_all = pytest.mark.parametrize("path", [*PACKAGE_FILES, *SCRIPT_FILES], ids=short)
+def place(path: Path, node: ast.AST) -> str:
+    """``file:line`` of a node."""
+    return f"{short(path)}:{node.lineno}"
 
 
-@over_all
-def test_files_are_short(path):
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= LONGEST_FILE, f"{short(path)} has {lines} lines"
+def refuse(faults: Iterator[str]) -> None:
+    """Fail with every fault on a line of its own."""
+    listed = list(faults)
+    assert not listed, "\n".join(listed)
 
 
-@over_all
-def test_functions_are_short(path):
-    long = [
-        f"{short(path)}:{node.lineno} {node.name}: {node.end_lineno - node.lineno + 1} lines"
-        for node in functions(parsed(path))
-        if node.end_lineno and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
-    ]
-    assert not long, "\n".join(long)
+def test_there_are_files_to_look_at():
+    assert len(PACKAGE_FILES) > 150
+    assert SCRIPT_FILES
 
 
-@over_all
-def test_files_and_public_things_say_what_they_are(path):
-    tree = parsed(path)
-    assert ast.get_docstring(tree), f"{short(path)}: the file has no docstring"
-    silent = [f"{short(path)}:{node.lineno} {node.name}" for node in public_things(tree) if not ast.get_docstring(node)]
-    assert not silent, "no docstring: " + ", ".join(silent)
+def test_files_are_short():
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in ALL_FILES}
+    refuse(f"{short(path)} has {lines} lines" for path, lines in lengths.items() if lines > LONGEST_FILE)
 
 
-@over_all
-def test_no_name_that_could_mean_anything(path):
-    assert path.stem not in FORBIDDEN_NAMES, f"{short(path)}: name it after what it holds"
+def test_functions_are_short():
+    refuse(
+        f"{place(path, node)} {node.name}: {node.end_lineno - node.lineno + 1} lines"
+        for path in ALL_FILES
+        for node in nodes(path)
+        if isinstance(node, Function) and node.end_lineno - node.lineno + 1 > LONGEST_FUNCTION
+    )
 
 
-@over_all
-def test_no_bare_except(path):
-    for node in ast.walk(parsed(path)):
-        assert not (isinstance(node, ast.ExceptHandler) and node.type is None), f"{short(path)}:{node.lineno}"
+def test_files_and_public_things_say_what_they_are():
+    refuse(f"{short(path)}: the file has no docstring" for path in ALL_FILES if not ast.get_docstring(parsed(path)))
+    refuse(
+        f"{place(path, node)} {node.name} has no docstring"
+        for path in ALL_FILES
+        for node in public_things(parsed(path))
+        if not ast.get_docstring(node)
+    )
 
 
-@over_package
-def test_input_is_never_checked_by_assert(path):
-    for node in ast.walk(parsed(path)):
-        assert not isinstance(node, ast.Assert), f"{short(path)}:{node.lineno}: raise UserError (assert goes with -O)"
+def test_no_name_that_could_mean_anything():
+    refuse(f"{short(path)}: name it after what it holds" for path in ALL_FILES if path.stem in FORBIDDEN_NAMES)
 
 
-@over_package
-def test_only_the_edges_print(path):
-    if "edges" in path.parts:
-        return
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            assert node.func.id != "print", f"{short(path)}:{node.lineno}: log it, or return it to the edge"
+def test_no_bare_except():
+    refuse(
+        f"{place(path, node)}: name the exceptions"
+        for path in ALL_FILES
+        for node in nodes(path)
+        if isinstance(node, ast.ExceptHandler) and node.type is None
+    )
 
 
-@over_package
-def test_the_edges_print_in_one_place(path):
-    """What is printed anywhere else could drive the terminal, or end the command in an encoding that lacks a character."""
-    if short(path) == "ptuning/edges/output.py":
-        return
-    for node in ast.walk(parsed(path)):
+def test_input_is_never_checked_by_assert():
+    refuse(
+        f"{place(path, node)}: raise UserError (assert goes with -O)"
+        for path in PACKAGE_FILES
+        for node in nodes(path)
+        if isinstance(node, ast.Assert)
+    )
+
+
+def test_only_the_edges_print():
+    refuse(
+        f"{place(path, node)}: log it, or return it to the edge"
+        for path in PACKAGE_FILES
+        if "edges" not in path.parts
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    )
+
+
+def printing_faults(path: Path) -> Iterator[str]:
+    """What a file prints by another way than ptuning/edges/output.py."""
+    for node in nodes(path):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)
-        assert called != "print", f"{short(path)}:{node.lineno}: say or tell it (ptuning/edges/output.py)"
+        if called == "print":
+            yield f"{place(path, node)}: say or tell it (ptuning/edges/output.py)"
         for stream in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
-            assert not called.startswith((f"{stream}.write", f"{stream}.buffer")), f"{short(path)}:{node.lineno}: {called}"
+            if called.startswith((f"{stream}.write", f"{stream}.buffer")):
+                yield f"{place(path, node)}: {called}"
         title = next((word.value for word in node.keywords if word.arg == "desc"), None)
-        if called == "tqdm" and title is not None and not isinstance(title, ast.Constant):
-            assert ast.unparse(title).startswith("inline("), f"{short(path)}:{node.lineno}: inline(...) a bar's title"
+        titled = called == "tqdm" and title is not None and not isinstance(title, ast.Constant)
+        if titled and not ast.unparse(title).startswith("inline("):
+            yield f"{place(path, node)}: inline(...) a bar's title"
 
 
-@over_package
-def test_nothing_happens_at_import(path):
-    harmless = (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign)
+def test_the_edges_print_in_one_place():
+    """What is printed anywhere else could drive the terminal, or end the command in an encoding that lacks a character."""
+    others = (path for path in PACKAGE_FILES if short(path) != "ptuning/edges/output.py")
+    refuse(fault for path in others for fault in printing_faults(path))
+
+
+def runs_at_import(path: Path) -> Iterator[ast.stmt]:
+    """The statements of a file that do something when it is imported."""
+    definitions = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in parsed(path).body:
-        if isinstance(node, (*harmless, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, *definitions)):
             continue
-        text = ast.unparse(node)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue
-        if isinstance(node, ast.If) and (
-            "TYPE_CHECKING" in ast.unparse(node.test) or "__name__" in ast.unparse(node.test)
-        ):
+        if isinstance(node, ast.If) and any(word in ast.unparse(node.test) for word in ("TYPE_CHECKING", "__name__")):
             continue
-        assert (short(path), text) in RUNS_AT_IMPORT, (
-            f"{short(path)}:{node.lineno} runs at import: {text.splitlines()[0]}"
-        )
+        yield node
+
+
+def test_nothing_happens_at_import():
+    refuse(
+        f"{place(path, node)} runs at import: {ast.unparse(node).splitlines()[0]}"
+        for path in PACKAGE_FILES
+        for node in runs_at_import(path)
+        if (short(path), ast.unparse(node)) not in RUNS_AT_IMPORT
+    )
 
 
 def test_every_test_has_a_time_limit(pytestconfig):
-    assert 0 < float(pytestconfig.getini("timeout")) <= 300
+    assert 0 < float(pytestconfig.getini("timeout")) <= 120
 
 
 def tracked_files() -> list[Path]:

@@ -16,7 +16,7 @@ import pytest
 from ptuning.edges.cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")]
 HEAVY = {
     "accelerate", "aiohttp", "cpm_kernels", "datasets", "fastapi", "gradio", "httpx", "huggingface_hub", "jieba", "jinja2",
     "matplotlib", "nltk", "numpy", "pandas", "peft", "PIL", "prometheus_client", "prompt_toolkit", "pyarrow", "pydantic",

@@ -17,6 +17,7 @@ from checkpoints import make_checkpoint, write_json
 from hostile_files import BIN, COMMON, JSON, PREDICTIONS, ROWS_CSV, ROWS_JSON, ROWS_PARQUET, SAFETENSORS, VOCABULARY, YAML
 from prefixes import save_peft_prefix, save_prefix, save_published_prefix
 from safetensors.torch import save_file
+from sources import PACKAGE, PACKAGE_FILES, parsed
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import ptuning
@@ -31,7 +32,7 @@ from ptuning.data.sentencepiece_file import load_processor
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import read_answers
 from ptuning.evaluation.report.loss_curve import read_log_history
-from ptuning.evaluation.report.report import _data_counts
+from ptuning.evaluation.report.row_counts import row_counts
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 from ptuning.quantize.calibration import CalibrationSettings, _Workshop
 from ptuning.quantize.folder import plan_quantization
@@ -399,7 +400,7 @@ def test_readers_of_what_a_run_left_fall_back_and_say_so(tmp_path, caplog):
             put(folder / file, content)
         save_metrics(folder, "predict", {"bleu-4": 1.0})
         assert json.loads((folder / "all_results.json").read_text())["predict_bleu-4"] == 1.0
-        assert _data_counts(None, {"test": [1, 2]}, folder)[0]["rows"] == 2
+        assert row_counts(None, {"test": [1, 2]}, folder)[0]["rows"] == 2
 
 
 @pytest.mark.parametrize(
@@ -449,7 +450,6 @@ def test_messages_stand_in_a_working_directory_that_was_deleted(tmp_path, monkey
 
 # ---- the house ---------------------------------------------------------------------------------------------------------
 
-PACKAGE = Path(ptuning.__file__).parent
 GUARDS = {"guarded", "_reading"}
 # Calls that read a file or parse what stood in one.
 READING = {
@@ -469,15 +469,15 @@ OUTSIDE_THE_GUARD = {
     "data/table_files.py:read_csv": "parses a text that was read; what the csv module raises is caught there",
     "data/table_files.py:_separator": "parses a text that was read; what the csv module raises is caught there",
     "quantize/calibration.py:calibrate_checkpoint": "a method of the workshop, no file",
-    "checkpoint/mapped_pages.py:_places": "/proc/self/maps",
+    "checkpoint/mapped_tensors.py:__init__": "called within the guard of weight_files",
     "data/sentencepiece_file.py:literal_processor": "made from a vocabulary that was read before",
     "kernels/allocator.py:zeros_when_read": "memory without a file",
-    "edges/terminal.py:talk": "opens the null device for writing",
+    "edges/terminal.py:run": "opens the null device for writing",
     "kernels/*": "our own sources, and the system's figures; the compiled library has checks of its own",
     "memory/machine.py:*": "/proc/cpuinfo",
     "evaluation/report/page.py:*": "our own style sheet",
     "evaluation/journal.py:_is_ours": "a value that was made the line before",
-    "edges/web/look.py:*": "our own style sheet",
+    "edges/web/theme.py:*": "our own style sheet",
     "edges/web/reports.py:*": "checked and answered there",
     "edges/http/*": "the body of a request, not a file",
     "edges/output.py:*": "opens the null device",
@@ -523,9 +523,9 @@ def reads(call):
 
 def test_no_file_is_read_outside_the_guard():
     found, used = [], set()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in PACKAGE_FILES:
         name = path.relative_to(PACKAGE).as_posix()
-        for function, line, what in calls_outside_guards(ast.parse(path.read_text(encoding="utf-8"))):
+        for function, line, what in calls_outside_guards(parsed(path)):
             place = f"{name}:{function}"
             reasons = [pattern for pattern in OUTSIDE_THE_GUARD if fnmatch(place, pattern)]
             used.update(reasons)

@@ -56,6 +56,7 @@ def small_names(text, place, golden):
     return text.replace("output/adgen-chatglm-6b-pt-128-2e-2", f"{place}/adgen").replace("TMP", str(place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", commands())
 def test_the_command_works(command, place, golden):
     if command in NOT_RUN:
@@ -82,6 +83,7 @@ def test_the_command_works(command, place, golden):
     assert done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", re.findall(r"^```python\n(.*?)^```", README, flags=re.M | re.S))
 def test_the_python_block_works(block, place, golden):
     code = small_names(block, place, golden).replace("max_length=128", "max_new_tokens=4")

@@ -174,11 +174,50 @@ def test_an_active_environment_gets_only_what_it_lacks(desk):
 def test_test_sh_checks_style_types_and_tests_and_fails_with_any_of_them(desk):
     done, log = desk.run("test.sh")
     assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in log] == ["ruff", "mypy", "pytest"]
+    assert sorted(line.split()[1] for line in log) == ["mypy", "pytest", "ruff"]
     for tool in ("ruff", "mypy", "pytest"):
         done, log = desk.run("test.sh", failing=tool)
         assert done.returncode == 1
-        assert [line.split()[1] for line in log] == ["ruff", "mypy", "pytest"], "the others run all the same"
+        assert sorted(line.split()[1] for line in log) == ["mypy", "pytest", "ruff"], "the others run all the same"
+        assert ("style or types failed" in done.stdout) == (tool != "pytest")
+
+
+def test_test_sh_hands_pytest_what_it_is_given(desk):
+    done, log = desk.run("test.sh", "tests/core", "-k", "one or two", PTUNING_TEST_WORKERS="3")
+    assert done.returncode == 0, done.stderr
+    assert "-m pytest -q -n 3 tests/core -k one or two" in log
+
+
+@pytest.mark.parametrize("argv", [["--quick", "-x"], ["-x", "--quick"]], ids=" ".join)
+def test_test_sh_quick_leaves_out_the_slow_tests(desk, argv):
+    done, log = desk.run("test.sh", *argv)
+    assert done.returncode == 0, done.stderr
+    assert sorted(line.split()[1] for line in log) == ["mypy", "pytest", "ruff"]
+    assert "-m pytest -q -n 2 -m not slow -x" in log
+    for tool in ("ruff", "mypy", "pytest"):
+        assert desk.run("test.sh", "--quick", failing=tool)[0].returncode == 1
+
+
+def test_test_sh_says_what_it_takes_and_runs_nothing(desk):
+    done, log = desk.run("test.sh", "--help")
+    assert (done.returncode, log) == (0, [])
+    assert "--quick" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+def test_the_tests_output_comes_whole_after_that_of_style_and_types(desk):
+    """All of them run at once, and pytest may fill its pipe before mypy has said a word."""
+    slow = '''case "$*" in
+    "-m mypy"*) sleep 0.5; echo "types are fine" ;;
+    "-m pytest"*) echo "first"; seq 30000; echo "to stderr" >&2; echo "closing line" ;;
+'''
+    python = desk.environment / "bin" / "python"
+    python.write_text(python.read_text().replace('case "$*" in\n', slow, 1))
+    done, _ = desk.run("test.sh")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:5] == ["== ruff check", "== mypy", "types are fine", "== pytest", "first"]
+    assert (len(lines), lines[-1]) == (5 + 30000 + 2, "closing line")
 
 
 def test_continuous_integration_runs_test_sh():

@@ -4,18 +4,21 @@ Legend: B batch, T tokens, P prefix slots, L layers, N heads, H head size, D hid
 """
 
 from collections import Counter
+from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
 import torch
 from prefixes import random_encoder
+from sampling import greedy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 import ptuning
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Request, Sampling
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import GREEDY, SamplingParams
 
 PREFIX, PROMPT, REPLY, BATCH = 5, 3, 20, 3
 LABELS = BATCH * (1 + REPLY)  # <sop> is one
@@ -195,12 +198,12 @@ class Decoding:
         prompts = [[30 + row] * lengths[row % len(lengths)] + ends for row in range(rows)]
         self.engine.submit(
             [
-                Request(ids, shared[row % prefixes] if shared else None, sampling, 100)
+                Request(ids, shared[row % prefixes] if shared else None, replace(sampling, max_new_tokens=100))
                 for row, ids in enumerate(prompts)
             ]
         )
         self.engine.step()
-        assert len(self.engine.rows) == rows
+        assert len(self.engine.running) == rows
 
     def step(self):
         with Watch() as watch:
@@ -227,7 +230,7 @@ def test_one_pass_through_the_backbone_for_all_rows(model, tokenizer, rows):
 def test_a_prompt_gets_logits_of_its_last_position_only(model, tokenizer):
     engine = Engine(model, tokenizer, max_rows=2)
     ends = [model.config.gmask_token_id, model.config.bos_token_id]
-    engine.submit([Request([31] * 9 + ends, None, GREEDY, 1), Request([32] * 4 + ends, None, GREEDY, 1)])
+    engine.submit([Request([31] * 9 + ends, None, greedy(1)), Request([32] * 4 + ends, None, greedy(1))])
     with Watch() as watch:
         engine.step()
     assert engine.counters.prefills == 1
@@ -235,7 +238,7 @@ def test_a_prompt_gets_logits_of_its_last_position_only(model, tokenizer):
 
 
 @pytest.mark.parametrize("prefixes", [0, 1, 3])
-@pytest.mark.parametrize("sampling", [GREEDY, Sampling(seed=1)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("sampling", [GREEDY, SamplingParams(seed=1)], ids=["greedy", "sampled"])
 def test_a_step_waits_for_the_device_once(model, tokenizer, monkeypatch, sampling, prefixes):
     """The chosen tokens come to the host in one piece; nothing else does."""
     decoding = Decoding(model, tokenizer, 4, sampling, prefixes, lengths=(6, 9))
@@ -258,7 +261,7 @@ def test_a_step_waits_for_the_device_once(model, tokenizer, monkeypatch, samplin
 def test_a_step_does_as_much_after_many_tokens_as_after_few(model, tokenizer, lengths):
     """As many operations, no larger a cache, and nothing made that holds every column of every row but the mask."""
     decoding = Decoding(model, tokenizer, 3, lengths=lengths)
-    cache = decoding.engine.cache
+    cache = decoding.engine.runner.cache
     decoding.step()
     early = decoding.step()
     growths, places = cache.growths, [place_of(tensor) for tensor in (*cache.keys, *cache.values)]
@@ -266,7 +269,7 @@ def test_a_step_does_as_much_after_many_tokens_as_after_few(model, tokenizer, le
         late = decoding.step()
     assert Counter(late.operations) == Counter(early.operations)
     assert (cache.growths, [place_of(tensor) for tensor in (*cache.keys, *cache.values)]) == (growths, places)
-    columns = decoding.engine.rows[0].columns
+    columns = decoding.engine.running[0].columns
     heads, size = model.config.num_attention_heads, model.config.head_dim
     copies = [one for one in late.made if one.fresh and one.shape[-1:] == (size,) and one.shape[-2:-1] >= (columns,)]
     assert copies == []

@@ -1,24 +1,27 @@
 """Checkpoints of tuning methods on disk: which method a folder belongs to, reading, writing, and attaching to a model.
 
 What the files are and what they mean is the method's to say (:mod:`ptuning.methods.method`); here they are read and
-written, every one whole or not at all.
+written, every one whole or not at all. A file is opened once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ptuning.checkpoint.file_list import check_listed
-from ptuning.checkpoint.weight_files import check_whole, find_weights, read_facts, read_json, read_tensors
+from ptuning.checkpoint.file_list import ListedFile, check_read, read_file_list
+from ptuning.checkpoint.mapped_tensors import MappedTensors
+from ptuning.checkpoint.weight_files import find_weights, open_tensors, parse_json_file, read_small_file
 from ptuning.core.atomic import replace_when_whole
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
@@ -32,6 +35,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of an open weight file by name, mapped; who goes through all of them keeps none in memory.
+
+    Args:
+        file: that was opened.
+        starting_with: only names that start so.
+    """
+
+    def __init__(self, file: MappedTensors, starting_with: str = "") -> None:
+        self._file = file
+        self._names = dict.fromkeys(name for name in file.stored if name.startswith(starting_with))
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        for name in self._names:
+            yield name
+            self._file.forget(name)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
 class FolderFiles:
     """The :class:`~ptuning.methods.method.CheckpointFiles` of a folder, or of one file in it."""
 
@@ -39,6 +68,24 @@ class FolderFiles:
         is_folder = os.path.isdir(path)
         self.folder = path if is_folder else path.parent
         self.named: str | None = None if is_folder else path.name
+        self._opened: dict[str, MappedTensors] = {}
+        self._json: dict[str, bytes] = {}
+
+    @cached_property
+    def _listed(self) -> Mapping[str, ListedFile]:
+        return read_file_list(self.folder) or {}
+
+    @cached_property
+    def _model_weights(self) -> tuple[str, ...]:
+        weights = find_weights(self.folder)
+        parts = () if weights is None else weights.parts
+        self._opened |= {part.path.name: part for part in parts}
+        return tuple(part.path.name for part in parts)
+
+    def _open(self, name: str) -> MappedTensors:
+        if name not in self._opened:
+            self._opened[name] = open_tensors(self.folder / name)
+        return self._opened[name]
 
     def has(self, name: str) -> bool:
         """Whether there is a regular file of that name."""
@@ -50,29 +97,28 @@ class FolderFiles:
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file."""
-        return read_json(self.folder / name)
+        self._json[name] = read_small_file(self.folder / name)
+        return parse_json_file(self.folder / name, self._json[name])
 
     def tensor_names(self, name: str) -> Sequence[str]:
         """The tensors of a weight file, from its header alone."""
-        check_whole(self.folder / name)
-        return list(read_facts(self.folder / name))
+        return list(self._open(name).stored)
 
-    def tensors(self, name: str, starting_with: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one by one, mapped."""
-        file = self.folder / name
-        check_whole(file)
-        check_listed(file)
-        yield from read_tensors(file, starting_with)
+    def tensors(self, name: str, starting_with: str = "") -> Mapping[str, Tensor]:
+        """The tensors of a weight file, mapped."""
+        file = self._open(name)
+        check_read(file.path, self._listed.get(name), file.length, file.sha256)
+        return StoredTensors(file, starting_with)
 
     def model_weights(self) -> Sequence[str]:
         """The weight files of a whole model, one or several."""
-        weights = find_weights(self.folder)
-        return [] if weights is None else [path.name for path in weights.paths]
+        return self._model_weights
 
     def warn_of_changes(self, name: str) -> None:
-        """Warn where a file differs from the list beside it."""
+        """Warn where a JSON file that was read differs from the list beside it."""
+        data = self._json[name]
         try:
-            check_listed(self.folder / name)
+            check_read(self.folder / name, self._listed.get(name), len(data), lambda: hashlib.sha256(data).hexdigest())
         except UserError as error:
             logger.warning("%s", error)
 

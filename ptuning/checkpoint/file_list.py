@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -104,21 +105,41 @@ def check_listed(file: Path) -> None:
     Raises:
         UserError: with the file and what is wrong.
     """
-    wanted = (read_file_list(file.parent) or {}).get(file.name)
-    found = _difference(file, wanted, True) if wanted is not None else None
-    if found:
-        raise UserError(f"{file} {found}; {_REMEDY.replace('this list', str(file.with_name(LIST_FILE)))}")
+    listed = (read_file_list(file.parent) or {}).get(file.name)
+    difference = _difference(file, listed, True) if listed is not None else None
+    if difference:
+        raise _differs(file, difference)
+
+
+def check_read(file: Path, listed: ListedFile | None, size: int, sha256: Callable[[], str]) -> None:
+    """As :func:`check_listed`, for a file that was read already.
+
+    Args:
+        file: that was read.
+        listed: its entry in the list; None passes.
+        size: in bytes.
+        sha256: computes it, where it is needed.
+    """
+    if listed is not None and (difference := _differing(listed, size, sha256)):
+        raise _differs(file, difference)
+
+
+def _differs(file: Path, difference: str) -> UserError:
+    return UserError(f"{file} {difference}; {_REMEDY.replace('this list', str(file.with_name(LIST_FILE)))}")
 
 
 def _difference(file: Path, wanted: ListedFile, contents: bool) -> str | None:
     if not file.is_file():
         return f"is missing ({LIST_FILE} lists it)"
     with guarded(file, remedy="take another checkpoint"):
-        size = file.stat().st_size
-        if size != wanted.size:
-            return f"is damaged: it has {size} bytes, {LIST_FILE} says {wanted.size}"
-        if contents and _sha256(file) != wanted.sha256:
-            return f"is damaged: its contents are not those that {LIST_FILE} states (SHA-256)"
+        return _differing(wanted, file.stat().st_size, (lambda: _sha256(file)) if contents else None)
+
+
+def _differing(listed: ListedFile, size: int, sha256: Callable[[], str] | None) -> str | None:
+    if size != listed.size:
+        return f"is damaged: it has {size} bytes, {LIST_FILE} says {listed.size}"
+    if sha256 is not None and sha256() != listed.sha256:
+        return f"is damaged: its contents are not those that {LIST_FILE} states (SHA-256)"
     return None
 
 

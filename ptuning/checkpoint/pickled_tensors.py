@@ -10,74 +10,41 @@ from __future__ import annotations
 
 import io
 import math
-import mmap
-import os
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
-
+from ptuning.checkpoint.mapped_tensors import StoredTensor
 from ptuning.checkpoint.pickle_steps import MAX_PICKLE, PickleSteps, UnplacedTensor
 from ptuning.core.errors import UserError
-from ptuning.core.reading import open_regular, shortened
+from ptuning.core.reading import shortened
 
 _LARGEST_SHARE = 2  # all tensors together have at most so many times the file's bytes: embedding and head may be one storage
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip member: signature, lengths of its name and of what else there is
 
 
-class StoredTensor(NamedTuple):
-    """A tensor as the file describes it: ``offset`` and ``stride`` count elements of its storage, ``place`` and ``size``
-    are the storage's first byte in the file and its length in bytes."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-    place: int
-    size: int
-
-
-class PickledTensors:
-    """The tensors of one file, mapped.
+def pickled_tensors(path: Path, file: BinaryIO, length: int) -> dict[str, StoredTensor]:
+    """What a ``.bin`` file of any PyTorch since 0.4 says about each of its tensors, by name; all of it lies in the file.
 
     Args:
-        path: a ``.bin`` file of any PyTorch since 0.4.
-
-    Attributes:
-        stored: what the file says about each tensor, by name; all of it lies within the file.
+        path: for messages.
+        file: the open file.
+        length: of the file in bytes.
 
     Raises:
-        ValueError, and whatever else a damaged file brings about: see :func:`ptuning.checkpoint.weight_files.read_tensors`,
+        ValueError, and whatever else a damaged file brings about: see :func:`ptuning.checkpoint.weight_files.open_tensors`,
         which has the words for it.
     """
-
-    def __init__(self, path: Path) -> None:
-        with open_regular(path) as file:
-            length = os.fstat(file.fileno()).st_size
-            read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
-            file.seek(0)
-            state, places = read(file, length)
-            if not isinstance(state, dict):
-                kind = "Tensor" if isinstance(state, UnplacedTensor) else type(state).__name__
-                raise UserError(f"{path} holds a {kind}; a state dict of tensors is needed")
-            self.stored = _placed(state, places, length)
-            self._memory = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY)
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, mapped where it lies in the file as the processor needs it, else copied."""
-        stored = self.stored[name]
-        memory: Any = self._memory
-        place, count = stored.place, stored.size // stored.dtype.itemsize
-        if not math.prod(stored.shape):
-            return torch.empty(stored.shape, dtype=stored.dtype)
-        if place % stored.dtype.itemsize:
-            memory, place = bytearray(memory[place : place + stored.size]), 0
-        flat = torch.frombuffer(memory, dtype=stored.dtype, count=count, offset=place)
-        return flat.as_strided(stored.shape, stored.stride, stored.offset)
+    file.seek(0)
+    read = _read_zip if zipfile.is_zipfile(file) else _read_legacy
+    file.seek(0)
+    state, places = read(file, length)
+    if not isinstance(state, dict):
+        kind = "Tensor" if isinstance(state, UnplacedTensor) else type(state).__name__
+        raise UserError(f"{path} holds a {kind}; a state dict of tensors is needed")
+    return _placed(state, places, length)
 
 
 def _placed(state: dict[Any, Any], places: dict[str, tuple[int, int]], length: int) -> dict[str, StoredTensor]:

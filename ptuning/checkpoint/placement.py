@@ -7,8 +7,13 @@ from typing import Any
 
 import torch
 
+from ptuning.core.choices import DtypeName, values_of
 from ptuning.core.errors import UserError
-from ptuning.kernels.dispatch import free_memory
+from ptuning.kernels.allocator import return_freed_memory
+from ptuning.kernels.dispatch import best_cpu_dtype, free_memory
+from ptuning.kernels.dispatch import settings as kernel_settings
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
 
 
 def parse_dtype(*given: Any) -> torch.dtype | None:
@@ -23,7 +28,7 @@ def parse_dtype(*given: Any) -> torch.dtype | None:
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
     name = str(value).removeprefix("torch.")
     name = names.get(name, name)
-    if name not in ("float32", "float16", "bfloat16"):
+    if name not in values_of(DtypeName):
         raise UserError(f"dtype {value!r} was given; allowed are float32, float16, bfloat16 and auto")
     return getattr(torch, name)
 
@@ -78,3 +83,60 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return None
+
+
+def chosen_dtype(
+    config: ChatGLMConfig, bits: int | None, device: torch.device, asked: str | torch.dtype | None
+) -> torch.dtype | None:
+    """The dtype to load in; None is the checkpoint's own.
+
+    A lean quantised model on a CPU also has freed memory given back from here on.
+
+    Args:
+        config: of the checkpoint.
+        bits: asked for; what the checkpoint has comes before.
+        device: where the model goes.
+        asked: as a user wrote it; None or "auto": see :func:`cpu_dtype`.
+    """
+    dtype, bits = parse_dtype(asked), config.quantization_bit or bits
+    if device.type != "cpu":
+        return dtype
+    if bits and kernel_settings().memory == "lean":
+        return_freed_memory()
+    return cpu_dtype(config, bits) if dtype is None else dtype
+
+
+def cpu_dtype(config: ChatGLMConfig, quantization_bit: int | None = None) -> torch.dtype | None:
+    """The dtype that a CPU should use when nobody chose one; None is the checkpoint's own.
+
+    In place of float16 a float model gets float32, and a quantised one what its kernels are best with on this CPU, see
+    :func:`ptuning.kernels.dispatch.best_cpu_dtype`.
+    """
+    if config.dtype not in (torch.float16, "float16", None):
+        return None
+    return best_cpu_dtype() if quantization_bit else torch.float32
+
+
+def check_new_prefix(
+    config: ChatGLMConfig, pre_seq_len: int, prefix_projection: bool | None, device: torch.device
+) -> None:
+    """Refuse a new prefix that can have no such length, or that will not fit where it is trained.
+
+    Raises:
+        UserError: with what is needed and what is free.
+    """
+    if isinstance(pre_seq_len, bool) or not isinstance(pre_seq_len, int) or pre_seq_len < 1:
+        raise UserError(f"pre_seq_len {pre_seq_len} was given; allowed is 1 or more (leave it out for no prefix)")
+    free = free_bytes(device)
+    sizes = ModelSizes.from_config(config.to_dict())
+    _, trained = prefix_numbers(sizes, PrefixSizes(pre_seq_len, bool(prefix_projection)))
+    needed = _BYTES_OF_TRAINED * trained
+    if free is not None and needed > max(free, _ALWAYS_TRIED):
+        raise UserError(
+            f"--pre_seq_len {pre_seq_len}: the prefix alone would take {size_text(needed)} while it is trained, and "
+            f"{size_text(free)} are free; usual are 8 to 256"
+        )
+
+
+_BYTES_OF_TRAINED = 16  # a number, its gradient and the optimiser's two moments, in float32
+_ALWAYS_TRIED = 2**30  # bytes; what is free is a guess, and smaller prefixes are rarely what makes the difference

@@ -7,16 +7,15 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ptuning.core.atomic import replace_when_whole, writing
 from ptuning.core.characters import shown
+from ptuning.core.choices import WeightForm
 from ptuning.core.errors import UserError
 
-WeightForm = Literal["safetensors", "bin"]
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

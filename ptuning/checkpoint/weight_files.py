@@ -1,4 +1,7 @@
-"""Weight files of a model folder: which there are, whether they are whole, and their tensors one by one."""
+"""Weight files of a model folder: which there are, whether they are whole, and their tensors one by one.
+
+Every file is opened once: it is checked and mapped in one go.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import torch
 from torch import Tensor
 
-from ptuning.checkpoint.mapped_pages import MappedFile
-from ptuning.checkpoint.pickled_tensors import PickledTensors
+from ptuning.checkpoint.mapped_tensors import MappedTensors, TensorFacts, safetensors_stored
+from ptuning.checkpoint.pickled_tensors import pickled_tensors
 from ptuning.core.errors import UserError
-from ptuning.core.reading import guarded, is_regular, listed, open_regular, parse_json, read_text, shortened
+from ptuning.core.reading import (
+    MAX_SMALL_FILE,
+    guarded,
+    is_regular,
+    listed,
+    open_regular,
+    parse_json,
+    read_bytes,
+    shortened,
+)
 
 _SAFETENSORS, _BIN = "model.safetensors", "pytorch_model.bin"
 _POINTER_START = b"version https://git-lfs"
 _SHARD_NAME = re.compile(r"[^/\\:\x00-\x1f\x7f]{1,200}")
+_UNREADABLE = "check its permissions, or download it again"
 _MAX_HEADER = 32 * 2**20  # bytes of a safetensors header; the 6B model's has 50 kB
 
 
@@ -32,14 +44,36 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         UserError: missing, unreadable, too long, a Git-LFS pointer, or not a JSON object.
     """
+    return parse_json_file(path, read_small_file(path))
+
+
+def read_small_file(path: Path, max_bytes: int = MAX_SMALL_FILE) -> bytes:
+    """The bytes of a small file of a model folder.
+
+    Raises:
+        UserError: missing, unreadable, too long, or a Git-LFS pointer.
+    """
     if not is_regular(path):
         raise UserError(f"{path} is missing; a ChatGLM-6B folder holds config.json, ice_text.model and the weights")
-    refuse_pointer(path)
+    with guarded(path, remedy=_UNREADABLE):
+        data = read_bytes(path, max_bytes)
+    refuse_pointer(path, data, len(data))
+    return data
+
+
+def parse_json_file(path: Path, data: bytes) -> dict[str, Any]:
+    """The JSON object that a file of a model folder holds.
+
+    Args:
+        path: of the file, for messages.
+        data: what was read from it.
+
+    Raises:
+        UserError: not a JSON object.
+    """
     with guarded(path, "JSON file"):
         try:
-            values = parse_json(read_text(path))
-        except UserError:
-            raise
+            values = parse_json(data.decode("utf-8-sig"))
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON: {shortened(error)}; download it again") from error
     if not isinstance(values, dict):
@@ -47,22 +81,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def refuse_pointer(path: Path) -> None:
-    """Refuse a Git-LFS pointer, the 130-byte note that a clone without LFS leaves in place of a large file."""
-    with guarded(path, remedy="check its permissions, or download it again"), open_regular(path) as file:
-        if file.read(len(_POINTER_START)) == _POINTER_START:
-            size = os.fstat(file.fileno()).st_size
-            raise UserError(
-                f"{path} is a Git LFS pointer ({size} bytes), not the file itself: run `git lfs install && "
-                f"git lfs pull` in {path.parent}, or download the file from the model's page"
-            )
+def refuse_pointer(path: Path, start: bytes, size: int) -> None:
+    """Refuse a Git-LFS pointer, the 130-byte note that a clone without LFS leaves in place of a large file.
 
-
-class TensorFacts(NamedTuple):
-    """What a header says about a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
+    Args:
+        path: of the file, for the message.
+        start: its first bytes, or all of them.
+        size: of the file in bytes.
+    """
+    if start.startswith(_POINTER_START):
+        raise UserError(
+            f"{path} is a Git LFS pointer ({size} bytes), not the file itself: run `git lfs install && "
+            f"git lfs pull` in {path.parent}, or download the file from the model's page"
+        )
 
 
 @dataclass(frozen=True)
@@ -70,78 +101,87 @@ class WeightFiles:
     """The weight files of a folder, all present and whole.
 
     Attributes:
-        paths: one file, or the shards in order.
+        parts: one file, or the shards in order.
         safetensors: their form; otherwise PyTorch's.
     """
 
-    paths: tuple[Path, ...]
+    parts: tuple[MappedTensors, ...]
     safetensors: bool
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Of the files."""
+        return tuple(part.path for part in self.parts)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every (name, tensor); files are mapped, so memory holds one tensor at a time."""
-        for path in self.paths:
-            yield from read_tensors(path)
+        for part in self.parts:
+            with _reading(part.path):
+                yield from part.tensors()
 
     def facts(self) -> dict[str, TensorFacts]:
-        """Shape and dtype of every tensor; of the mapped files only the headers are read."""
-        return {name: fact for path in self.paths for name, fact in read_facts(path).items()}
+        """Shape and dtype of every tensor; of the mapped files only the headers were read."""
+        return {name: fact for part in self.parts for name, fact in part.facts().items()}
+
+
+def open_tensors(path: Path) -> MappedTensors:
+    """Open one ``.safetensors`` or ``.bin`` file; the latter never runs code.
+
+    All tensors together claim no more memory than twice the file's length.
+
+    Raises:
+        UserError: a pointer, a truncated or damaged file, or one that is no state dict.
+    """
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return _mapped(path, file, size, _refuse_truncated(path, file, size))
 
 
 def read_tensors(path: Path, starting_with: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every (name, tensor) of one ``.safetensors`` or ``.bin`` file; the latter never runs code.
-
-    Files are mapped: a tensor's bytes are read when it is used. All tensors together claim no more memory than twice
-    the file's length.
+    """Every (name, tensor) of one file that is known to be whole, see :func:`open_tensors`.
 
     Args:
         path: the file.
         starting_with: only the names that start so.
-
-    Raises:
-        UserError: a damaged file, or one that is no state dict.
     """
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pickled
-    return read(path, starting_with)
-
-
-def _read_safetensors(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
-    from safetensors import safe_open
-
-    with _reading(path, "safetensors"), safe_open(path, framework="pt") as file:
-        mapped = MappedFile(path)
-        for name in file.keys():  # noqa: SIM118  # a handle, not a mapping
-            if name.startswith(starting_with):
-                tensor = file.get_tensor(name)
-                yield name, tensor
-                mapped.forget(tensor)
-
-
-def _read_pickled(path: Path, starting_with: str) -> Iterator[tuple[str, Tensor]]:
-    with _reading(path, "PyTorch weights"):
-        pickled = PickledTensors(path)
-        mapped = MappedFile(path)
-        for name in pickled.stored:
-            if name.startswith(starting_with):
-                tensor = pickled.tensor(name)
-                yield name, tensor
-                mapped.forget(tensor)
+    with _reading(path):
+        yield from _known(path).tensors(starting_with)
 
 
 def read_facts(path: Path) -> dict[str, TensorFacts]:
-    """Shape and dtype of every tensor of one file, from its header alone.
+    """Shape and dtype of every tensor of one file that is known to be whole, from its header alone."""
+    return _known(path).facts()
 
-    Raises:
-        UserError: as :func:`read_tensors`.
-    """
-    if path.suffix == ".safetensors":
-        return {name: TensorFacts(tuple(tensor.shape), tensor.dtype) for name, tensor in _read_safetensors(path, "")}
-    with _reading(path, "PyTorch weights"):
-        return {name: TensorFacts(stored.shape, stored.dtype) for name, stored in PickledTensors(path).stored.items()}
+
+def _known(path: Path) -> MappedTensors:
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        return _mapped(path, file, size, _read_header(path, file, size))
+
+
+def _mapped(path: Path, file: BinaryIO, size: int, header: _Header | None) -> MappedTensors:
+    """Map an open file, whose header was read where it is a safetensors file."""
+    with _reading(path):
+        if path.suffix != ".safetensors":
+            return MappedTensors(path, file, pickled_tensors(path, file, size))
+        if header is None:
+            raise ValueError("it has no header")
+        return MappedTensors(path, file, safetensors_stored(header.entries, header.end, size))
 
 
 @contextmanager
-def _reading(path: Path, form: str) -> Iterator[None]:
-    """The guard of weight files: what is wrong with one of this form."""
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A weight file, at its start, which is no pointer."""
+    with guarded(path, "weight file", _UNREADABLE), open_regular(path) as file:
+        refuse_pointer(path, file.read(len(_POINTER_START)), os.fstat(file.fileno()).st_size)
+        file.seek(0)
+        yield file
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """The guard of weight files: what is wrong with one of its form."""
+    form = "safetensors" if path.suffix == ".safetensors" else "PyTorch weights"
     with guarded(path, f"file of {form}"):
         try:
             yield
@@ -163,12 +203,12 @@ def find_weights(folder: Path) -> WeightFiles | None:
         if is_regular(index):
             return WeightFiles(_shards(index), safetensors)
         if is_regular(folder / name):
-            check_whole(folder / name)
-            return WeightFiles((folder / name,), safetensors)
+            return WeightFiles((open_tensors(folder / name),), safetensors)
     return None
 
 
-def _shards(index: Path) -> tuple[Path, ...]:
+def _shards(index: Path) -> tuple[MappedTensors, ...]:
+    """The files that an index names, opened."""
     values = read_json(index)
     weight_map = values.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -188,17 +228,16 @@ def _shards(index: Path) -> tuple[Path, ...]:
             f"{index} lists {len(paths)} shards; missing in {index.parent}: {listed(missing)}; "
             "download them into the same folder"
         )
-    for path in paths:
-        check_whole(path)
+    parts = tuple(open_tensors(path) for path in paths)
     metadata = values.get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    found = sum(path.stat().st_size for path in paths)
+    found = sum(part.length for part in parts)
     if isinstance(stated, int | float) and found < stated:
         raise UserError(
             f"the shards in {index.parent} hold {found} bytes; {index.name} states {shortened(stated, 60)}: "
             "a download is incomplete, fetch them again"
         )
-    return paths
+    return parts
 
 
 def check_whole(path: Path) -> None:
@@ -207,32 +246,52 @@ def check_whole(path: Path) -> None:
     Raises:
         UserError: with the file, what is wrong and what to do.
     """
-    refuse_pointer(path)
-    with guarded(path, "weight file", "check its permissions, or download it again"), open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if path.suffix == ".safetensors":
-            whole = size >= _stated_size(path, file, size)
-        else:
-            whole = zipfile.is_zipfile(file) or _is_legacy_pickle(file)
+    with _opened(path) as file:
+        _refuse_truncated(path, file, os.fstat(file.fileno()).st_size)
+
+
+class _Header(NamedTuple):
+    """The header of a safetensors file, parsed, and the first byte behind it."""
+
+    entries: dict[str, Any]
+    end: int
+
+
+def _refuse_truncated(path: Path, file: BinaryIO, size: int) -> _Header | None:
+    """Refuse a file that ends too early; gives the header of a safetensors file."""
+    header = _read_header(path, file, size)
+    if path.suffix == ".safetensors":
+        whole = header is not None and size >= header.end + _data_size(header.entries)
+    else:
+        whole = zipfile.is_zipfile(file) or _is_legacy_pickle(file)
     if not whole:
         raise UserError(f"{path} is incomplete or damaged ({size} bytes); download it again")
+    return header
 
 
-def _stated_size(path: Path, file: BinaryIO, size: int) -> float:
-    """How long a safetensors file must be by its own header; infinite where the header cannot be read."""
-    head = int.from_bytes(file.read(8), "little")
-    if not 0 < head <= size - 8:
-        return math.inf
-    if head > _MAX_HEADER:
-        raise UserError(f"{path} has a header of {head} bytes, allowed are {_MAX_HEADER}; download it again")
+def _read_header(path: Path, file: BinaryIO, size: int) -> _Header | None:
+    """The header of a safetensors file; None where it cannot be read, or where the file is of another form."""
+    if path.suffix != ".safetensors":
+        return None
+    length = int.from_bytes(file.read(8), "little")
+    if not 0 < length <= size - 8:
+        return None
+    if length > _MAX_HEADER:
+        raise UserError(f"{path} has a header of {length} bytes, allowed are {_MAX_HEADER}; download it again")
     try:
-        entries = parse_json(file.read(head))
+        entries = parse_json(file.read(length))
+    except ValueError:
+        return None
+    return _Header(entries, 8 + length) if isinstance(entries, dict) else None
+
+
+def _data_size(entries: dict[str, Any]) -> float:
+    """How many bytes of data a header tells of; infinite where it does not say so."""
+    try:
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+    except (TypeError, KeyError, IndexError):
         return math.inf
-    if not all(isinstance(end, int) for end in ends):
-        return math.inf
-    return 8 + head + max(ends, default=0)
+    return max(ends, default=0) if all(isinstance(end, int) for end in ends) else math.inf
 
 
 def _is_legacy_pickle(file: BinaryIO) -> bool:

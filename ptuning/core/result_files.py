@@ -36,7 +36,7 @@ def save_metrics(folder: Path, split: str, metrics: dict[str, Any]) -> Path:
 def _earlier(path: Path) -> dict[str, Any]:
     """The results of earlier parts of a run; none where the file is damaged, for a run must not fail at its end."""
     try:
-        return read_json(path, "it was cut short") if path.is_file() else {}
+        return read_json(path, "it was truncated") if path.is_file() else {}
     except UserError as error:
-        logger.warning("%s; it is written anew, with what this run gave alone", error)
+        logger.warning("%s; it is written again, with what this run gave alone", error)
         return {}

@@ -11,9 +11,10 @@ from ptuning.core.characters import is_blank
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.core.reading import is_regular
-from ptuning.data.preprocess import prompt_ids, reply_ids, training_example
+from ptuning.data.preprocess import reply_ids, training_example
 from ptuning.data.rows import Row, read_rows
 from ptuning.data.text_encoding import read_row_text
+from ptuning.data.truncation import prompt_ids
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 
 from ptuning.core.errors import UserError
 from ptuning.data.preprocess import IGNORE_INDEX, Example
-from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.protocols import Tokenizer
 
 
 @dataclass
@@ -22,7 +22,7 @@ class TrainingCollator:
     is learnt is real, as published: what was before it is seen from there.
     """
 
-    tokenizer: ChatGLMTokenizer
+    tokenizer: Tokenizer
     pad_to: int | None = None
     ignore_index: int = IGNORE_INDEX
 
@@ -41,11 +41,11 @@ class TrainingCollator:
 class PromptCollator:
     """Pads prompts on the left, so that generation starts at the same column in every row.
 
-    Called with rows of ids (from :func:`ptuning.data.preprocess.prompt_ids`) it gives int64 tensors ``input_ids`` and
+    Called with rows of ids (from :func:`ptuning.data.truncation.prompt_ids`) it gives int64 tensors ``input_ids`` and
     ``attention_mask`` (1 = real), each [B, T].
     """
 
-    tokenizer: ChatGLMTokenizer
+    tokenizer: Tokenizer
     pad_to: int | None = None
 
     def __call__(self, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:

@@ -141,10 +141,10 @@ def read_arrays(path: Path, rows: int | None = None) -> Arrays | None:
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118 - not a mapping
             expected = (file.metadata() or {}).get("sha256")
     except UserError as error:
-        logger.warning("the prepared rows cannot be read and are made anew: %s", error)
+        logger.warning("the prepared rows cannot be read and are prepared again: %s", error)
         return None
     if expected != _checksum(arrays) or not _fits(arrays, rows):
-        logger.warning("%s: the prepared rows are damaged; they are made anew", path)
+        logger.warning("%s: the prepared rows are damaged; they are prepared again", path)
         return None
     os.utime(path)  # the least recently used are the first to go
     return arrays
@@ -152,8 +152,8 @@ def read_arrays(path: Path, rows: int | None = None) -> Arrays | None:
 
 def _fits(arrays: Arrays, row_count: int | None) -> bool:
     """Whether these are the arrays of :func:`pack`, of its types, and every index in them lies where it may."""
-    wanted = pack([], [])
-    if set(arrays) != set(wanted) or any(arrays[name].dtype != like.dtype for name, like in wanted.items()):
+    expected = pack([], [])
+    if set(arrays) != set(expected) or any(arrays[name].dtype != like.dtype for name, like in expected.items()):
         return False
     bounds, starts, rows = arrays["bounds"], arrays["starts"], arrays["row"]
     each = [array for name, array in arrays.items() if name not in ("ids", "bounds")]
@@ -176,8 +176,8 @@ def write_arrays(path: Path, arrays: Arrays) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_when_whole(path) as temporary:
             save_file(arrays, temporary, metadata={"sha256": _checksum(arrays)})
-        found = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
-        for old in found[FILES_KEPT:]:
+        files = sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime, reverse=True)
+        for old in files[FILES_KEPT:]:
             old.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("%s: the prepared rows cannot be kept (%s)", path, error)

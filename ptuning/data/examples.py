@@ -1,4 +1,4 @@
-"""Rows to training examples: in several processes, kept on disk for the next run, with a line on what was cut."""
+"""Rows to training examples: in several processes, kept on disk for the next run, with a line on what was truncated."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from ptuning.data.example_store import (
     read_arrays,
     write_arrays,
 )
-from ptuning.data.preprocess import Example, prompt_ids, training_example
+from ptuning.data.preprocess import Example, training_example
 from ptuning.data.rows import Row, Rows, every_round
 from ptuning.data.settings import ExampleSettings
 from ptuning.data.tokenizer import ChatGLMTokenizer
+from ptuning.data.truncation import prompt_ids
 
 logger = logging.getLogger(__name__)
 
 ROWS_WORTH_KEEPING = 1000  # fewer are tokenised sooner than they are looked up
 ROWS_WORTH_PROCESSES = 20_000
 _CHUNK = 2000
-_MOST_PROCESSES = 8
+_MAX_PROCESSES = 8
 
 
 def row_prompt(tokenizer: ChatGLMTokenizer, row: Row, data: ExampleSettings) -> list[int]:
@@ -44,7 +45,7 @@ def row_prompt(tokenizer: ChatGLMTokenizer, row: Row, data: ExampleSettings) -> 
 
 
 def prompt_options(data: ExampleSettings) -> dict[str, Any]:
-    """The keywords of :func:`~ptuning.data.preprocess.fit_prompt` that settings decide."""
+    """The keywords of :func:`~ptuning.data.truncation.fit_prompt` that settings decide."""
     return {
         "max_source_length": data.max_source_length,
         "source_prefix": data.source_prefix,
@@ -57,14 +58,14 @@ def prepare_examples(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: Exa
     """Training examples of rows, in their order, with a line in the log on their lengths and the first one in full.
 
     Raises:
-        UserError: a row without a reply, or none left with ``--cut_replies drop``.
+        UserError: a row without a reply, or none left with ``--truncated_replies drop``.
     """
     if data.loss_on == "all" and isinstance(rows, Rows) and not rows.per_round:
         rows = every_round(rows)
     examples = tokenised(tokenizer, rows, data, name)
     _report_lengths(examples, data, name)
     if data.cut_replies == "drop":
-        examples = _without_cut_replies(examples, data, name)
+        examples = _without_truncated_replies(examples, data, name)
     _show_first(tokenizer, examples)
     return examples
 
@@ -73,7 +74,7 @@ def tokenised(tokenizer: ChatGLMTokenizer, rows: Sequence[Row], data: ExampleSet
     """One example for each row.
 
     Large sets are made by several processes and kept on disk (see :func:`~ptuning.data.example_store.cache_folder`)
-    under a name that follows from rows, settings, tokenizer and version; ``--overwrite_cache`` makes them anew.
+    under a name that follows from rows, settings, tokenizer and version; ``--overwrite_cache`` prepares them again.
     """
     settings = prompt_options(data) | {
         "max_target_length": data.max_target_length,
@@ -107,6 +108,7 @@ def _versions(tokenizer: ChatGLMTokenizer) -> dict[str, Any]:
     return {
         "ptuning": __version__,
         "vocabulary": hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest(),
+        "prompt_form": type(tokenizer.prompt_form).__name__,
         "num_image_tokens": tokenizer.num_image_tokens,
         "do_lower_case": tokenizer.do_lower_case,
         "remove_space": tokenizer.remove_space,
@@ -116,7 +118,7 @@ def _versions(tokenizer: ChatGLMTokenizer) -> dict[str, Any]:
 def _made(make: Callable[[Row], Example], rows: Sequence[Row], workers: int | None, name: str) -> Arrays:
     """The examples of all rows, from this process or several."""
     if workers is None:
-        workers = min(os.cpu_count() or 1, _MOST_PROCESSES) if len(rows) >= ROWS_WORTH_PROCESSES else 1
+        workers = min(os.cpu_count() or 1, _MAX_PROCESSES) if len(rows) >= ROWS_WORTH_PROCESSES else 1
     chunks = [(start, rows[start : start + _CHUNK]) for start in range(0, len(rows), _CHUNK)]
     if workers > 1 and 1 < len(rows) <= _CHUNK:
         half = -(-len(rows) // workers)
@@ -158,7 +160,7 @@ def _packed(make: Callable[[Row], Example], start: int, rows: Sequence[Row]) -> 
     return pack([make(row) for row in rows], range(start, start + len(rows)))
 
 
-def _without_cut_replies(examples: PackedExamples, data: ExampleSettings, name: str) -> PackedExamples:
+def _without_truncated_replies(examples: PackedExamples, data: ExampleSettings, name: str) -> PackedExamples:
     keep = np.flatnonzero(examples.arrays["full_target"] <= data.max_target_length)
     lost = len(examples) - len(keep)
     if not lost:
@@ -166,7 +168,7 @@ def _without_cut_replies(examples: PackedExamples, data: ExampleSettings, name: 
     if not len(keep):
         raise UserError(
             f"{name}: no row left, all {lost} replies are longer than --max_target_length {data.max_target_length} and "
-            "--cut_replies is drop; raise the limit"
+            "--truncated_replies is drop; raise the limit"
         )
     logger.warning(
         "%s: dropped %d of %d rows: the reply is longer than --max_target_length %d",
@@ -176,16 +178,22 @@ def _without_cut_replies(examples: PackedExamples, data: ExampleSettings, name: 
     return PackedExamples(pack(kept, examples.arrays["row"][keep].tolist()), examples.sources)
 
 
+def what_became_of_replies(data: ExampleSettings) -> str:
+    """What ``--truncated_replies`` does to replies that are too long, for a message."""
+    words = {"open": "truncated, without an end token", "closed": "truncated and ended", "drop": "left out"}
+    return words[data.cut_replies or "open"]
+
+
 def _report_lengths(examples: PackedExamples, data: ExampleSettings, name: str) -> None:
-    """One line on lengths, and on how many texts were cut."""
+    """One line on lengths, and on how many texts were truncated."""
     a = examples.arrays
-    lost, cut = int((a["dropped_rounds"] > 0).sum()), int(a["cut_prompt"].sum())
+    lost, truncated = int((a["dropped_rounds"] > 0).sum()), int(a["cut_prompt"].sum())
     long = int((a["full_target"] > data.max_target_length).sum())
-    what = {"open": "cut, without an end token", "closed": "cut and ended", "drop": "left out"}[data.cut_replies or "open"]
     logger.info(
-        "%s: %d rows; prompt tokens %s, limit %d: %d lost earlier rounds, %d were cut; reply tokens %s, limit %d: %d %s",
-        name, len(examples), _spread(a["full_source"]), data.max_source_length, lost, cut,
-        _spread(a["full_target"]), data.max_target_length, long, what,
+        "%s: %d rows; prompt tokens %s, limit %d: %d lost earlier rounds, %d were truncated; reply tokens %s, limit %d: "
+        "%d %s",
+        name, len(examples), _spread(a["full_source"]), data.max_source_length, lost, truncated,
+        _spread(a["full_target"]), data.max_target_length, long, what_became_of_replies(data),
     )
 
 

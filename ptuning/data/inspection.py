@@ -1,4 +1,4 @@
-"""What a file of rows is like before anything is trained on it: lengths, cuts, duplicates, and what the model will see."""
+"""What a file of rows is like before training: lengths, truncation, duplicates, and what the model will see."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptuning.data.example_store import PackedExamples
-from ptuning.data.examples import tokenised
+from ptuning.data.examples import tokenised, what_became_of_replies
 from ptuning.data.preprocess import Example
 from ptuning.data.rows import Row, Rows
 from ptuning.data.run_rows import prepare_rows, prepare_training_rows
@@ -78,7 +78,7 @@ class Inspection:
         prompt_lengths: percentile ("p50", …, "longest") → the ``max_source_length`` that so many prompts fit in.
         reply_lengths: the same for ``max_target_length``.
         cut: rows that lose "earlier rounds", part of the "prompt", part of the "reply" at the current limits.
-        suggested: setting → a limit at which (nearly) nothing is cut.
+        suggested: setting → a limit at which (nearly) nothing is truncated.
         samples: some examples.
     """
 
@@ -138,17 +138,17 @@ def _lengths(lengths: np.ndarray) -> dict[str, int]:
 
 def _limit(lengths: dict[str, int]) -> int:
     enough, longest = lengths[f"p{_ENOUGH}"], lengths["longest"]
-    wanted = longest if longest <= _NEARLY_ALL * enough else enough
-    return -(-wanted // _STEP) * _STEP
+    limit = longest if longest <= _NEARLY_ALL * enough else enough
+    return -(-limit // _STEP) * _STEP
 
 
 def _telling(examples: PackedExamples, data: ExampleSettings, count: int) -> list[Example]:
-    """Examples worth showing: the first, the first of each that was cut, then others spread over the file."""
+    """Examples worth showing: the first, the first of each that was truncated, then others spread over the file."""
     a = examples.arrays
     cuts = (a["dropped_rounds"] > 0, a["cut_prompt"], a["full_target"] > data.max_target_length)
-    wanted = [0, *(int(np.argmax(hit)) for hit in cuts if hit.any())]
-    wanted += [number * len(examples) // max(count, 1) for number in range(count)]
-    return [examples[index] for index in list(dict.fromkeys(wanted))[:count]]
+    places = [0, *(int(np.argmax(hit)) for hit in cuts if hit.any())]
+    places += [number * len(examples) // max(count, 1) for number in range(count)]
+    return [examples[index] for index in list(dict.fromkeys(places))[:count]]
 
 
 def _sample(tokenizer: ChatGLMTokenizer, example: Example, data: ExampleSettings) -> Sample:
@@ -157,10 +157,9 @@ def _sample(tokenizer: ChatGLMTokenizer, example: Example, data: ExampleSettings
     if example.dropped_rounds:
         remarks.append(f"{example.dropped_rounds} oldest rounds left out")
     if example.cut_prompt:
-        remarks.append(f"prompt of {example.full_source} cut to {data.max_source_length}")
+        remarks.append(f"prompt of {example.full_source} truncated to {data.max_source_length}")
     if example.full_target > data.max_target_length:
-        how = {"open": "cut, no end token", "closed": "cut and ended", "drop": "left out of training"}
-        remarks.append(f"reply of {example.full_target} {how[data.cut_replies or 'open']}")
+        remarks.append(f"reply of {example.full_target} {what_became_of_replies(data)}")
     context, learnt = example.input_ids[:start], example.input_ids[start:]
     return Sample(
         example.source,

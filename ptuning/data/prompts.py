@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ptuning.core.errors import UserError
+from ptuning.data.protocols import Tokenizer
 
 History = Sequence[Sequence[str]]  # [(query, reply), ...], oldest first
 
@@ -30,6 +31,28 @@ def build_prompt(query: str, history: History | None = None, *, legacy: bool = F
             )
         rounds.append(f"[Round {i}]\n问：{entry[0]}\n答：{entry[1]}\n")
     return "".join(rounds) + f"[Round {len(history)}]\n问：{query}\n答："
+
+
+class RoundsPrompt:
+    """The prompt form of ChatGLM-6B: text, made by :func:`build_prompt`; a :class:`~ptuning.data.protocols.PromptForm`."""
+
+    def encode(
+        self,
+        tokenizer: Tokenizer,
+        query: str,
+        history: History | None,
+        *,
+        source_prefix: str,
+        legacy: bool,
+        system: str,
+    ) -> list[int]:
+        """Ids of the text of a prompt."""
+        return tokenizer.encode_text(source_prefix + build_prompt(query, history, legacy=legacy, system=system))
+
+    def ending(self, tokenizer: Tokenizer, query: str, wrapped: bool) -> int:
+        """How many ids the question and ``答：`` take at the end of a prompt; a plain query ends in itself."""
+        cue = "\n答：" if wrapped else ""
+        return len(tokenizer.encode_text(f"\n{query}{cue}")) - len(tokenizer.encode_text("\n"))
 
 
 def _with_system(system: str, history: History) -> History:

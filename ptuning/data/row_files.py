@@ -121,21 +121,21 @@ def _json_error(path: Path, text: str, error: ValueError, row: int, offset: int 
         return UserError(f"{path}:{row}: cannot be read as JSON ({error}); correct this row")
     position = min(error.pos + offset, len(text))
     line = text.count("\n", 0, position) + 1
-    found = text[position : position + 1]
-    if not found:
+    character = text[position : position + 1]
+    if not character:
         return UserError(
             f"{path}:{line}:{_column(text, position)}: unexpected end of file ({error.msg}): the last row is not whole; was "
-            "the file cut off while it was copied or downloaded?"
+            "the file truncated while it was copied or downloaded?"
         )
     if error.msg.startswith("Unterminated string"):
         last = "\n" not in text[position:].rstrip()
         return UserError(
             f"{path}:{line}:{_column(text, position)}: the text that begins here has no closing quote; correct this row"
-            + (" (unexpected end of file: was it cut off while it was copied or downloaded?)" if last else "")
+            + (" (unexpected end of file: was it truncated while it was copied or downloaded?)" if last else "")
         )
-    unexpected = "unexpected end of line" if found in "\r\n" else None
+    unexpected = "unexpected end of line" if character in "\r\n" else None
     return UserError(
-        f"{path}:{line}:{_column(text, position)}: {unexpected or f'unexpected {found}'} ({error.msg}); correct this "
+        f"{path}:{line}:{_column(text, position)}: {unexpected or f'unexpected {character}'} ({error.msg}); correct this "
         "row (quotes inside a text are written \\\", line breaks \\n)"
     )
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.core.characters import is_blank
+from ptuning.core.choices import RowFormat, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
 from ptuning.data.dialogue_turns import rounds_of
 from ptuning.data.row_values import Row, history_value, text_value
 
-ROW_FORMATS = ("auto", "columns", "alpaca", "sharegpt", "messages")
 LEFT_OUT_QUESTION = "last question without a reply left out"
 
 # Columns that data sets of this kind have had; tried in this order where nobody named a column.
@@ -43,7 +43,7 @@ class Form:
     """How the rows of one file are read.
 
     Attributes:
-        name: one of :data:`ROW_FORMATS`, but not auto.
+        name: a :data:`~ptuning.core.choices.RowFormat`, but not auto.
         columns: the columns it reads.
         read: a record and its place → the row and, where something of it was left out, what. It raises
             :class:`~ptuning.data.row_values.UnusableRow` for a row to be left out and :class:`UserError` for a mistake.
@@ -58,52 +58,52 @@ class Form:
     response_column: str | None
 
 
-def choose_form(path: Path, found: Sequence[str], row_format: str, named: Columns) -> Form:
-    """The form of the rows in ``path``, which has the columns ``found``.
+def choose_form(path: Path, present: Sequence[str], row_format: str, named: Columns) -> Form:
+    """The form of the rows in ``path``, which has the columns ``present``.
 
     ``row_format`` "auto": the named columns, else by the keys. Raises :class:`UserError` where a column is missing, with
     the columns there are and the nearest name, or where no form fits.
     """
-    if row_format not in ROW_FORMATS:
-        raise UserError(f"--row_format {row_format}: allowed are {', '.join(ROW_FORMATS)}")
+    if row_format not in values_of(RowFormat):
+        raise UserError(f"--row_format {row_format}: allowed are {', '.join(values_of(RowFormat))}")
     if named.prompt is not None and row_format in ("auto", "columns"):
-        return _columns_form(path, found, named.prompt, named.response, named.history)
-    if row_format == "alpaca" or (row_format == "auto" and {"instruction", "output"} <= set(found)):
+        return _columns_form(path, present, named.prompt, named.response, named.history)
+    if row_format == "alpaca" or (row_format == "auto" and {"instruction", "output"} <= set(present)):
         for column in ("instruction", "output"):
-            require_column(path, column, found, row_format)
-        return _alpaca_form(found)
+            require_column(path, column, present, row_format)
+        return _alpaca_form(present)
     for name, column in (("sharegpt", "conversations"), ("messages", "messages")):
-        if row_format == name or (row_format == "auto" and column in found):
-            require_column(path, column, found, row_format)
+        if row_format == name or (row_format == "auto" and column in present):
+            require_column(path, column, present, row_format)
             return _turns_form(name, column)
     for prompt, response in _KNOWN_COLUMNS if row_format == "auto" else ():
-        if prompt in found and response in found:
-            return _columns_form(path, found, prompt, response, "history" if "history" in found else None)
+        if prompt in present and response in present:
+            return _columns_form(path, present, prompt, response, "history" if "history" in present else None)
     raise UserError(
-        f"{path}: no known form of rows (has: {listed(found)}); name the columns with --prompt_column and "
+        f"{path}: no known form of rows (has: {listed(present)}); name the columns with --prompt_column and "
         "--response_column, or rename them: content and summary, prompt and response, instruction and output (alpaca), "
         "conversations (sharegpt) or messages"
     )
 
 
-def require_column(path: Path, column: str, found: Sequence[str], row_format: str = "columns") -> None:
+def require_column(path: Path, column: str, present: Sequence[str], row_format: str = "columns") -> None:
     """Raise :class:`MissingColumnError` where no row has ``column``: what there is instead, and what was probably meant."""
-    if column in found:
+    if column in present:
         return
-    near = difflib.get_close_matches(column, found, n=1)
+    near = difflib.get_close_matches(column, present, n=1)
     if near:
         remedy = f"Did you mean {near[0]!r}?"
     elif row_format in ("auto", "columns"):
         remedy = "Name the right one with --prompt_column, --response_column."
     else:
         remedy = f"These are not rows of --row_format {row_format}; leave it out to have the form found by its keys."
-    raise MissingColumnError(f"column {column!r} not in {path} (has: {listed(found)}). {remedy}")
+    raise MissingColumnError(f"column {column!r} not in {path} (has: {listed(present)}). {remedy}")
 
 
-def _columns_form(path: Path, found: Sequence[str], prompt: str, response: str | None, history: str | None) -> Form:
+def _columns_form(path: Path, present: Sequence[str], prompt: str, response: str | None, history: str | None) -> Form:
     for column in (prompt, response):
         if column is not None:
-            require_column(path, column, found)
+            require_column(path, column, present)
 
     def read(record: dict[str, Any], source: str) -> tuple[Row, str | None]:
         question = text_value(record, prompt, source)
@@ -115,8 +115,8 @@ def _columns_form(path: Path, found: Sequence[str], prompt: str, response: str |
     return Form("columns", columns, read, prompt, response)
 
 
-def _alpaca_form(found: Sequence[str]) -> Form:
-    columns = tuple(column for column in ("instruction", "input", "output", "system", "history") if column in found)
+def _alpaca_form(present: Sequence[str]) -> Form:
+    columns = tuple(column for column in ("instruction", "input", "output", "system", "history") if column in present)
 
     def read(record: dict[str, Any], source: str) -> tuple[Row, str | None]:
         instruction, more, output, system = (

@@ -194,18 +194,18 @@ def mixed(rows: Rows, others: Rows, share: float, seed: int) -> Rows:
     follow from ``seed``. A file too small is used several times over, with a warning.
     """
     draw = random.Random(seed)
-    wanted = max(1, round(share / (1 - share) * len(rows)))
+    count = max(1, round(share / (1 - share) * len(rows)))
     chosen: list[Row] = []
-    while len(chosen) < wanted:
-        chosen += draw.sample(others, min(len(others), wanted - len(chosen)))
-    if wanted > len(others):
+    while len(chosen) < count:
+        chosen += draw.sample(others, min(len(others), count - len(chosen)))
+    if count > len(others):
         logger.warning(
             "mixed in: %d rows are needed and the file has %d: its rows are used up to %d times",
-            wanted, len(others), -(-wanted // len(others)),
+            count, len(others), -(-count // len(others)),
         )
     result = [*rows, *chosen]
     draw.shuffle(result)
-    logger.info("mixed in: %d rows, %.1f %% of %d training rows", wanted, 100 * wanted / len(result), len(result))
+    logger.info("mixed in: %d rows, %.1f %% of %d training rows", count, 100 * count / len(result), len(result))
     dropped = dict(Counter(rows.dropped) + Counter(others.dropped))
     changed = dict(Counter(rows.changed) + Counter(others.changed))
     return _like(rows, result, total=rows.total + others.total, dropped=dropped, changed=changed)

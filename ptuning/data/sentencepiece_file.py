@@ -15,9 +15,11 @@ from ptuning.core.reading import guarded, is_regular, read_bytes
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 USER_DEFINED, UNUSED = 4, 5  # SentencePiece's piece types: always matched in text, never matched in text
+MAX_VOCABULARY = 64 * 2**20
+"""Bytes that a SentencePiece file may have; the published one has 2.7 million."""
+
 _PIECE_FIELD, _TRAINER_FIELD = 1, 2  # fields of ModelProto
 _TEXT_FIELD, _TYPE_FIELD = 1, 3  # fields of one piece
-_MAX_FILE = 64 * 2**20  # bytes; the published file has 2.7 million
 _MAX_SHIFT = 63  # a number has 64 bits at most
 _FIXED_SIZES = {1: 8, 5: 4}  # wire types 64-bit and 32-bit
 
@@ -34,7 +36,12 @@ def load_processor(path: str | Path | None) -> sentencepiece.SentencePieceProces
             f"{where}: no SentencePiece file there; a ChatGLM-6B folder holds ice_text.model: download it there"
         )
     with guarded(path, "SentencePiece file", "check its permissions, or download it again"):
-        data = read_bytes(path, _MAX_FILE)
+        data = read_bytes(path, MAX_VOCABULARY)
+    return make_processor(data, path)
+
+
+def make_processor(data: bytes, path: str | Path) -> sentencepiece.SentencePieceProcessor:
+    """The processor of a SentencePiece file that was read; ``path`` and errors as for :func:`load_processor`."""
     if data.startswith(LFS_HEAD):
         raise UserError(
             f"{path}: this is a Git LFS pointer ({len(data)} bytes), not the vocabulary itself; run `git lfs install` "

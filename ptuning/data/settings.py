@@ -3,9 +3,9 @@ the same name; the two rooms do not import each other."""
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
-from ptuning.core.choices import Truncation
+from ptuning.core.choices import LossOn, RowFormat, TruncatedReplies, Truncation
 
 
 class RowSettings(Protocol):
@@ -13,12 +13,12 @@ class RowSettings(Protocol):
 
     train_file: str | None
     test_file: str | None
-    row_format: Literal["auto", "columns", "alpaca", "sharegpt", "messages"]
+    row_format: RowFormat
     encoding: str | None
     prompt_column: str | None
     response_column: str | None
     history_column: str | None
-    loss_on: Literal["last", "all"]
+    loss_on: LossOn
     max_train_samples: int | None
 
     @property
@@ -33,7 +33,7 @@ class ExampleSettings(RowSettings, Protocol):
     max_source_length: int
     max_target_length: int
     truncation: Truncation
-    cut_replies: Literal["open", "drop", "closed"] | None
+    cut_replies: TruncatedReplies | None
     legacy_first_round: bool
     overwrite_cache: bool
     preprocessing_num_workers: int | None

@@ -20,7 +20,7 @@ Record = tuple[str, dict[str, Any]]  # where it stands (file:line), column name 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _EXCEL_HINT = re.compile(r"sep=(.)\r?\n")  # a first line that names the separator
 _BATCH = 8192  # rows of a parquet file that are unpacked at a time
-# A parquet file of text is unpacked to 3 to 20 times its size. One that goes on far beyond is made to fill memory.
+# A parquet file of text is unpacked to 3 to 20 times its size. One that grows far beyond is made to fill memory.
 _MAX_UNPACKED, _ALWAYS_ALLOWED = 200, 2**30  # characters to a byte of the file, and beside that
 _MAX_ROWS_A_BYTE, _ALWAYS_ROWS = 10, 10**6
 

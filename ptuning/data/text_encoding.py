@@ -36,7 +36,7 @@ _HEAD = 4096  # bytes that tell what a file is
 def read_row_text(path: Path, encoding: str | None = None) -> str:
     """The text of a file of rows; see :func:`decode_text`.
 
-    It is read no further than to the first NUL byte: the rest of a download that was cut off may be a hole of gigabytes.
+    It is read no further than to the first NUL byte: the rest of a download that was truncated may be a hole of gigabytes.
     """
     with guarded(path, "text file", "check its permissions and the disk"), open_regular(path) as file:
         data = bytearray(file.read(_HEAD))
@@ -116,11 +116,11 @@ def _wide_encoding(head: bytes | bytearray) -> str | None:
 
 
 def _nul(path: Path, before: bytes | bytearray) -> UserError:
-    """The mistake of a NUL byte behind these bytes."""
+    """The mistake of a NUL byte after these bytes."""
     column = len(before[before.rfind(b"\n") + 1 :].decode("utf-8", "replace")) + 1
     return UserError(
         f"{path}:{_line(before, len(before))}:{column}: a NUL byte (0x00), which no text holds; the file is damaged there, "
-        "or was cut off while it was copied or downloaded: fetch it again, or take the byte out"
+        "or was truncated while it was copied or downloaded: fetch it again, or take the byte out"
     )
 
 

@@ -12,10 +12,13 @@ import re
 from pathlib import Path
 from typing import Any
 
+from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, PreTrainedTokenizer
 
 from ptuning.core.errors import UserError
 from ptuning.core.reading import guarded, is_regular, read_json
+from ptuning.data.prompts import RoundsPrompt
+from ptuning.data.protocols import PromptForm
 from ptuning.data.sentencepiece_file import literal_processor, load_processor
 from ptuning.data.tokenizer_settings import CONFIG_FILE, MAX_IMAGE_TOKENS, check_image_tokens, check_tokenizer_files
 
@@ -33,8 +36,9 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     """SentencePiece tokenizer of ChatGLM-6B.
 
     ``vocab_file``: path of ``ice_text.model``. ``num_image_tokens``: how many image ids come before the text ids; None
-    asks a ``config.json`` beside the vocabulary (its ``bos_token_id`` tells), else 20000 as published. The special
-    tokens, ``do_lower_case`` and ``remove_space`` are those of the published ``tokenizer_config.json``.
+    asks a ``config.json`` beside the vocabulary (its ``bos_token_id`` tells), else 20000 as published. ``processor``: the
+    vocabulary, where it was read already. The special tokens, ``do_lower_case`` and ``remove_space`` are those of the
+    published ``tokenizer_config.json``.
 
     ``split_special_tokens=True`` (constructor or call) and :meth:`encode_text` treat text as text: whatever a user
     typed, also ``<eop>``, ``<n>`` or a full-width ``＜sop＞``, comes out as ordinary pieces that decode to the same
@@ -46,6 +50,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     vocab_files_names = {"vocab_file": "ice_text.model"}  # noqa: RUF012 - the base class's form
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
+    prompt_form: PromptForm = RoundsPrompt()
 
     def __init__(
         self,
@@ -62,6 +67,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         num_image_tokens: int | None = None,
         padding_side: str = "left",
         clean_up_tokenization_spaces: bool = True,
+        processor: SentencePieceProcessor | None = None,
         **kwargs: Any,
     ) -> None:
         # from_pretrained hands the tokens that transformers has no name for over in a dictionary (which one depends on
@@ -77,7 +83,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         self.vocab_file = vocab_file
         self.do_lower_case = do_lower_case
         self.remove_space = remove_space
-        self.sp_model = load_processor(vocab_file)
+        self.sp_model = load_processor(vocab_file) if processor is None else processor
         self._literal_model: Any = None
         named = {
             "bos_token": str(bos_token),
@@ -139,10 +145,7 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
 
     def _choose_num_image_tokens(self, given: int | None, bos_token: str) -> int:
         if given is None:
-            # Both releases ship the same SentencePiece file, so only the model's configuration can tell them apart.
-            bos_id = _bos_id_of_config_beside(self.vocab_file)
-            offset = -1 if bos_id is None else bos_id - self.sp_model.piece_to_id(bos_token)
-            return offset if 0 <= offset <= MAX_IMAGE_TOKENS else EARLY_IMAGE_TOKENS
+            return image_tokens(self.sp_model, bos_token, _bos_id_of_config_beside(self.vocab_file))
         check_image_tokens(given, CONFIG_FILE)
         return given
 
@@ -315,6 +318,20 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
         path = Path(save_directory) / name
         path.write_bytes(self.sp_model.serialized_model_proto())
         return (str(path),)
+
+
+def image_tokens(processor: SentencePieceProcessor, bos_token: str, bos_id: int | None) -> int:
+    """How many image ids come before the text ids, where no ``tokenizer_config.json`` says so.
+
+    Both releases ship the same SentencePiece file, so only the model's configuration can tell them apart.
+
+    Args:
+        processor: the vocabulary.
+        bos_token: that begins a reply.
+        bos_id: its id in the model's configuration; None: unknown.
+    """
+    offset = -1 if bos_id is None else bos_id - processor.piece_to_id(bos_token)
+    return offset if 0 <= offset <= MAX_IMAGE_TOKENS else EARLY_IMAGE_TOKENS
 
 
 def _bos_id_of_config_beside(vocab_file: str | Path | None) -> int | None:

@@ -12,6 +12,7 @@ from ptuning.core.errors import UserError
 from ptuning.core.reading import check_kinds, is_regular, read_json, shortened
 
 CONFIG_FILE, SPECIAL_FILE, ADDED_FILE = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+TOKENIZER_FILES = (CONFIG_FILE, SPECIAL_FILE, ADDED_FILE)
 MAX_IMAGE_TOKENS = 10**6
 """Ids before the text's; published are 0 and 20000."""
 
@@ -34,9 +35,22 @@ def check_tokenizer_files(folder: Path) -> None:
     Raises:
         UserError: with file, name and value.
     """
-    for name, check in ((CONFIG_FILE, _check_config), (SPECIAL_FILE, _check_special), (ADDED_FILE, _check_added)):
+    for name in TOKENIZER_FILES:
         if is_regular(folder / name):
-            check(read_json(folder / name), folder / name)
+            check_tokenizer_values(read_json(folder / name), folder / name)
+
+
+def check_tokenizer_values(values: Mapping[str, Any], file: Path) -> None:
+    """Refuse values of one of the small files that are of another kind than they should be.
+
+    Args:
+        values: that it holds.
+        file: one of :data:`TOKENIZER_FILES` in its folder.
+
+    Raises:
+        UserError: with file, name and value.
+    """
+    {CONFIG_FILE: _check_config, SPECIAL_FILE: _check_special, ADDED_FILE: _check_added}[file.name](values, file)
 
 
 def check_image_tokens(count: Any, where: Path | str) -> None:

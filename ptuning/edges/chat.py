@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
-from ptuning.edges.collector import loading
 from ptuning.edges.language import LanguageChoice, language_of_environment
+from ptuning.edges.opening import open_service, served_model
 from ptuning.settings.arguments import AnswerArguments, ServingArguments
 from ptuning.settings.parsing import SettingsParser
+
+if TYPE_CHECKING:
+    from ptuning.serving.conversation import Conversation
 
 
 @dataclass
@@ -55,23 +58,14 @@ def main(argv: Sequence[str]) -> int:
     language = language_of_environment() if settings.lang == "auto" else settings.lang
     plain = settings.plain or not (sys.stdin.isatty() and sys.stdout.isatty())
     try:
-        return ChatTerminal(conversation, Texts(language), plain=plain).talk()
+        return ChatTerminal(conversation, Texts(language), plain=plain).run()
     finally:
         conversation.service.stop()
 
 
-def served_model(given: Any) -> ServingArguments:
-    """Which model and prefixes to load; a folder named before the flags is a prefix checkpoint, the first one."""
-    settings = given.build(ServingArguments)
-    if given.folder is not None:
-        settings.ptuning_checkpoint = [given.folder, *(settings.ptuning_checkpoint or [])]
-    return settings
-
-
-def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArguments) -> Any:
+def start(model: ServingArguments, answers: AnswerArguments, settings: ChatArguments) -> Conversation:
     """Load model and prefixes and begin a conversation."""
-    with loading():
-        from ptuning.serving.chat_service import load_service
-        from ptuning.serving.conversation import Conversation
+    service = open_service(model, max_rows=1).start()
+    from ptuning.serving.conversation import Conversation
 
-        return Conversation(load_service(model, max_rows=1).start(), answers, settings.no_history)
+    return Conversation(service, answers, settings.no_history)

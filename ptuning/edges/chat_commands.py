@@ -1,15 +1,15 @@
-"""The commands of the terminal chat: everything that is not a question."""
+"""The commands of the terminal chat: ``/prefix``, ``/set``, ``/save`` and the others."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptuning.core.errors import UserError
+from ptuning.edges.suggestions import did_you_mean
 from ptuning.edges.terminal_texts import Texts
 from ptuning.settings.arguments import AnswerArguments
 from ptuning.settings.parsing import settings_of
@@ -19,72 +19,70 @@ if TYPE_CHECKING:
     from ptuning.serving.prefix_store import StoredPrefix
 
 COMMANDS = ("/prefix", "/base", "/set", "/save", "/clear", "/help", "/stop", "/exit")
-_WORDS = {"clear": "/clear", "stop": "/stop", "exit": "/exit"}  # as in the published chat, without a stroke
-_LONGEST = 200  # characters of what was wrong: what was typed stands in it
-_HISTORY = {"on": False, "off": True, "auto": None}  # what /set history says → no_history
+_WORDS = {"clear": "/clear", "stop": "/stop", "exit": "/exit"}  # as in the published chat, without a slash
+_MAX_ERROR = 200  # characters of an error message, which may quote what was typed
+_HISTORY = {"on": False, "off": True, "auto": None}  # value of /set history → no_history
 
 
-class Leave(Exception):  # noqa: N818  # no error: the user has had enough
-    """The conversation is over."""
+class Leave(Exception):  # noqa: N818  # not an error
+    """The user ends the chat."""
 
 
 class ChatCommands:
     """Carries out commands on a conversation.
 
     Args:
-        conversation: that they change.
-        texts: of the user's language.
+        conversation: changed by the commands.
+        texts: in the user's language.
     """
 
     def __init__(self, conversation: Conversation, texts: Texts) -> None:
         self.conversation, self.texts = conversation, texts
         self.settings = settings_of(AnswerArguments)
-        self.written: set[Path] = set()  # files that /save made, and may write again
+        self.saved: set[Path] = set()  # files that /save created, which it may overwrite
 
     def run(self, line: str) -> str | None:
-        """Carry out a line if it is a command; what to tell about it, or None: it is a question.
+        """Carry out a line if it is a command. Returns what to print about it, or None for a question.
 
-        A line that begins with a stroke and a word is a command; ``/usr/bin 是什么`` is a question.
+        A slash and one word begin a command; ``/usr/bin 是什么`` is a question.
 
         Raises:
-            UserError: no such command, or values that it does not take.
-            Leave: the command to end.
+            UserError: an unknown command, or arguments that it does not accept.
+            Leave: ``/stop`` or ``/exit``.
         """
-        word, _, rest = line.strip().partition(" ")
-        word, rest = _WORDS.get(line.strip(), word), rest.strip()
-        if not re.fullmatch(r"/[a-z_]+", word):
+        command, _, argument = line.strip().partition(" ")
+        command, argument = _WORDS.get(line.strip(), command), argument.strip()
+        if not re.fullmatch(r"/[a-z_]+", command):
             return None
-        if word not in COMMANDS:
-            near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-            raise UserError(f"{word}: no such command; {hint} (/help)")
-        if word in ("/stop", "/exit"):
+        if command not in COMMANDS:
+            raise UserError(f"{command}: no such command; {did_you_mean(command, COMMANDS)} (/help)")
+        if command in ("/stop", "/exit"):
             raise Leave
-        does = {"/prefix": self._prefix, "/set": self._set, "/save": self._save}
-        if word in does:
-            return does[word](rest)
-        if rest:
-            raise UserError(f"{word} {rest}: {word} takes nothing more")
-        if word == "/base":
+        with_argument = {"/prefix": self._prefix, "/set": self._set, "/save": self._save}
+        if command in with_argument:
+            return with_argument[command](argument)
+        if argument:
+            raise UserError(f"{command} {argument}: {command} takes no argument")
+        if command == "/base":
             self.conversation.choose(None)
             return self.describe(self.conversation.prefix)
-        if word == "/clear":
+        if command == "/clear":
             self.conversation.clear()
             return self.texts("cleared")
         return self.texts("help")
 
     def describe(self, prefix: StoredPrefix) -> str:
-        """One line about a prefix or the base model: tokens, layers, source."""
+        """A line about a prefix or the base model: tokens, layers, source."""
         if prefix.words is None:
             return self.texts("base", prefix.name)
         layers = self.conversation.service.engine.model.config.num_layers
         label = prefix.words.label(self.texts.language, prefix.pre_seq_len, layers)
         line = self.texts("tuned", prefix.name, label, prefix.path)
-        alone = prefix.single_round and self.conversation.no_history is None
-        return line + (self.texts("alone") if alone else "")
+        single_round = prefix.single_round and self.conversation.no_history is None
+        return line + (self.texts("single_round") if single_round else "")
 
     def completions(self, line: str) -> list[str]:
-        """What the last word of an unfinished line may become."""
+        """The words that complete the last word of an unfinished line."""
         words = line.split(" ")
         if len(words) == 1:
             return [command for command in COMMANDS if line and command.startswith(line)]
@@ -94,41 +92,39 @@ class ChatCommands:
     def _prefix(self, name: str) -> str:
         if name:
             return self.describe(self.conversation.choose(name))
-        now = self.conversation.prefix.name
-        lines = self.conversation.service.store.all()
-        return "\n".join(f"{'*' if one.name == now else ' '} {self.describe(one)}" for one in lines)
+        current = self.conversation.prefix.name
+        prefixes = self.conversation.service.store.all()
+        return "\n".join(f"{'*' if prefix.name == current else ' '} {self.describe(prefix)}" for prefix in prefixes)
 
-    def _set(self, rest: str) -> str:
-        words = rest.replace("=", " ").split()
+    def _set(self, argument: str) -> str:
+        words = argument.replace("=", " ").split()
         values = {name: getattr(self.conversation.settings, name) for name in self.settings}
         if not words:
-            return "\n".join(f"  {name} {_shown(value)}" for name, value in (*values.items(), ("history", self._history())))
+            return "\n".join(f"  {name} {_format(value)}" for name, value in (*values.items(), ("history", self._history())))
         name, given = words[0], words[1:]
         if name not in (*values, "history"):
-            near = difflib.get_close_matches(name, (*values, "history"), n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*values, 'history'))}"
-            raise UserError(f"/set {name}: no such setting; {hint}")
+            raise UserError(f"/set {name}: no such setting; {did_you_mean(name, (*values, 'history'))}")
         if len(given) != 1:
-            raise UserError(f"/set {rest}: give one value, for example /set {name} {_shown(values.get(name, 'on'))}")
+            raise UserError(f"/set {argument}: give one value, for example /set {name} {_format(values.get(name, 'on'))}")
         if name == "history":
             if given[0] not in _HISTORY:
                 raise UserError(f"/set history {given[0]}: allowed are {', '.join(_HISTORY)}")
             self.conversation.no_history = _HISTORY[given[0]]
         else:
             self._change(name, given[0])
-        return f"  {name} {_shown(self._history() if name == 'history' else getattr(self.conversation.settings, name))}"
+        return f"  {name} {_format(self._history() if name == 'history' else getattr(self.conversation.settings, name))}"
 
     def _change(self, name: str, text: str) -> None:
         try:
             self.conversation.change(**{name: self.settings[name].convert(text)})
         except (argparse.ArgumentTypeError, UserError) as error:
-            wrong = str(error).removeprefix("--")
-            wrong = wrong if len(wrong) <= _LONGEST else f"{wrong[:_LONGEST]}..."
-            raise UserError(f"/set {wrong}" if wrong.startswith(f"{name} ") else f"/set {name}: {wrong}") from None
+            message = str(error).removeprefix("--")
+            message = message if len(message) <= _MAX_ERROR else f"{message[:_MAX_ERROR]}..."
+            raise UserError(f"/set {message}" if message.startswith(f"{name} ") else f"/set {name}: {message}") from None
 
     def _history(self) -> str:
-        chosen = next(word for word, value in _HISTORY.items() if value is self.conversation.no_history)
-        return f"{chosen} ({'off' if self.conversation.alone else 'on'})" if chosen == "auto" else chosen
+        choice = next(word for word, value in _HISTORY.items() if value is self.conversation.no_history)
+        return f"{choice} ({'off' if self.conversation.alone else 'on'})" if choice == "auto" else choice
 
     def _save(self, name: str) -> str:
         if not name:
@@ -137,17 +133,17 @@ class ChatCommands:
         if path.suffix not in (".json", ".jsonl"):
             raise UserError(f"/save {name}: name a file that ends in .json or .jsonl, as training reads them")
         try:
-            there = path.exists()
+            exists = path.exists()
         except (OSError, ValueError) as error:  # a name that is too long
             raise UserError(f"/save {name}: cannot be written ({getattr(error, 'strerror', error)})") from None
-        if there and path.resolve() not in self.written:
-            raise UserError(f"/save {name}: there is such a file already; name another one")
+        if exists and path.resolve() not in self.saved:
+            raise UserError(f"/save {name}: the file exists already; name another one")
         count = self.conversation.save(path)
-        self.written.add(path.resolve())
+        self.saved.add(path.resolve())
         return self.texts("saved", count, path)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "none" if value is None else str(value)

@@ -23,11 +23,12 @@ def main(argv: Sequence[str]) -> int:
     from ptuning.edges.run_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="evaluate")
-    from ptuning.edges.results import print_result, progress_bar, quiet_logs
+    from ptuning.edges.progress import open_progress, quiet_logs
+    from ptuning.edges.results import print_result
     from ptuning.evaluation.run import run_evaluation
 
     with quiet_logs():
-        result = run_evaluation(arguments, progress_bar)
+        result = run_evaluation(arguments, open_progress)
     if arguments.training.process_index == 0:
         print_result(result)
     return 0
@@ -46,10 +47,11 @@ def _metrics_only(argv: Sequence[str]) -> int:
     settings = given.build(RescoringArguments)
     if settings.metrics_only is None:
         raise UserError("--metrics-only: name a predictions file (generated_predictions.txt)")
-    from ptuning.edges.results import print_result, progress_bar
+    from ptuning.edges.progress import open_progress
+    from ptuning.edges.results import print_result
     from ptuning.evaluation.rescoring import rescore
 
     folder = Path(settings.output_dir) if settings.output_dir else None
-    result = rescore(Path(settings.metrics_only), folder, lambda total: progress_bar("scoring", total, 0))
+    result = rescore(Path(settings.metrics_only), folder, open_progress)
     print_result(result, written=folder is not None)
     return 0

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
+from ptuning.edges.table import table
 from ptuning.memory.estimates import (
     MemoryEstimate,
     Storage,
@@ -23,6 +24,9 @@ from ptuning.methods.method import TuningCost
 from ptuning.model.sizes import ModelSizes
 from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
+
+if TYPE_CHECKING:
+    from ptuning.checkpoint.checkpoint import Checkpoint
 
 
 @dataclass
@@ -120,23 +124,12 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     """Read ``config.json`` and the checkpoint, if any; nothing else."""
     import torch
 
-    from ptuning.checkpoint.hub import resolve_folder
-    from ptuning.checkpoint.load import cpu_dtype
-    from ptuning.checkpoint.placement import parse_dtype, pick_device
-    from ptuning.checkpoint.preparation import base_model_name
-    from ptuning.checkpoint.weights import choose_quantization, read_config
-    from ptuning.kernels.dispatch import uses_compiled
+    from ptuning.checkpoint.checkpoint import choose_quantization, open_named
+    from ptuning.checkpoint.placement import cpu_dtype, parse_dtype, pick_device
+    from ptuning.kernels.dispatch import uses_native
 
-    name = base_model_name(settings)
-    folder = resolve_folder(
-        name,
-        weights=False,
-        revision=settings.model_revision,
-        cache_dir=settings.cache_dir,
-        token=settings.token,
-        local_files_only=settings.local_files_only,
-    )
-    config = read_config(folder)
+    opened = open_named(settings)
+    config, folder = opened.config, opened.folder
     bits = choose_quantization(config.quantization_bit, settings.quantization_bit, folder)
     embeddings = bool(bits) and (config.quantization_embeddings or use.quantize_embeddings)
     device = pick_device(settings.device)
@@ -151,21 +144,21 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
     as_stored = min(stored_float, width) if bits and on_cpu else 0  # embedding and head of a quantised model
     storage = Storage(
         bits, embeddings, width, shared, "cpu" if on_cpu else "accelerator", as_stored,
-        compiled=on_cpu and uses_compiled(dtype or torch.float16),
+        native=on_cpu and uses_native(dtype or torch.float16),
     )
-    tuned = _tuned(settings, config, sizes)
-    return _Subject(name, sizes, storage, tuned, config.quantization_bit, stored_float, str(dtype).removeprefix("torch."))
+    return _Subject(
+        opened.name, sizes, storage, _tuned(settings, opened, sizes), config.quantization_bit, stored_float,
+        str(dtype).removeprefix("torch."),
+    )
 
 
-def _tuned(settings: ModelArguments, config: Any, sizes: ModelSizes) -> TuningCost:
+def _tuned(settings: ModelArguments, opened: Checkpoint, sizes: ModelSizes) -> TuningCost:
     """What the checkpoint adds, or what is planned by the flags or by the model folder itself."""
-    from ptuning.checkpoint.adapter import read_adapter
     from ptuning.methods.registry import METHODS
 
-    if settings.ptuning_checkpoint is None:
-        return METHODS[DEFAULT_METHOD].planned_cost(settings, config)
-    flags = {"pre_seq_len": settings.pre_seq_len, "prefix_projection": settings.prefix_projection or None}
-    return read_adapter(settings.ptuning_checkpoint, **flags).cost(sizes)
+    if opened.adapter is None:
+        return METHODS[DEFAULT_METHOD].planned_cost(settings, opened.config)
+    return opened.adapter.cost(sizes)
 
 
 def _file_bytes(folder: Path) -> int | None:
@@ -212,8 +205,8 @@ def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loadi
         )
     else:
         lines.append(f"answering, {use.batch_size} rows of {use.max_length} tokens:")
-    lines += [f"  {name:<16}{_size(value):>10}" for name, value in estimate.parts.items() if value]
-    lines.append(f"  {'total':<16}{_size(estimate.total):>10}")
+    parts = {name: value for name, value in estimate.parts.items() if value} | {"total": estimate.total}
+    lines += table([[name, _size(value)] for name, value in parts.items()], first=16, others=8, indent="  ")
     lines.append(f"while loading, before that: {_size(loading).strip()}")
     more = "0.5 GB of Python and its libraries" if storage.device == "cpu" else "0.5 GB of the driver on the GPU"
     lines.append(f"(not counted: about {more})")

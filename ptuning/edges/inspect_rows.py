@@ -9,6 +9,7 @@ from typing import Any
 
 from ptuning.core.errors import UserError
 from ptuning.edges.output import Green, say, say_json, say_text
+from ptuning.edges.table import table
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import SettingsParser
 from ptuning.settings.setting_limits import check_path
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = SettingsParser(
         groups,
         prog="ptuning inspect",
-        description="Look at a file of rows: form, columns, lengths in tokens, what the limits cut, duplicates, and "
+        description="Look at a file of rows: form, columns, lengths in tokens, what the limits truncate, duplicates, and "
         "examples as the model will see them. Example: ptuning inspect train.json --test_file test.json --model "
         "THUDM/chatglm-6b",
         positional="FILE",
@@ -52,22 +53,33 @@ def main(argv: Sequence[str]) -> int:
     built_in = model.model_name_or_path is None and model.ptuning_checkpoint is None
     if built_in:
         model.model_name_or_path = BUILT_IN_MODEL
-    from ptuning.checkpoint.preparation import base_model_name, prepare_tokenizer
+    from ptuning.checkpoint.checkpoint import hub_settings
+    from ptuning.checkpoint.load import load_tokenizer
     from ptuning.data.inspection import inspect_file
 
-    found = inspect_file(prepare_tokenizer(model), data, show.examples)
-    name = model.tokenizer_name or base_model_name(model)
+    name = model.tokenizer_name or _base_model_name(model)
+    inspection = inspect_file(load_tokenizer(name, **hub_settings(model)), data, show.examples)
     if show.json:
-        say_json(_values(found, data, name))
+        say_json(_values(inspection, data, name))
         return 0
-    for line in _table(found, data, name, built_in):
+    for line in _table(inspection, data, name, built_in):
         say(line)
-    _show_samples(found)
+    _show_samples(inspection)
     return 0
 
 
-def _values(found: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:
-    rows = found.rows
+def _base_model_name(model: ModelArguments) -> str:
+    """Whose tokenizer it is: the model's that is named, or that of the base model of a prefix."""
+    from ptuning.checkpoint.adapter import read_adapter
+    from ptuning.checkpoint.checkpoint import base_model_of
+
+    if model.model_name_or_path is not None:
+        return model.model_name_or_path
+    return base_model_of(read_adapter(str(model.ptuning_checkpoint)), model.ptuning_checkpoint)
+
+
+def _values(inspection: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:
+    rows = inspection.rows
     return {
         "file": data.train_file,
         "form": rows.form,
@@ -78,15 +90,15 @@ def _values(found: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:
         "changed": rows.changed,
         "tokenizer": tokenizer,
         "limits": {"max_source_length": data.max_source_length, "max_target_length": data.max_target_length},
-        **{name: getattr(found, name) for name in ("prompt_lengths", "reply_lengths", "cut", "suggested")},
-        "duplicates": dataclasses.asdict(found.duplicates),
-        "test": None if found.overlap is None else dataclasses.asdict(found.overlap),
-        "samples": [dataclasses.asdict(sample) for sample in found.samples],
+        **{name: getattr(inspection, name) for name in ("prompt_lengths", "reply_lengths", "cut", "suggested")},
+        "duplicates": dataclasses.asdict(inspection.duplicates),
+        "test": None if inspection.overlap is None else dataclasses.asdict(inspection.overlap),
+        "samples": [dataclasses.asdict(sample) for sample in inspection.samples],
     }
 
 
-def _table(found: Any, data: DataArguments, tokenizer: str, built_in: bool) -> list[str]:
-    rows, cut, count = found.rows, found.cut, len(found.rows)
+def _table(inspection: Any, data: DataArguments, tokenizer: str, built_in: bool) -> list[str]:
+    rows, cut, count = inspection.rows, inspection.cut, len(inspection.rows)
     lines = [
         f"{data.train_file}: {count} rows of the form {rows.form}; columns {', '.join(rows.columns)}",
         *(f"  left out  {number} {reason}" for reason, number in rows.dropped.items()),
@@ -98,24 +110,24 @@ def _table(found: Any, data: DataArguments, tokenizer: str, built_in: bool) -> l
         lines.append(
             "  (the small vocabulary of the built-in model: ChatGLM-6B's counts differ, name it with --model for them)"
         )
-    names = list(found.prompt_lengths)
-    lines.append(f"  {'':<8}" + "".join(f"{name:>9}" for name in names) + f"{'limit':>9}")
-    for title, lengths, limit in (
-        ("prompt", found.prompt_lengths, data.max_source_length),
-        ("reply", found.reply_lengths, data.max_target_length),
-    ):
-        lines.append(f"  {title:<8}" + "".join(f"{lengths[name]:>9}" for name in names) + f"{limit:>9}")
-    lines += [
-        f"  cut at these limits: earlier rounds of {_share(cut['earlier rounds'], count)}, the prompt of "
-        f"{_share(cut['prompt'], count)}, the reply of {_share(cut['reply'], count)} rows",
-        "  suggested: " + " ".join(f"--{name} {value}" for name, value in found.suggested.items()),
-        "",
-        f"duplicates: {found.duplicates.rows} rows repeat an earlier one"
-        + (f" (first: {found.duplicates.first})" if found.duplicates.first else "")
-        + f", {found.duplicates.prompts} prompts have several replies",
+    names = list(inspection.prompt_lengths)
+    lengths = [
+        ["", *names, "limit"],
+        ["prompt", *(inspection.prompt_lengths[name] for name in names), data.max_source_length],
+        ["reply", *(inspection.reply_lengths[name] for name in names), data.max_target_length],
     ]
-    if found.overlap is not None:
-        shared = found.overlap
+    lines += table(lengths, first=8, indent="  ")
+    lines += [
+        f"  truncated at these limits: earlier rounds of {_share(cut['earlier rounds'], count)}, the prompt of "
+        f"{_share(cut['prompt'], count)}, the reply of {_share(cut['reply'], count)} rows",
+        "  suggested: " + " ".join(f"--{name} {value}" for name, value in inspection.suggested.items()),
+        "",
+        f"duplicates: {inspection.duplicates.rows} rows repeat an earlier one"
+        + (f" (first: {inspection.duplicates.first})" if inspection.duplicates.first else "")
+        + f", {inspection.duplicates.prompts} prompts have several replies",
+    ]
+    if inspection.overlap is not None:
+        shared = inspection.overlap
         lines.append(
             f"of {shared.rows} rows in {shared.file}, {shared.same_prompt} ask what is trained on, {shared.same_row} with "
             "the same reply" + (f" (first: {shared.first})" if shared.first else "")
@@ -127,13 +139,13 @@ def _share(number: int, of: int) -> str:
     return f"{number} ({100 * number / of:.1f} %)"
 
 
-def _show_samples(found: Any) -> None:
+def _show_samples(inspection: Any) -> None:
     """The examples; what bears the loss stands between » and «, in green where the terminal has colours."""
-    if not found.samples:
+    if not inspection.samples:
         return
     say()
     say("examples as the model sees them; the loss is taken on what stands between » and «")
-    for sample in found.samples:
+    for sample in inspection.samples:
         say()
         remark = f"; {sample.remark}" if sample.remark else ""
         say(f"{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")

@@ -1,10 +1,10 @@
-"""Everything that a command says goes through here: text from outside can neither drive the terminal nor end the command.
+"""Everything that a command prints goes through here: foreign text can neither control the terminal nor end the command.
 
-Names of files, columns and tensors, rows, answers of a model and the messages of libraries are whatever somebody wrote. A
-terminal would obey what they hold (ESC, U+009B), show it in another order (bidirectional overrides) or take a second line
-for one of ours. So such characters are shown by their numbers, ``\\x1b``; what legitimately moves the cursor, a progress bar
-or the line editor, writes by itself. And a character that the output's encoding lacks is shown in the same way, by streams
-that :func:`prepare` set up, instead of ending the command.
+Names of files, columns and tensors, rows, answers of a model and messages of libraries may hold anything. A terminal would
+obey control characters in them (ESC, U+009B), show text in another order (bidirectional overrides), and a newline could fake
+a line of ours. So such characters are printed as escapes, ``\\x1b``; progress bars and the line editor have to move the
+cursor and write by themselves. A character that the output's encoding lacks is escaped in the same way, by the streams that
+:func:`prepare` sets up, instead of ending the command.
 """
 
 from __future__ import annotations
@@ -24,51 +24,51 @@ import warnings
 from pathlib import PurePath
 from typing import Any, TextIO
 
-# Controls but tab and newline, U+2028 and U+2029, the marks that turn the direction of text, halves of characters.
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# What our own texts have and small encodings have not.
+# Control characters except tab and newline, U+2028 and U+2029, bidirectional marks, surrogates.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# ASCII forms of characters in our own texts that small encodings lack.
 _IN_ASCII = {"»": ">>", "«": "<<", "⏎": "|", "…": "...", "–": "-", "—": "-", "×": "x", "≈": "~"}
-_UNENCODABLE = "ptuning-shown"  # name of our way with characters that an encoding lacks
+_ERROR_HANDLER = "ptuning-shown"  # name under which the codec error handler is registered
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
 _STANDARD = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 
 
 class Green(str):
-    """A part of a line that is green where standard output is a terminal with colours."""
+    """A part of a line that is printed in green where standard output is a terminal with colours."""
 
     __slots__ = ()
 
 
 def shown(text: str) -> str:
-    """Text of several lines as it can be shown: what a terminal would obey is there by its number."""
-    return _OBEYED.sub(_number, text)
+    """Text of one or more lines with unsafe characters escaped."""
+    return _UNSAFE.sub(_escape, text)
 
 
 def inline(text: object) -> str:
-    """The same for a part of one line: a newline is a number, too."""
+    """The same for a part of one line: newlines are escaped, too."""
     return shown(str(text)).replace("\n", "\\n")
 
 
 def say(*parts: object, end: str = "\n", flush: bool = False) -> None:
-    """Write one line, made of these parts, on standard output.
+    """Print one line, made of these parts, to standard output.
 
     Raises:
-        OSError: it cannot be written; its ``filename`` says to what.
+        OSError: it cannot be written; the error's ``filename`` names the stream.
     """
     _write(sys.stdout, "".join(_part(part) for part in parts) + end, flush=flush)
 
 
 def say_text(text: str, *, end: str = "\n", flush: bool = False) -> None:
-    """Write text that may have several lines on standard output; raises as :func:`say`."""
+    """Print text that may have several lines to standard output; raises as :func:`say`."""
     _write(sys.stdout, shown(text) + end, flush=flush)
 
 
 def say_json(value: Any) -> None:
-    """Write a value as one line of JSON on standard output; raises as :func:`say`. What cannot be shown or encoded is
-    escaped as JSON does it, so that a reader gets the value itself."""
+    """Print a value as one line of JSON to standard output; raises as :func:`say`. Unsafe and unencodable characters are
+    escaped as in JSON, so that a parser gets the exact value."""
     line = json.dumps(value, ensure_ascii=False)
     try:
-        line = _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+        line = _UNSAFE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
         line.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         line = json.dumps(value).replace("\x7f", "\\u007f")
@@ -76,21 +76,21 @@ def say_json(value: Any) -> None:
 
 
 def say_answer(piece: str) -> None:
-    """Write a piece of a model's answer on standard output, at once; raises as :func:`say`.
+    """Print a piece of a model's answer to standard output and flush it; raises as :func:`say`.
 
-    A file gets what the model wrote, a terminal what can be shown.
+    A file or pipe gets exactly what the model wrote, a terminal gets unsafe characters escaped.
     """
     _write(sys.stdout, shown(piece) if sys.stdout.isatty() else piece, flush=True)
 
 
 def tell(text: object) -> None:
-    """Write one line on standard error; that nobody reads it ends nothing."""
+    """Print one line to standard error; errors of that stream are ignored."""
     tell_text(inline(text))
 
 
 def tell_text(text: str) -> None:
-    """Write text that may have several lines on standard error, as :func:`tell`."""
-    with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed
+    """Print text that may have several lines to standard error, like :func:`tell`."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         _write(sys.stderr, shown(text) + "\n", flush=True)
 
 
@@ -110,96 +110,97 @@ def _write(stream: TextIO, text: str, *, flush: bool = False) -> None:
         raise
 
 
-def _number(found: re.Match[str]) -> str:
-    code = ord(found[0])
+def _escape(character: re.Match[str]) -> str:
+    code = ord(character[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-# ---- what is set up once ---------------------------------------------------------------------------------------------
+# ---- set up once per process ------------------------------------------------------------------------------------------
 
 
 def prepare(*, whole_process: bool) -> None:
     """Make the standard streams and the log safe to write to.
 
     Args:
-        whole_process: the process is this command's alone. Then records of every log, warnings and tracebacks of errors that
-            nobody caught are shown by the same rule, and closed streams are replaced.
+        whole_process: the process belongs to this command alone. Then the records of all loggers, warnings and tracebacks of
+            uncaught errors are escaped too, and closed streams are replaced.
     """
-    codecs.register_error(_UNENCODABLE, _encodable)
+    codecs.register_error(_ERROR_HANDLER, _replace_unencodable)
     if whole_process:
         _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=_UNENCODABLE)
+            stream.reconfigure(errors=_ERROR_HANDLER)
     handler = logging.StreamHandler()
-    handler.setFormatter(ShownFormatter("%(message)s"))
+    handler.setFormatter(SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("ptuning").setLevel(logging.INFO)
     if whole_process:
-        _show_all_by_one_rule()
+        _escape_logs_and_tracebacks()
 
 
-class ShownFormatter(logging.Formatter):
-    """Formats records for a terminal: what was filled into a message stays within its line, tracebacks keep theirs."""
+class SafeFormatter(logging.Formatter):
+    """Formats log records for a terminal: the arguments of a message cannot break its line, tracebacks keep their lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line or lines of a record."""
         record = copy.copy(record)
         if isinstance(record.args, tuple):
-            record.args = tuple(map(_filled_in, record.args))
+            record.args = tuple(map(_safe_argument, record.args))
         elif record.args:
-            record.args = {name: _filled_in(value) for name, value in record.args.items()}
+            record.args = {name: _safe_argument(value) for name, value in record.args.items()}
         return shown(super().format(record))
 
 
-class _ShownRecord(logging.LogRecord):
-    """A record whose message is safe for the handlers that libraries bring, too."""
+class _SafeRecord(logging.LogRecord):
+    """A record whose message is safe even for the handlers of other libraries."""
 
     def getMessage(self) -> str:  # noqa: N802  # logging's name
         return shown(super().getMessage())
 
 
-def _filled_in(value: Any) -> Any:
+def _safe_argument(value: Any) -> Any:
     return inline(value) if isinstance(value, str | PurePath | BaseException) else value
 
 
-def _encodable(error: UnicodeError) -> tuple[str, int]:
-    """Characters that an encoding lacks: in ASCII where we have a sign for them, else by their numbers."""
+def _replace_unencodable(error: UnicodeError) -> tuple[str, int]:
+    """The codec error handler: ASCII forms for the characters of our own texts, escapes for all others."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     characters = error.object[error.start : error.end]
-    return "".join(_IN_ASCII.get(one) or one.encode("ascii", "backslashreplace").decode() for one in characters), error.end
+    replaced = (_IN_ASCII.get(char) or char.encode("ascii", "backslashreplace").decode() for char in characters)
+    return "".join(replaced), error.end
 
 
 def _open_closed_streams() -> None:
-    """Give a process that was started with closed streams open ones, or the next file that is opened would become them."""
+    """Open standard streams that were closed at the start; otherwise the next opened file would take their place."""
     for number, (name, mode) in enumerate(_STANDARD):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # as long as the process
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  # open as long as the process runs
 
 
-def _show_all_by_one_rule() -> None:
-    """Records of every log, warnings, and tracebacks of errors that nobody caught."""
-    logging.setLogRecordFactory(_ShownRecord)
+def _escape_logs_and_tracebacks() -> None:
+    """Escape the records of all loggers, warnings, and tracebacks of uncaught errors, also in threads."""
+    logging.setLogRecordFactory(_SafeRecord)
     format_warning = warnings.formatwarning
-    warnings.formatwarning = lambda *given, **named: shown(format_warning(*given, **named))
+    warnings.formatwarning = lambda *args, **kwargs: shown(format_warning(*args, **kwargs))
     sys.excepthook = lambda kind, error, trace: tell_text("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
-    def of_thread(failed: Any) -> None:
-        if failed.exc_type is not SystemExit:
-            named = failed.thread.name if failed.thread else "?"
-            lines = traceback.format_exception(failed.exc_type, failed.exc_value, failed.exc_traceback)
-            tell_text(f"exception in thread {inline(named)}:\n{''.join(lines)}".rstrip())
+    def thread_excepthook(failure: Any) -> None:
+        if failure.exc_type is not SystemExit:
+            name = failure.thread.name if failure.thread else "?"
+            lines = traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
+            tell_text(f"exception in thread {inline(name)}:\n{''.join(lines)}".rstrip())
 
-    threading.excepthook = of_thread
+    threading.excepthook = thread_excepthook
 
 
 def flush() -> None:
-    """Write out what standard output still holds; a full disk is an error here, and not a line at the end of Python.
+    """Write what standard output still buffers; on a full disk this raises, instead of a message at Python's exit.
 
     Raises:
         OSError: as :func:`say`.
@@ -208,12 +209,12 @@ def flush() -> None:
         _write(sys.stdout, "", flush=True)
 
 
-def settle() -> None:
-    """Write out what standard output still holds, or drop what cannot be written, so that Python does not try again."""
+def discard_unwritten() -> None:
+    """Write what standard output still buffers, or discard it where that fails, so that Python does not try again."""
     with contextlib.suppress(OSError, ValueError):
         with contextlib.suppress(OSError):
             flush()
             return
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

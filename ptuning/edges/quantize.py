@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from ptuning.core.choices import PackedBits, RoundingMethod, WeightForm, allowed
 from ptuning.core.errors import UserError
-from ptuning.edges.output import inline, say
+from ptuning.edges.output import say
+from ptuning.edges.progress import open_progress
 from ptuning.settings.arguments import BUILT_IN_MODEL
 from ptuning.settings.parsing import SettingsParser
 from ptuning.settings.setting_limits import check_path
@@ -27,7 +28,7 @@ class QuantizeArguments:
         metadata={"help": "SRC: folder or hub name of a float model, or tiny-chatglm.", "path": True},
     )
     output_dir: str | None = field(default=None, metadata={"help": "DST: folder to be written.", "path": True})
-    bits: Literal[4, 8] | None = field(
+    bits: PackedBits | None = field(
         default=None,
         metadata={"help": "Bits of a weight. 4: a quarter of float16; 8: half of it.", "aliases": ("quantization_bit",)},
     )
@@ -38,14 +39,14 @@ class QuantizeArguments:
             "aliases": ("quantize_embeddings", "quantization_embeddings"),
         },
     )
-    format: Literal["safetensors", "bin"] = field(
+    format: WeightForm = field(
         default="safetensors", metadata={"help": "Of the weight files; bin is PyTorch's, for the published scripts."}
     )
-    method: Literal["rtn", "gptq"] = field(
+    method: RoundingMethod = field(
         default="rtn",
         metadata={
             "help": "rtn: every weight to the nearest step. gptq: calibrated on rows of text, of the same size and format, "
-            "closer to the float model; takes longer, and goes on where it was stopped."
+            "closer to the float model; takes longer, and resumes where it was stopped."
         },
     )
     max_shard_size: str = field(
@@ -85,9 +86,11 @@ class CalibrationArguments:
     history_column: str | None = field(default=None, metadata={"help": "Column of the earlier rounds.", "free": True})
     calibration_rows: int = field(default=128, metadata={"help": "How many rows, taken evenly over the file.", "min": 1})
     max_source_length: int = field(
-        default=256, metadata={"help": "Longest prompt in tokens; longer ones are cut.", "min": 2}
+        default=256, metadata={"help": "Longest prompt in tokens; longer ones are truncated.", "min": 2}
     )
-    max_target_length: int = field(default=256, metadata={"help": "Longest reply in tokens; longer ones are cut.", "min": 3})
+    max_target_length: int = field(
+        default=256, metadata={"help": "Longest reply in tokens; longer ones are truncated.", "min": 3}
+    )
     calibration_batch_size: int = field(default=8, metadata={"help": "Rows at a time; memory grows with it.", "min": 1})
     damping: float = field(default=0.01, metadata={"help": "Higher trusts the calibration rows less.", "above": 0, "max": 1})
     act_order: bool = field(default=True, metadata={"help": "Round the columns of the largest inputs first."})
@@ -116,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
         if value is None:
             raise UserError(f"{what} is missing: ptuning quantize SRC DST --bits 4 (ptuning quantize --help explains them)")
     if settings.bits is None:
-        raise UserError("--bits is missing; allowed are 4 and 8")
+        raise UserError(f"--bits is missing; allowed are {allowed(PackedBits)}")
     write(settings, given.build(CalibrationArguments))
     return 0
 
@@ -166,7 +169,7 @@ def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArgument
         device=settings.device,
         **hub,
     )
-    done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, progress_bar)
+    done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, open_progress)
     files = f"{len(done.files)} files" if len(done.files) > 1 else done.files[0].name
     say(
         f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}"
@@ -197,19 +200,4 @@ def _calibrate(job: Any, settings: QuantizeArguments, calibration: CalibrationAr
     )
     ids = calibration_ids(load_tokenizer(job.source), rows)
     how = CalibrationSettings(calibration.damping, calibration.act_order, calibration.calibration_batch_size)
-    return calibrate_checkpoint(job, ids, how, progress_bar)
-
-
-def progress_bar(title: str, total: int, unit: str) -> Callable[[int], None]:
-    """A bar on standard error that closes itself at the end."""
-    from tqdm.auto import tqdm
-
-    scaled = unit == "B"
-    bar: Any = tqdm(total=total, desc=inline(title), unit=unit, unit_scale=scaled, file=sys.stderr, dynamic_ncols=True)
-
-    def advance(amount: int) -> None:
-        bar.update(min(amount, total - bar.n))
-        if bar.n >= total:
-            bar.close()
-
-    return advance
+    return calibrate_checkpoint(job, ids, how, open_progress)

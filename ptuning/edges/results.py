@@ -1,82 +1,21 @@
-"""Shows a run: progress while rows are answered, scores side by side, sample answers, and where everything lies."""
+"""Shows what a run gave: scores side by side, sample answers, and where everything lies."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
+from typing import Literal
 
 from ptuning.core.paths import pasted
-from ptuning.edges.output import inline, say, tell
+from ptuning.edges.output import say
+from ptuning.edges.table import table
 from ptuning.evaluation.answers import ANSWERS_FILE, PREDICTIONS_FILE
 from ptuning.evaluation.intervals import LEVEL
+from ptuning.evaluation.metrics.registry import table_metrics
 from ptuning.evaluation.report.report import PAGE_FILE
 from ptuning.evaluation.run_result import COMPARISON_FILE, RunResult, ScoredModel, ScoreRow
 
-_COLUMNS = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
-_COUNTS = {"empty_predictions": "empty", "unfinished_predictions": "cut off"}
+_COUNTS = {"empty_predictions": "empty", "unfinished_predictions": "truncated"}
 SAMPLES = 3
-SECONDS_BETWEEN_LINES = 30.0
-"""How often progress is told where standard error is no terminal."""
-
-
-def progress_bar(title: str, total: int, answered: int) -> Callable[[int], None]:
-    """A display on standard error that counts rows: a bar on a terminal, which closes itself at the end, else a line now
-    and then.
-
-    Args:
-        title: what is being done.
-        total: rows; ``answered`` of them were done by an earlier run and do not count for the rate.
-        answered: see there.
-    """
-    if not sys.stderr.isatty():
-        return _progress_lines(title, total, answered)
-    from tqdm.auto import tqdm
-
-    bar = tqdm(total=total, initial=answered, desc=inline(title), unit="row", file=sys.stderr, dynamic_ncols=True)
-
-    def advance(rows: int) -> None:
-        bar.update(rows)
-        if bar.n >= total:
-            bar.close()
-
-    if answered >= total:
-        bar.close()
-    return advance
-
-
-def _progress_lines(title: str, total: int, answered: int) -> Callable[[int], None]:
-    started = said = time.monotonic()
-    done = answered
-
-    def advance(rows: int) -> None:
-        nonlocal done, said
-        done += rows
-        now = time.monotonic()
-        if done < total and now - said < SECONDS_BETWEEN_LINES:
-            return
-        said = now
-        rate = (done - answered) / max(now - started, 1e-9)
-        left = f", {timedelta(seconds=round((total - done) / rate))} left" if done < total else ""
-        tell(f"{title}: {done}/{total} rows, {rate:.1f} rows/s{left}")
-
-    return advance
-
-
-@contextmanager
-def quiet_logs() -> Iterator[None]:
-    """Log lines and warnings of libraries go above the bar instead of through it."""
-    from tqdm.contrib.logging import logging_redirect_tqdm
-
-    logging.captureWarnings(True)
-    try:
-        with logging_redirect_tqdm([logging.getLogger(), logging.getLogger("transformers")]):
-            yield
-    finally:
-        logging.captureWarnings(False)
 
 
 def print_result(result: RunResult, *, written: bool = True) -> None:
@@ -105,38 +44,51 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:
     """One line of scores for each model that was evaluated, with the interval of its difference to the base model."""
+    metrics = table_metrics()
     for data in dict.fromkeys(row.data for row in rows):
         chosen = [row for row in rows if row.data == data]
         count = len(chosen[0].evaluation.answers)
         title = f"scores on {count} rows" if data == "test rows" else f"{data}, {count} rows"
-        width = max(18, len(title), *(len(row.model.name) + 2 for row in chosen))
         counted = {name: head for name, head in _COUNTS.items() if name in chosen[0].evaluation.metrics}
-        heads = "".join(f"{name:>9}" for name in _COLUMNS) + "".join(f"{head:>9}" for head in counted.values())
-        say()
-        say(f"{title:<{width}}{heads}{'repeats':>9}")
+        lines: list[list[str]] = [[title, *(metric.name for metric in metrics), *counted.values(), "repeats"]]
         for row in chosen:
-            metrics = row.evaluation.metrics
-            scores = "".join(f"{metrics[column]:9.2f}" for column in _COLUMNS)
-            counts = "".join(f"{metrics[name]:9.0f}" for name in counted)
-            say(f"{row.model.name:<{width}}{scores}{counts}{metrics['repeated_4grams']:8.1f}%")
-        _print_intervals(chosen, width)
+            values = row.evaluation.metrics
+            means = (f"{values[metric.name]:.2f}" for metric in metrics)
+            counts = (f"{values[name]:.0f}" for name in counted)
+            lines.append([row.model.name, *means, *counts, f"{values['repeated_4grams']:.1f}%"])
+        say()
+        _say_table(lines)
+        _print_intervals(chosen)
 
 
-def _print_intervals(rows: Sequence[ScoreRow], width: int) -> None:
+def _print_intervals(rows: Sequence[ScoreRow]) -> None:
     """Intervals of the differences to the base model; of the scores themselves where there is nothing to compare."""
+    metrics = table_metrics()
     compared = [row for row in rows if row.differences]
     say()
     say(f"{LEVEL} % intervals" + (", difference to the base model" if compared else ""))
+    lines = []
     for row in compared or rows:
-        if compared:
-            cells = [f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]" for mean, low, high in map(row.differences.get, _COLUMNS)]  # type: ignore[misc]
-        else:
-            cells = [f"[{low:.2f}, {high:.2f}]" for low, high in map(row.intervals.get, _COLUMNS)]  # type: ignore[misc]
-        say(f"{row.model.name:<{width}}" + "  ".join(f"{name} {cell}" for name, cell in zip(_COLUMNS, cells, strict=True)))
+        cells = [f"{metric.name} {_interval(row, metric.name)}" for metric in metrics]
+        lines.append([row.model.name, *cells])
+    _say_table(lines, align="left")
+
+
+def _interval(row: ScoreRow, name: str) -> str:
+    if row.differences:
+        mean, low, high = row.differences[name]
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+    low, high = row.intervals[name]
+    return f"[{low:.2f}, {high:.2f}]"
+
+
+def _say_table(rows: Sequence[Sequence[str]], align: Literal["left", "right"] = "right") -> None:
+    for line in table(rows, first=18, align=align):
+        say(line)
 
 
 def print_samples(models: Sequence[ScoredModel], noun: str) -> None:
-    """Three rows spread over the file: the prompt, the wanted reply, and the answers of the base and the last model.
+    """Three rows spread over the file: the prompt, the reference, and the answers of the base and the last model.
 
     Args:
         models: of a run.
@@ -153,12 +105,13 @@ def print_samples(models: Sequence[ScoredModel], noun: str) -> None:
         answer = answers[number * len(answers) // count]
         say()
         say(f"sample {number + 1}  ({answer.source})")
-        if answer.prompt:
-            say(f"  prompt   {_one_line(answer.prompt)}")
-        say(f"  wanted   {_one_line(answer.reference)}")
+        texts = [("prompt", answer.prompt)] if answer.prompt else []
+        texts.append(("reference", answer.reference))
         if base is not None and base.task is not None:
-            say(f"  base     {_one_line(base.task.answers[answer.index].answer)}")
-        say(f"  {name}   {_one_line(answer.answer)}")
+            texts.append(("base", base.task.answers[answer.index].answer))
+        texts.append((name, answer.answer))
+        for what, text in texts:
+            say(f"  {what:<9}  {_one_line(text)}")
 
 
 def _one_line(text: str) -> str:

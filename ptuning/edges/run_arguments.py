@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
+from ptuning.evaluation.metrics.registry import table_metrics
 from ptuning.methods.registry import METHODS
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
@@ -86,22 +87,23 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
             "flag (ptuning train --help lists them all)"
         )
     every = bool(given.values.get("all_checkpoints"))
-    found = [path for name in (folder, *given.more_folders) for path in _tuned_folders(name, every=every)]
+    prefixes = [path for name in (folder, *given.more_folders) for path in _tuned_folders(name, every=every)]
     values = {} if given.config_file else _saved_arguments(Path(folder), task)
-    if "row_format" in given.values:  # said now: other rows than that run's, and its columns do not belong to them
+    if "row_format" in given.values:  # given now: other rows than that run's, and its columns do not belong to them
         values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
     named = given.values.get("ptuning_checkpoint")
-    if len(found) > 1 and named is not None:
-        raise UserError(f"--ptuning_checkpoint {named} beside {len(found)} named checkpoints: put it among those")
-    values |= {"ptuning_checkpoint": str(found[0]), **given.values}
-    return Given(values, given.config_file, folder, given.more_folders), tuple(found) if len(found) > 1 or every else ()
+    if len(prefixes) > 1 and named is not None:
+        raise UserError(f"--ptuning_checkpoint {named} beside {len(prefixes)} named checkpoints: put it among those")
+    values |= {"ptuning_checkpoint": str(prefixes[0]), **given.values}
+    compared = tuple(prefixes) if len(prefixes) > 1 or every else ()
+    return Given(values, given.config_file, folder, given.more_folders), compared
 
 
 def _tuned_folders(folder: str, *, every: bool) -> list[Path]:
     """The tuned checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
 
     Raises:
-        UserError: no such folder, or all are wanted and it is no run's folder.
+        UserError: no such folder, or all are asked for and it is no run's folder.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -109,10 +111,10 @@ def _tuned_folders(folder: str, *, every: bool) -> list[Path]:
             f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
         )
     is_tuned = any((path / name).exists() for method in METHODS.values() for name in method.marker_files)
-    found = checkpoints(path) if every or not is_tuned else []
-    if every and not found:
+    saved = checkpoints(path) if every or not is_tuned else []
+    if every and not saved:
         raise UserError(f"--all_checkpoints: no whole checkpoint-N folder in {folder}; name the output folder of a run")
-    return found if every else (found[-1:] or [path])
+    return saved if every else (saved[-1:] or [path])
 
 
 _COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
@@ -164,7 +166,8 @@ def _check(arguments: Arguments) -> None:
             asked = switch if arguments.given.get(switch) or switch != "do_eval" else "eval_strategy"
             raise UserError(f"--{file_flag} is missing: --{asked} needs rows")
     if training.do_train:
-        check_combinations(model, data, training, arguments.given, METHODS[arguments.method])
+        scores = {metric.name: metric.higher_is_better for metric in table_metrics()}
+        check_combinations(model, data, training, arguments.given, scores, METHODS[arguments.method])
     else:
         _check_answering(model, training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, is_loopback_address
+from ptuning.edges.opening import open_service, served_model
 from ptuning.settings.arguments import ServingArguments
-from ptuning.settings.parsing import Given, SettingsParser
+from ptuning.settings.parsing import SettingsParser
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -137,8 +138,8 @@ def main(argv: Sequence[str]) -> int:
         positional="[CONFIG] [CHECKPOINT]",
     )
     given = parser.parse(argv)
-    model, settings = model_arguments(given), given.build(ServerArguments)
-    with loading():  # else the collector would go through all of it again and again while a large body is parsed
+    model, settings = served_model(given), given.build(ServerArguments)
+    with collection_paused():  # else the collector would go through all of it again and again while a large body is parsed
         try:
             from ptuning.edges.http.server import open_socket, serve
 
@@ -154,10 +155,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def guarded(app: Any, settings: ServerArguments, opened: socket) -> Any:
-    """An application behind the look at who calls it: see :class:`ptuning.edges.http.origin.OriginGuard`."""
-    from ptuning.edges.http.origin import OriginGuard
+    """An application behind the look at who calls it: see :class:`ptuning.edges.http.middleware.origin.OriginMiddleware`."""
+    from ptuning.edges.http.middleware.origin import OriginMiddleware
 
-    return OriginGuard(
+    return OriginMiddleware(
         app,
         own_host=str(settings.host),
         loopback=is_loopback(opened.getsockname()[0]),
@@ -179,9 +180,8 @@ def serving_settings(settings: ServerArguments) -> dict[str, Any]:
 def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | None) -> tuple[ChatService, FastAPI]:
     """Load the model and start its service; gives it and the API over it, which asks for ``api_key`` if there is one."""
     from ptuning.edges.http.app import create_app
-    from ptuning.serving.chat_service import load_service
 
-    service = load_service(
+    service = open_service(
         model, max_rows=settings.max_rows, max_waiting=settings.max_waiting, max_length=settings.max_length
     )
     return service, create_app(
@@ -189,17 +189,9 @@ def load_api(model: ServingArguments, settings: ServerArguments, api_key: str | 
         api_key=api_key,
         admin_key=settings.admin_key,
         checkpoint_root=Path(settings.checkpoint_root),
-        most_bytes=settings.max_body_bytes,
+        max_bytes=settings.max_body_bytes,
         cors_origins=settings.cors_origins or (),
     )
-
-
-def model_arguments(given: Given) -> ServingArguments:
-    """Which model and prefixes; a folder named first is one more checkpoint."""
-    model: ServingArguments = given.build(ServingArguments)
-    if given.folder is not None:
-        model.ptuning_checkpoint = [given.folder, *(model.ptuning_checkpoint or [])]
-    return model
 
 
 def _announce(settings: ServerArguments, port: int, names: Sequence[str], default: str) -> None:

@@ -1,4 +1,4 @@
-"""The terminal itself: lines come in, answers go out while they are made. Two ways: for a person, and for a pipe."""
+"""The terminal chat: reads questions line by line and prints answers while they are generated, for a person or a pipe."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from ptuning.serving.conversation import Conversation
 
 
-class Lines(Protocol):
-    """Where questions come from."""
+class LineReader(Protocol):
+    """Reads the user's lines."""
 
     def read(self) -> str:
         """The next line. Raises EOFError at the end, KeyboardInterrupt at Ctrl-C."""
 
 
-class TypedLines:
-    """A person's lines, with editing: arrow keys, wide characters, earlier questions, completion, pasted lines.
+class InteractiveReader:
+    """Reads lines that a person types, with editing: arrow keys, wide characters, history, completion, pasted lines.
 
     Args:
-        prompt: stands before every line.
-        commands: whose names are completed.
+        prompt: shown before every line.
+        commands: offered by the completion.
     """
 
     def __init__(self, prompt: str, commands: ChatCommands) -> None:
@@ -43,8 +43,8 @@ class TypedLines:
                 start = -len(line.split(" ")[-1])
                 yield from (Completion(text, start, inline(text)) for text in commands.completions(line))
 
-        # Completion lists its words below the line like a shell, so the terminal need not be asked where the cursor is:
-        # some cannot say, and are waited for.
+        # Completions are listed below the line as in a shell, so that the cursor's position is not needed; some terminals
+        # do not report it, and asking would wait for them.
         os.environ.setdefault("PROMPT_TOOLKIT_NO_CPR", "1")
         self._prompt = prompt
         self._session: PromptSession[str] = PromptSession(
@@ -52,25 +52,26 @@ class TypedLines:
         )
 
     def read(self) -> str:
-        """The next line; see :class:`Lines`."""
+        """The next line; see :class:`LineReader`."""
         return self._session.prompt(self._prompt)
 
 
-class PipedLines:
-    """Lines of a pipe or a file."""
+class PipeReader:
+    """Reads the lines of a pipe or a file."""
 
     def read(self) -> str:
-        """The next line; see :class:`Lines`.
+        """The next line; see :class:`LineReader`.
 
         Raises:
-            UserError: bytes that are no text.
+            UserError: the input is not text in the encoding of standard input.
         """
         try:
             line = sys.stdin.readline()
-            line.encode("utf-8")  # some locales let wrong bytes through as halves of characters
+            line.encode("utf-8")  # some locales decode invalid bytes as lone surrogates
         except UnicodeError:
-            named = sys.stdin.encoding.upper()
-            raise UserError(f"the input is not {named} text; convert it first (iconv -f gbk -t {named.lower()})") from None
+            encoding = sys.stdin.encoding
+            hint = f"convert it first (iconv -f gbk -t {encoding.lower()})"
+            raise UserError(f"the input is not {encoding.upper()} text; {hint}") from None
         if not line:
             raise EOFError
         return line.rstrip("\r\n")
@@ -81,26 +82,26 @@ class ChatTerminal:
 
     Args:
         conversation: with the model.
-        texts: of the user's language.
-        plain: answers only, one after the other, on standard output; what else there is to say goes to standard error.
+        texts: in the user's language.
+        plain: print answers only on standard output, and notes on standard error; as for a pipe.
     """
 
     def __init__(self, conversation: Conversation, texts: Texts, *, plain: bool) -> None:
         self.conversation, self.texts, self.plain = conversation, texts, plain
         self.commands = ChatCommands(conversation, texts)
         self.failed = False
-        self._dropped = 0
+        self._dropped_rounds = 0  # of the last answer
 
-    def talk(self) -> int:
-        """Read until ``stop`` or the end of the input; the exit code: 1 where a pipe's question had no answer."""
-        lines: Lines = PipedLines() if self.plain else TypedLines("\n" + self.texts("user"), self.commands)
+    def run(self) -> int:
+        """Answer until ``stop`` or the end of the input; returns the exit code: 1 where a question of a pipe failed."""
+        reader: LineReader = PipeReader() if self.plain else InteractiveReader("\n" + self.texts("user"), self.commands)
         if not self.plain:
             say(self.texts("welcome"))
             say(self.texts("answering", self.commands.describe(self.conversation.prefix)), flush=True)
         try:
             while True:
                 try:
-                    self._line(lines.read())
+                    self._handle(reader.read())
                 except KeyboardInterrupt:
                     if self.plain:
                         raise
@@ -108,33 +109,33 @@ class ChatTerminal:
         except (EOFError, Leave):
             return int(self.failed and self.plain)
 
-    def _line(self, line: str) -> None:
-        """One line: a command, a question, or nothing."""
+    def _handle(self, line: str) -> None:
+        """Carry out one line: a command, a question, or nothing."""
         if not line.strip():
             return
         try:
-            said = self.commands.run(line)
-            if said is not None:
-                self._tell(said)
+            result = self.commands.run(line)
+            if result is not None:
+                self._print_note(result)
                 return
             self._answer(line)
-        except (UserError, RuntimeError) as error:  # no answer (GenerationError), the device's, or a full queue
+        except (UserError, RuntimeError) as error:  # GenerationError, an error of the device, or a full queue
             self.failed = True
             tell(f"{self.texts('error')}{' '.join(str(error).split())}")
 
     def _answer(self, query: str) -> None:
         """Stream one answer; Ctrl-C ends the answer, not the program."""
         answer = self.conversation.ask(query)
-        self._tell_dropped(answer.asked.dropped_rounds)
+        self._note_dropped_rounds(answer.asked.dropped_rounds)
         if not self.plain:
-            say(self._name(), end="", flush=True)
+            say(self._speaker(), end="", flush=True)
         pieces: Any = iter(answer)
         try:
             for piece in pieces:
                 say_answer(piece)
             say(flush=True)
             if answer.cut:
-                self._tell(self.texts("cut"))
+                self._print_note(self.texts("truncated"))
         except KeyboardInterrupt:
             if self.plain:
                 raise
@@ -146,18 +147,20 @@ class ChatTerminal:
         finally:
             pieces.close()
 
-    def _name(self) -> str:
+    def _speaker(self) -> str:
+        """What stands before an answer: the model's name, and the prefix's in parentheses."""
         prefix = self.conversation.prefix
-        named = "" if prefix.path is None else self.texts("named", prefix.name)
-        return f"ChatGLM-6B{named}{self.texts('colon')}"
+        suffix = "" if prefix.path is None else self.texts("named", prefix.name)
+        return f"ChatGLM-6B{suffix}{self.texts('colon')}"
 
-    def _tell_dropped(self, dropped: int) -> None:
-        """Say what no longer fits, whenever it gets more."""
-        if dropped > self._dropped:
-            self._tell(self.texts("dropped", dropped))
-        self._dropped = dropped
+    def _note_dropped_rounds(self, dropped: int) -> None:
+        """Say how many rounds no longer fit into the prompt, whenever the number grows."""
+        if dropped > self._dropped_rounds:
+            self._print_note(self.texts("dropped", dropped))
+        self._dropped_rounds = dropped
 
-    def _tell(self, text: str) -> None:
+    def _print_note(self, text: str) -> None:
+        """A note on the conversation; on standard error in plain mode."""
         if self.plain:
             tell_text(text)
         else:

@@ -14,13 +14,16 @@ def main(argv: Sequence[str]) -> int:
     from ptuning.edges.run_arguments import parse_arguments
 
     arguments = parse_arguments(argv, task="train")
-    from ptuning.edges.results import print_result, progress_bar, quiet_logs
+    from ptuning.edges.progress import open_progress, quiet_logs, terminal_bar
+    from ptuning.edges.results import print_result
     from ptuning.edges.tuning import run_tuning
     from ptuning.evaluation.run import run_evaluation
 
-    run = run_tuning if arguments.training.do_train else run_evaluation
     with quiet_logs():
-        result = run(arguments, progress_bar)
+        if arguments.training.do_train:
+            result = run_tuning(arguments, open_progress, terminal_bar())
+        else:
+            result = run_evaluation(arguments, open_progress)
     if arguments.training.process_index == 0:
         print_result(result)
     return 0

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from ptuning.core.errors import UserError
-from ptuning.edges.collector import loading
+from ptuning.edges.garbage_collection import collection_paused
 from ptuning.edges.language import LanguageChoice
+from ptuning.edges.opening import served_model
 from ptuning.edges.serve import (
     ServerArguments,
     guarded,
     is_loopback,
     load_api,
-    model_arguments,
     secret,
     serving_settings,
 )
@@ -91,16 +91,16 @@ def main(argv: Sequence[str]) -> int:
         positional="[CONFIG] [CHECKPOINT]",
     )
     given = parser.parse(argv)
-    model, settings = model_arguments(given), given.build(WebArguments)
+    model, settings = served_model(given), given.build(WebArguments)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported: it would report its start
-    with loading():
+    with collection_paused():
         try:
             from ptuning.edges.http.server import open_socket, serve
 
             opened = open_socket(settings.host, settings.port)
             import gradio  # noqa: F401  # the first, because whether it is there is soon told
 
-            from ptuning.edges.web.one_address import OneAddress
+            from ptuning.edges.web.dispatcher import PathDispatcher
             from ptuning.edges.web.page_app import create_page_app, end_heartbeats
         except ModuleNotFoundError as error:
             raise UserError(f"ptuning web needs {error.name}: pip install 'ptuning[web]' (or requirements.txt)") from None
@@ -112,10 +112,10 @@ def main(argv: Sequence[str]) -> int:
             language=settings.lang,
             report_root=Path(settings.report_root),
             auth=settings.user_and_password,
-            most_bytes=settings.max_body_bytes,
+            max_bytes=settings.max_body_bytes,
         )
     _announce(settings, opened.getsockname()[1], service.store.names(), service.store.default)
-    app = guarded(OneAddress(api, page), settings, opened)
+    app = guarded(PathDispatcher(api, page), settings, opened)
     serve(app, service, opened, **serving_settings(settings), at_end=lambda: end_heartbeats(page))
     gc.freeze()  # nothing is left to be collected, but leaving Python would look through all of gradio and torch for it
     return 0

@@ -1,17 +1,19 @@
 """The cache of all running rows: one block of keys and values per layer, a slot for each row, columns from the left.
 
-Legend: R slots, A rows in use (slots 0 to A-1), L layers, N heads, C columns, S columns in use, T tokens, H head size.
+Legend: R slots, A rows in use (slots 0 to A-1), L layers, N key-value heads, C columns, S columns in use, T tokens,
+H head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptuning.kernels.allocator import zeros_when_read
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 
 
 class CacheLostError(RuntimeError):
@@ -29,14 +31,17 @@ class SlotCache:
         config: the backbone's; gives L, N, H.
         dtype: of the activations.
         device: where the backbone is.
-        most_rows: R will not grow beyond.
-        most_columns: C will not grow beyond.
+        max_rows: R will not grow beyond.
+        max_columns: C will not grow beyond.
     """
 
-    def __init__(self, config: Any, dtype: torch.dtype, device: torch.device, most_rows: int, most_columns: int) -> None:
-        self.heads, self.head_dim, self.layers = config.num_attention_heads, config.head_dim, config.num_layers
+    def __init__(
+        self, config: ChatGLMConfig, dtype: torch.dtype, device: torch.device, max_rows: int, max_columns: int
+    ) -> None:
+        self.layout = family_of(config).heads(config)
+        self.heads, self.head_dim, self.layers = self.layout.num_key_value_heads, self.layout.head_dim, config.num_layers
         self.dtype, self.device = dtype, device
-        self.most_rows, self.most_columns = most_rows, most_columns
+        self.max_rows, self.max_columns = max_rows, max_columns
         self.rows = self.columns = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
@@ -56,15 +61,16 @@ class SlotCache:
     def _grow(self, rows: int, columns: int) -> None:
         """Larger tensors, one at a time: the peak is one layer, not the cache twice. Where memory runs out on the way, the
         cache is as before; where even that cannot be done, it is empty, and :class:`CacheLostError` says so."""
-        shape = (min(self.most_rows, rows), self.heads, min(self.most_columns, columns), self.head_dim)
+        shape = (min(self.max_rows, rows), self.heads, min(self.max_columns, columns), self.head_dim)
         try:
             rows, heads, columns, _ = shape
             offsets = torch.arange(rows * heads, device=self.device).view(rows, heads) * columns
             if self.rows:
                 self._exchange(lambda old: self._grown(old, shape))
             else:
-                made = [[zeros_when_read(shape, self.dtype, self.device) for _ in range(self.layers)] for _ in range(2)]
-                self.keys, self.values = made
+                self.keys, self.values = (
+                    [zeros_when_read(shape, self.dtype, self.device) for _ in range(self.layers)] for _ in range(2)
+                )
         except BaseException:
             self._shrink()
             raise
@@ -101,8 +107,8 @@ class SlotCache:
         self.rows = self.columns = 0
         self.keys, self.values = [], []
 
-    def places(self, columns: Tensor, first: int = 0) -> Tensor:
-        """Where the next token of every row goes, for :meth:`write`: [A] columns to [A * N] places of all layers alike.
+    def slot_mapping(self, columns: Tensor, first: int = 0) -> Tensor:
+        """Where the next token of every row goes, for :meth:`write`: [A] columns to [A * N] places, alike in all layers.
 
         Args:
             columns: of the rows.
@@ -110,15 +116,15 @@ class SlotCache:
         """
         return (self.offsets[first : first + columns.shape[0]] + columns[:, None]).view(-1)
 
-    def write(self, layer: int, key: Tensor, value: Tensor, places: Tensor) -> None:
-        """Put the keys and values [A, N, 1, H] of one new token of every row in their places."""
-        self.keys[layer].view(-1, self.head_dim).index_copy_(0, places, key.reshape(-1, self.head_dim))
-        self.values[layer].view(-1, self.head_dim).index_copy_(0, places, value.reshape(-1, self.head_dim))
+    def write(self, layer: int, key: Tensor, value: Tensor, slot_mapping: Tensor) -> None:
+        """Put the keys and values [A, N, 1, H] of one new token of every row in their places (:meth:`slot_mapping`)."""
+        self.keys[layer].view(-1, self.head_dim).index_copy_(0, slot_mapping, key.reshape(-1, self.head_dim))
+        self.values[layer].view(-1, self.head_dim).index_copy_(0, slot_mapping, value.reshape(-1, self.head_dim))
 
     def read(self, layer: int, first: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
         """Views [A, N, S, H] of a layer's keys and values, from the slot ``first`` on."""
-        places = slice(first, first + rows)
-        return self.keys[layer][places, :, :columns], self.values[layer][places, :, :columns]
+        slots = slice(first, first + rows)
+        return self.keys[layer][slots, :, :columns], self.values[layer][slots, :, :columns]
 
     def slots_from(self, layer: int, first: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, whole but for the slots before ``first``."""
@@ -136,7 +142,7 @@ class SlotCache:
             tensor[slot].zero_()
 
 
-def _doubled(size: int, wanted: int) -> int:
-    while size < wanted:
+def _doubled(size: int, needed: int) -> int:
+    while size < needed:
         size *= 2
     return size

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ptuning.engine.isolation import reason_of
 from ptuning.engine.request import FinishReason, Generation
 from ptuning.engine.sampler import BROKEN
-from ptuning.engine.sequence import Counters, Row
+from ptuning.engine.sequence import Counters, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -33,27 +33,27 @@ class Delivery:
         self.driven = driven
         self.counters = Counters()
 
-    def accept(self, row: Row, token: int, end_ids: frozenset[int]) -> bool:
-        """Give a row its next token; returns whether that ended it. Raises nothing of the row's own."""
+    def accept(self, sequence: Sequence, token: int, end_ids: frozenset[int]) -> bool:
+        """Give a sequence its next token; returns whether that ended it. Raises nothing of its own."""
         try:
-            return self._accept(row, token, end_ids)
+            return self._accept(sequence, token, end_ids)
         except BaseException as error:  # noqa: BLE001  # see _own
             self._own(error)
-            self.end(row, "error", reason_of(error))
+            self.end(sequence, "error", reason_of(error))
             return True
 
-    def end(self, row: Row, reason: FinishReason, error: str | None = None) -> None:
-        """A row's generation is over: the rest of its text, and the news. Raises nothing of the row's own."""
-        if row.text is not None and row.generation.finish_reason is None:
+    def end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """A sequence is over: the rest of its text, and the news. Raises nothing of its own."""
+        if sequence.text is not None and sequence.generation.finish_reason is None:
             try:
-                row.generation.tell(row.text.end())
+                sequence.generation.tell(sequence.text.end())
             except BaseException as failure:  # noqa: BLE001  # see _own
                 self._own(failure)
                 if reason != "error":
                     reason, error = "error", reason_of(failure)
-            if row.text.stopped and reason == "length":  # the stop text stood in what was held back
+            if sequence.text.stopped and reason == "length":  # the stop text stood in what was held back
                 reason = "stop"
-        self.finish(row.generation, reason, error)
+        self.finish(sequence.generation, reason, error)
 
     def finish(self, generation: Generation, reason: FinishReason, error: str | None = None) -> None:
         """A generation is over, if it was not. Raises nothing of its own."""
@@ -65,26 +65,26 @@ class Delivery:
         except BaseException as failure:  # noqa: BLE001  # see _own
             self._own(failure)
 
-    def _accept(self, row: Row, token: int, end_ids: frozenset[int]) -> bool:
-        generation = row.generation
+    def _accept(self, sequence: Sequence, token: int, end_ids: frozenset[int]) -> bool:
+        generation = sequence.generation
         if generation.first_token is None:
             generation.mark_first_token()
         if token == BROKEN:
-            self.end(row, "error", _NOT_FINITE)
+            self.end(sequence, "error", _NOT_FINITE)
             return True
         if token in end_ids:
-            self.end(row, "stop")
+            self.end(sequence, "stop")
             return True
         generation.ids.append(token)
-        row.choice.add(token)
+        sequence.sampler.add(token)
         self.counters.generated_tokens += 1
-        if row.text is not None:
-            generation.tell(row.text.add(token))
-            if row.text.stopped:
-                self.end(row, "stop")
+        if sequence.text is not None:
+            generation.tell(sequence.text.add(token))
+            if sequence.text.stopped:
+                self.end(sequence, "stop")
                 return True
-        if len(generation.ids) >= row.limit:
-            self.end(row, "length")
+        if len(generation.ids) >= sequence.limit:
+            self.end(sequence, "length")
             return True
         return False
 

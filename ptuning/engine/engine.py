@@ -1,47 +1,40 @@
 """The engine: requests join and leave a running batch at token steps, over one backbone, with any prefix in any row.
 
 A step admits waiting requests (their prompts go through the backbone in one pass: a GLM prompt sees all of itself, so it
-cannot come in pieces), gives every running row one more token, and lets finished rows go. One thread at a time drives
-:meth:`Engine.step`: :class:`~ptuning.engine.worker.EngineWorker` in a server, :meth:`Engine.run` offline. ``submit``,
-``cancel`` and ``wait`` may be called from any thread.
+cannot come in pieces), gives every running row one more token, and lets finished rows go. The way of a request:
+:meth:`Engine.submit` queues it, :class:`~.scheduler.Scheduler` decides when it runs, :class:`~.runner.Runner` does the steps
+on the device, :class:`~.sampler.Sampler` makes tokens of scores, and :class:`~.delivery.Delivery` text of tokens.
 
-Whatever goes wrong in a step ends the requests that made it go wrong, each with an error, and no others. A pass through the
-backbone that fails is repeated for parts of the batch until it is known whose it was (:mod:`.isolation`). So nothing is
-changed by a pass before its tokens are there; what follows for one row (its text, its listener) fails for that row alone.
-
-Legend: A running rows, B rows of a prefill, T tokens.
+One thread at a time drives :meth:`Engine.step`: :class:`~ptuning.engine.worker.EngineWorker` in a server, :meth:`Engine.run`
+offline. ``submit``, ``cancel`` and ``wait`` may be called from any thread. Whatever goes wrong in a step ends the requests
+that made it go wrong, each with an error, and no others.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections import abc
+from collections.abc import Callable, Iterator
+from functools import partial
 from queue import SimpleQueue
 from threading import RLock, get_ident
 from typing import Any
 
 import torch
 
-from ptuning.engine.cache import CacheLostError, SlotCache
-from ptuning.engine.decode import StepCache, decode_step
 from ptuning.engine.delivery import Delivery
-from ptuning.engine.head import Head
-from ptuning.engine.isolation import in_parts, reason_of
-from ptuning.engine.prefill import prefill
-from ptuning.engine.prefix_attention import PrefixReads
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
+from ptuning.engine.isolation import reason_of
+from ptuning.engine.prefix_pool import SharedPrefix
 from ptuning.engine.request import Generation, Listener, Request
 from ptuning.engine.request_queue import RequestQueue
-from ptuning.engine.sampler import Choice, RowChoice
-from ptuning.engine.sequence import Row
-from ptuning.engine.slots import Slots
-from ptuning.engine.text_stream import TextStream, reply_text
+from ptuning.engine.runner import Runner
+from ptuning.engine.scheduler import Scheduler
+from ptuning.engine.sequence import Counters, Sequence
+from ptuning.engine.text_stream import reply_text
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.settings.answer_limits import checked_size
 
 logger = logging.getLogger(__name__)
-
-_MOST_REPEATED = 3  # steps in a row that fail for the whole batch and for no part of it; then it gets smaller
 
 
 class Engine:
@@ -56,6 +49,7 @@ class Engine:
         prefill_tokens: prompts admitted in one step have together no more tokens (one prompt always may): the longest
             that running rows wait. None: 1024 on a CPU, whose cache then holds the activations, elsewhere 4096.
         admit_at_least: admit only when so many rows are free or none runs; more than 1 trades latency for throughput.
+        screened: whether the head may be screened, which takes a copy of it (see :class:`~.head.Head`).
     """
 
     def __init__(
@@ -68,33 +62,27 @@ class Engine:
         max_length: int | None = None,
         prefill_tokens: int | None = None,
         admit_at_least: int = 1,
+        screened: bool = True,
     ) -> None:
-        self.model, self.tokenizer = model.eval(), tokenizer
-        self.device = model.device
+        self.model, self.tokenizer, self.device = model.eval(), tokenizer, model.device
         self.max_rows, self.max_waiting = checked_size("max_rows", max_rows), checked_size("max_waiting", max_waiting, 0)
-        longest = model.config.max_sequence_length
-        self.max_length = longest if max_length is None else min(checked_size("max_length", max_length), longest)
+        context = model.config.max_sequence_length
+        self.max_length = context if max_length is None else min(checked_size("max_length", max_length), context)
         usual = 1024 if self.device.type == "cpu" else 4096
-        self.prefill_tokens = usual if prefill_tokens is None else checked_size("prefill_tokens", prefill_tokens)
-        self.admit_at_least = checked_size("admit_at_least", admit_at_least)
-        self.end_ids = frozenset({tokenizer.eos_token_id})
-        self.head = Head(model.lm_head)
-        self.bank = PrefixBank()
-        self.cache = SlotCache(model.config, model.dtype, model.device, self.max_rows, self.max_length)
         self.queue = RequestQueue(self.max_waiting)
+        self.runner = Runner(model, self.max_rows, self.max_length, screened)
         self.delivery = Delivery(lambda: self.queue.driven)
-        self.counters = self.delivery.counters
-        self.slots = Slots(self.cache, self.bank, lambda row, why: self.delivery.end(row, "error", why))
-        self.rows = self.slots.rows
+        self.scheduler = Scheduler(
+            self.queue, self.runner, self.delivery, tokenizer, max_rows=self.max_rows, max_length=self.max_length,
+            prefill_tokens=usual if prefill_tokens is None else checked_size("prefill_tokens", prefill_tokens),
+            admit_at_least=checked_size("admit_at_least", admit_at_least),
+        )  # fmt: skip
         self.wake: Callable[[], None] = lambda: None  # tells the driving thread that there is work
         self._driving, self._driver, self._stepping = RLock(), 0, False  # _driver: the thread that takes a step
-        self._choice: Choice | None = None  # of all rows; likewise how they read their prefixes
-        self._prefixes: PrefixReads | None = None
-        self._repeated = 0  # steps in a row that failed for the whole batch and for nobody in particular
 
     # ---- what callers use, from any thread -------------------------------------------------------------------------
 
-    def submit(self, requests: Sequence[Request], listener: Listener | None = None) -> list[Generation]:
+    def submit(self, requests: abc.Sequence[Request], listener: Listener | None = None) -> list[Generation]:
         """Queue requests, all or none. Where nobody will answer any more, because the worker was stopped, they end at once.
 
         Raises:
@@ -108,7 +96,7 @@ class Engine:
         self.wake()
         return generations
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def run(self, requests: abc.Sequence[Request]) -> Iterator[Generation]:
         """Answer many requests, longest prompt first (memory that will not do fails at once); drives the engine itself.
 
         Yields:
@@ -121,8 +109,8 @@ class Engine:
             for index in order
         ]
         if self.device.type == "cpu":  # elsewhere room that short answers leave would be taken all the same
-            columns = max((len(one.prompt_ids) + (one.max_new_tokens or 0) for one in requests), default=0)
-            self.cache.prepare(min(self.max_rows, len(requests)), min(self.max_length, columns + 1))
+            columns = max((len(one.prompt_ids) + (one.sampling.max_new_tokens or 0) for one in requests), default=0)
+            self.runner.cache.prepare(min(self.max_rows, len(requests)), min(self.max_length, columns + 1))
         self.queue.add(generations, limited=False)
         try:
             for _ in generations:
@@ -137,11 +125,11 @@ class Engine:
 
     def add_prefix(self, name: str, key_values: PrefixKeyValues) -> SharedPrefix:
         """Take in a prefix's keys and values (per layer [1, N, P, H]); requests name what comes back."""
-        return self.between_steps(lambda: self.bank.add(name, key_values))
+        return self.between_steps(lambda: self.runner.prefix_pool.add(name, key_values))
 
     def remove_prefix(self, prefix: SharedPrefix) -> None:
         """Let a prefix go; rows that read it finish, requests that still wait for it end in an error."""
-        self.between_steps(lambda: self._remove_prefix(prefix))
+        self.between_steps(lambda: self.scheduler.remove_prefix(prefix))
 
     def between_steps(self, action: Callable[[], Any]) -> Any:
         """Run something while no step runs, in the driving thread where there is one, and return what it returns."""
@@ -159,18 +147,28 @@ class Engine:
     def cancel_all(self) -> None:
         """Cancel whatever runs or waits; the next step ends it."""
         self.queue.cancel()
-        for row in list(self.rows):
-            row.generation.cancel()
+        for sequence in list(self.running):
+            sequence.generation.cancel()
 
     @property
-    def waiting(self) -> Sequence[Generation]:
+    def running(self) -> list[Sequence]:
+        """The rows of the batch, by their slots."""
+        return self.scheduler.sequences
+
+    @property
+    def waiting(self) -> abc.Sequence[Generation]:
         """Requests that wait, in their order."""
         return self.queue.waiting
 
     @property
+    def counters(self) -> Counters:
+        """What was done so far."""
+        return self.delivery.counters
+
+    @property
     def idle(self) -> bool:
         """Whether nothing runs and a step would do nothing."""
-        return not self._stepping and not self.rows and self.queue.empty
+        return not self._stepping and not self.running and self.queue.empty
 
     # ---- a step, in the driving thread -----------------------------------------------------------------------------
 
@@ -186,27 +184,19 @@ class Engine:
             self._driver, self._stepping = get_ident(), True
             try:
                 self.queue.act()
-                self._drop_cancelled()
-                self._admit()
-                if self.rows:
-                    self._decode()
+                self.scheduler.step()
             except Exception as error:
                 logger.exception("a step of the engine failed")
                 self.fail_all(f"the step failed: {reason_of(error)}")
             finally:
                 self._driver, self._stepping = 0, False
-        return bool(self.rows or self.waiting)
+        return bool(self.running or self.waiting)
 
     @torch.inference_mode()
     def fail_all(self, error: str) -> None:
-        """End every request that runs or is being admitted with an error, and begin anew; those that wait go on."""
+        """End every request that runs or is being admitted with an error, and start over; those that wait stay."""
         with self._driving:
-            for row in self.rows:
-                self.delivery.end(row, "error", error)
-            for generation in self.queue.take_admitted():
-                self.delivery.finish(generation, "error", error)
-            self._choice = self._prefixes = None
-            self.slots.forget()
+            self.scheduler.fail_all(error)
 
     def open(self, wake: Callable[[], None]) -> None:
         """A thread drives the engine from here on.
@@ -219,7 +209,7 @@ class Engine:
 
     def close(self) -> bool:
         """The thread that drives it ends, unless there is something left to be done; whether it does."""
-        return not self.rows and self.queue.close()
+        return not self.running and self.queue.close()
 
     def abandon(self, error: str) -> None:
         """The thread that drives it ends, whatever is left: nobody may wait for it for ever."""
@@ -232,165 +222,7 @@ class Engine:
 
     def _generation(self, request: Request, index: int, listener: Listener | None) -> Generation:
         request.check(self.model.config, self.max_length)
-        made = Generation(request, index, listener=listener, _decode=lambda ids: reply_text(self.tokenizer, ids))
+        generation = Generation(request, index, listener=listener, _decode=partial(reply_text, self.tokenizer))
         if request.stream and listener is None:
-            made._pieces = SimpleQueue()
-        return made
-
-    def _drop_cancelled(self) -> None:
-        for generation in (*self.queue.drop(lambda one: one.cancelled), *self.queue.take_admitted()):
-            self.delivery.finish(generation, "cancelled")  # none is being admitted, unless Ctrl-C came between
-        gone = [row.generation.cancelled or row.generation.finish_reason is not None for row in self.rows]
-        if any(gone):
-            for row, cancelled in zip(self.rows, gone, strict=True):
-                if cancelled:
-                    self.delivery.end(row, "cancelled")
-            self._let_go(gone)
-
-    def _remove_prefix(self, prefix: SharedPrefix) -> None:
-        try:
-            self.bank.remove(prefix)
-        finally:
-            lost = f"the prefix {prefix.name} was unloaded while this request waited"
-            for generation in self.queue.drop(lambda one: one.request.prefix is prefix):
-                self.delivery.finish(generation, "error", lost)
-
-    # ---- admission -------------------------------------------------------------------------------------------------
-
-    def _admit(self) -> None:
-        """Take requests from the queue while there is room, and give each its first token."""
-        free, waiting = self.max_rows - len(self.rows), len(self.waiting)
-        if not waiting or free == 0 or (self.rows and free < min(self.admit_at_least, waiting)):
-            return
-        chosen = self.queue.admit(free, self.prefill_tokens)
-        groups: dict[SharedPrefix | None, list[Generation]] = {}
-        for generation in chosen:  # but on a CPU, a mixed pass would need the scores in memory
-            groups.setdefault(None if self.device.type == "cpu" else generation.request.prefix, []).append(generation)
-        try:
-            for generations in groups.values():
-                self._prefill(generations)
-        except CacheLostError:
-            raise
-        except Exception as error:  # not the reading, which would have been repeated
-            logger.exception("admission failed")
-            self._end_admitted(reason_of(error))
-        self.queue.take_admitted()
-
-    def _end_admitted(self, error: str) -> None:
-        """End those that were being admitted, rows already or not; the others go on."""
-        admitted = self.queue.take_admitted()
-        for row in self.rows:
-            if row.generation in admitted:
-                self.delivery.end(row, "error", error)
-        self._let_go([row.generation.finish_reason is not None for row in self.rows])
-        for generation in admitted:
-            self.delivery.finish(generation, "error", error)
-        self.slots.give_back(len(admitted))
-
-    def _prefill(self, generations: list[Generation]) -> None:
-        """Read prompts in one pass into the slots behind the running rows, and make rows of them."""
-
-        def failed(generations: list[Generation], reason: str) -> None:
-            self.slots.give_back(len(generations))
-            if len(generations) == 1:
-                self.delivery.finish(generations[0], "error", reason)
-
-        in_parts("the prefill", generations, self._read, self._join, failed)
-
-    def _read(self, generations: list[Generation]) -> tuple[list[Row], list[int]]:
-        """Prompts through the backbone: rows to be, and their first tokens. Changes nothing but slots behind the rows."""
-        first, slots = len(self.rows), self.slots
-        rows = [self._row(generation) for generation in generations]
-        prompts = [generation.request.prompt_ids for generation in generations]
-        prefixes = [generation.request.prefix for generation in generations]
-        slots.clean(len(rows))
-        for prefix in prefixes:
-            self.bank.take(prefix)
-        states, positions = prefill(self.model, self.cache, self.bank, prompts, prefixes, first)
-        tokens = self.head.choose(Choice([row.choice for row in rows], self.device), states)
-        places = slice(first, first + len(rows))
-        slots.tokens[places] = tokens
-        slots.columns[places] = torch.tensor([row.columns for row in rows], device=self.device)
-        slots.positions[places] = positions
-        slots.positions[places, 1] += 1
-        return rows, tokens.tolist()
-
-    def _row(self, generation: Generation) -> Row:
-        request = generation.request
-        length = len(request.prompt_ids)
-        room = self.max_length - length
-        limit = room if request.max_new_tokens is None else min(room, request.max_new_tokens)
-        text = TextStream(self.tokenizer, request.stop) if request.stream or request.stop else None
-        return Row(generation, RowChoice(request, self.model.config.vocab_size, self.device), limit, length, text)
-
-    def _join(self, _: Sequence[Generation], read: tuple[list[Row], list[int]]) -> None:
-        """Prompts that were read become rows, and get their first tokens."""
-        rows, tokens = read
-        first = len(self.rows)
-        self.rows += rows
-        self._choice = self._prefixes = None
-        self.counters.prefills += 1
-        self.counters.prompt_tokens += sum(row.columns for row in rows)
-        gone = [self.delivery.accept(row, token, self.end_ids) for row, token in zip(rows, tokens, strict=True)]
-        self._let_go([False] * first + gone)
-
-    # ---- decoding --------------------------------------------------------------------------------------------------
-
-    def _decode(self) -> None:
-        """One step of every running row."""
-        gone = [False] * len(self.rows)
-        failures = []
-
-        def done(slots: range, tokens: list[int]) -> None:
-            for slot, token in zip(slots, tokens, strict=True):
-                gone[slot] = self.delivery.accept(self.rows[slot], token, self.end_ids)
-
-        def failed(slots: range, reason: str) -> None:
-            failures.append(len(slots))
-            self._choice = self._prefixes = None
-            for row in self.rows[slots.start : slots.stop]:
-                row.choice.rewind(row.generation.ids)
-            if len(slots) == 1:
-                self.delivery.end(self.rows[slots.start], "error", reason)
-                gone[slots.start] = True
-
-        in_parts("a decode step", range(len(self.rows)), self._next_tokens, done, failed)
-        self._repeated = self._repeated + 1 if failures and 1 not in failures else 0
-        if self._repeated == _MOST_REPEATED:  # nobody's in particular: memory, most likely, for so many
-            last = max(range(len(self.rows)), key=lambda slot: self.rows[slot].generation.first_token or 0.0)
-            self.delivery.end(self.rows[last], "error", "a step failed again and again for so many answers at a time")
-            gone[last], self._repeated = True, 0
-        self._let_go(gone)
-
-    def _next_tokens(self, slots: range) -> list[int]:
-        """The next token of some rows that lie side by side. Changes nothing before the tokens are there."""
-        first, stop = slots.start, slots.stop
-        rows = self.rows[first:stop]
-        choice, prefixes = self._choice, self._prefixes
-        if choice is None:
-            choice = Choice([row.choice for row in rows], self.device)
-            with_prefix = [row.generation.request.prefix for row in rows]
-            prefixes = PrefixReads(self.bank, with_prefix, self.device) if any(with_prefix) else None
-            if len(rows) == len(self.rows):
-                self._choice, self._prefixes = choice, prefixes
-        lengths = [row.columns for row in rows]
-        longest = max(lengths) + 1
-        self.cache.reserve(stop, longest)
-        columns, positions = self.slots.columns[first:stop], self.slots.positions[first:stop]
-        step = StepCache(self.cache, columns, longest, min(lengths) + 1 < longest, prefixes, first)
-        states = decode_step(self.model, self.slots.tokens[first:stop], positions, step)
-        tokens = self.head.choose(choice, states)
-        chosen = tokens.tolist()  # the step's one wait for the device
-        self.slots.tokens[first:stop] = tokens
-        columns += 1
-        positions[:, 1] += 1
-        self.counters.steps += 1
-        for row in rows:
-            row.columns += 1
-        return chosen
-
-    def _let_go(self, gone: Sequence[bool]) -> None:
-        """Rows that ended leave."""
-        if any(gone):
-            self._choice = self._prefixes = None
-            self.slots.let_go(gone)
+            generation._pieces = SimpleQueue()
+        return generation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from ptuning.core.errors import GenerationError, UserError, is_out_of_memory
 from ptuning.data.collator import PromptCollator
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import Request, Sampling
-from ptuning.engine.sampling import sampling_settings
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.engine.generate import generate, generate_settings
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import GREEDY, SamplingParams
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.setting_limits import Limits, check_number
 
 
@@ -22,20 +23,17 @@ class GenerationPreset:
     """How answers are drawn.
 
     Attributes:
-        do_sample: sampling, or the likeliest token.
-        top_p: share of the probability that is sampled from; ``temperature`` likewise.
+        sampling: of every answer, but for its seed and its limit.
         whole_length: the limit counts prompt and answer together, as the published evaluation does.
     """
 
-    do_sample: bool = False
-    top_p: float = 1.0
-    temperature: float = 1.0
+    sampling: SamplingParams = GREEDY
     whole_length: bool = False
 
 
 PRESETS = {
     "greedy": GenerationPreset(),
-    "published": GenerationPreset(do_sample=True, top_p=0.7, temperature=0.95, whole_length=True),
+    "published": GenerationPreset(SamplingParams(top_p=0.7, temperature=0.95), whole_length=True),
 }
 """The settings that ``--generation`` names."""
 
@@ -56,7 +54,7 @@ class Answer:
 
 
 def generate_answers(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -112,7 +110,7 @@ def _in_memory(answers: Iterator[Answer], batch_size: int) -> Iterator[Answer]:
 
 
 def _answers(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -129,23 +127,17 @@ def _answers(
     with torch.no_grad():
         states = model.prefix_key_values()
     prefix = None if states is None else engine.add_prefix("prefix", states)
-    requests = [
-        Request(list(ids), prefix, _sampling(preset, None if seeds is None else seeds[index]), limits[index])
-        for index, ids in enumerate(prompts)
-    ]
+    requests = []
+    for index, ids in enumerate(prompts):
+        seed = None if seeds is None else seeds[index]
+        requests.append(Request(list(ids), prefix, replace(preset.sampling, seed=seed, max_new_tokens=limits[index])))
     for done in engine.run(requests):
         done.raise_for_error()
         yield Answer(done.index, done.ids, done.finish_reason == "stop")
 
 
-def _sampling(preset: GenerationPreset, seed: int | None) -> Sampling:
-    if not preset.do_sample:
-        return Sampling(temperature=0.0)
-    return Sampling(temperature=preset.temperature, top_p=preset.top_p, seed=seed)
-
-
 def _beam_answers(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
     limits: Sequence[int],
@@ -155,25 +147,24 @@ def _beam_answers(
     seeds: Sequence[int] | None,
 ) -> Iterator[Answer]:
     collator = PromptCollator(tokenizer)
-    settings = sampling_settings(
-        do_sample=preset.do_sample, top_p=preset.top_p, temperature=preset.temperature, num_beams=num_beams
-    )
+    settings = generate_settings(preset.sampling) | {"num_beams": num_beams}
     order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
     for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+        batch_order = order[start : start + batch_size]
         if seeds is not None and settings["do_sample"]:
-            torch.manual_seed(seeds[chosen[0]])
-        batch = collator([prompts[index] for index in chosen])
-        sequences = model.generate(
+            torch.manual_seed(seeds[batch_order[0]])
+        batch = collator([prompts[index] for index in batch_order])
+        sequences = generate(
+            model,
             batch["input_ids"].to(model.device),
             attention_mask=batch["attention_mask"].to(model.device),
-            max_new_tokens=max(limits[index] for index in chosen),
+            max_new_tokens=max(limits[index] for index in batch_order),
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
             **settings,
         )
         rows = sequences[:, batch["input_ids"].shape[1] :].tolist()
-        for index, row in zip(chosen, rows, strict=True):
+        for index, row in zip(batch_order, rows, strict=True):
             yield _answer(index, row, limits[index], tokenizer.eos_token_id)
 
 

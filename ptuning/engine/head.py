@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.engine.sampler import Choice
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.engine.sampler import Sampler
+from ptuning.kernels import dispatch, screening
 
 logger = logging.getLogger(__name__)
 
@@ -29,41 +28,42 @@ class Head:
     weight, is made at the first such step; beside a head of half precision only where ``PTUNING_MEMORY`` allows for it.
 
     Args:
-        linear: the head; it does not change while this lives.
+        linear: the head; where it is screened, it does not change while this lives.
+        screened: False always makes the whole product, and no copy.
     """
 
-    def __init__(self, linear: Any) -> None:
+    def __init__(self, linear: Any, screened: bool = True) -> None:
         self.linear = linear
         self._copy: screening.ScreenedWeight | None = None
-        self._looked = False
+        self._copy_tried = not screened
         self._misses = 0
 
-    def choose(self, choice: Choice, states: Tensor) -> Tensor:
+    def sample(self, sampler: Sampler, states: Tensor) -> Tensor:
         """The next token of every row, [A].
 
         Args:
-            choice: the rows' settings.
+            sampler: of the rows.
             states: [A, D].
         """
-        found = self._likeliest(states, choice.wanted) if choice.wanted else None
-        return choice.choose(self.linear(states)) if found is None else choice.choose_among(*found)
+        likeliest = self._likeliest(states, sampler.max_likeliest) if sampler.max_likeliest else None
+        return sampler.sample(self.linear(states)) if likeliest is None else sampler.sample_likeliest(*likeliest)
 
-    def _likeliest(self, states: Tensor, wanted: int) -> screening.Likeliest | None:
+    def _likeliest(self, states: Tensor, count: int) -> screening.Likeliest | None:
         if states.dtype != torch.float32 or not states.is_cpu or self._misses == _MISSES:
             return None
-        if not self._looked:
-            self._looked = True
+        if not self._copy_tried:
+            self._copy_tried = True
             try:
                 self._copy = _copy_of(self.linear)
             except (RuntimeError, MemoryError):  # memory, most likely: nothing that an answer depends on
                 logger.exception("the head cannot be screened")
         if self._copy is None:
             return None
-        found = self._copy.likeliest(states, min(wanted, len(self._copy.weight)))
-        self._misses = self._misses + 1 if found is None else 0
+        likeliest = self._copy.likeliest(states, min(count, len(self._copy.weight)))
+        self._misses = self._misses + 1 if likeliest is None else 0
         if self._misses == _MISSES:
             self._copy = None
-        return found
+        return likeliest
 
 
 def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
@@ -72,14 +72,14 @@ def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
     if not isinstance(weight, Tensor) or getattr(linear, "bias", None) is not None or not screening.fits(weight):
         return None
     amount = weight.numel()
-    if weight.dtype != torch.float32 and not choose.RESIDENT.take(amount):
+    if weight.dtype != torch.float32 and not dispatch.RESIDENT.take(amount):
         return None
     try:
-        made = screening.ScreenedWeight(weight)
+        copy = screening.ScreenedWeight(weight)
     except BaseException:
         if weight.dtype != torch.float32:
-            choose.RESIDENT.give_back(amount)
+            dispatch.RESIDENT.give_back(amount)
         raise
     if weight.dtype != torch.float32:
-        weakref.finalize(made, choose.RESIDENT.give_back, amount)
-    return made if made.usable else None
+        weakref.finalize(copy, dispatch.RESIDENT.give_back, amount)
+    return copy if copy.usable else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from ptuning.engine.cache import CacheLostError
@@ -11,33 +11,29 @@ from ptuning.engine.cache import CacheLostError
 logger = logging.getLogger(__name__)
 
 Parts = TypeVar("Parts", bound=Sequence[Any])
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def in_parts(
-    what: str,
-    parts: Parts,
-    work: Callable[[Parts], Found],
-    done: Callable[[Parts, Found], None],
-    failed: Callable[[Parts, str], None],
-    again: bool = False,
-) -> None:
+    what: str, parts: Parts, work: Callable[[Parts], Result], again: bool = False
+) -> Iterator[tuple[Parts, Result | None, str]]:
     """Do work for all at once; where that fails, for one half after the other, and so on: who fails alone is to blame.
 
     Args:
         what: is done, for the log.
         parts: whom it is done for.
-        work: may raise, and must leave everything so that it can be done again once ``failed`` was called.
-        done: called with those for whom it worked, and with what came out.
-        failed: called with those for whom it failed, and why, before it is tried again; one alone is not tried again.
-        again: it is.
+        work: may raise; it is tried again after the caller was told, who leaves everything so that it can be.
+        again: it is a further try.
+
+    Yields:
+        after every try: for whom, what came out (None where it failed), and why it failed. One alone is not tried again.
 
     Raises:
         CacheLostError: there is nothing to try again on.
     """
-    reason = None
+    result, reason = None, ""
     try:
-        found = work(parts)
+        result = work(parts)
     except CacheLostError:
         raise
     except Exception as error:
@@ -45,14 +41,11 @@ def in_parts(
         reason = reason_of(error)
         if not again or len(parts) == 1:
             logger.exception("%s of %d failed", what, len(parts))
-    if reason is None:
-        done(parts, found)
-        return
-    failed(parts, reason)
-    if len(parts) > 1:
+    yield parts, result, reason
+    if result is None and len(parts) > 1:
         middle = len(parts) // 2
         for half in (parts[:middle], parts[middle:]):
-            in_parts(what, half, work, done, failed, again=True)  # type: ignore[arg-type]
+            yield from in_parts(what, half, work, again=True)  # type: ignore[arg-type, misc]
 
 
 def reason_of(error: BaseException) -> str:

@@ -1,24 +1,27 @@
 """Prompts through the backbone in one pass, their keys and values into slots.
 
-Legend: B prompts, T tokens of the longest, N heads, H head size, D hidden.
+Legend: B prompts, T tokens of the longest, P prefix slots, K position ids of a token, N heads, H head size, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptuning.engine.cache import SlotCache
 from ptuning.engine.prefix_attention import PrefixReads, attend_with_prefixes
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
-from ptuning.model.positions import build_position_ids, context_lengths
+from ptuning.engine.prefix_pool import PrefixPool, SharedPrefix
+from ptuning.model.answering import PrefixedModel
+from ptuning.model.attention import DenseAttention
+from ptuning.model.attention_context import AttentionContext
+from ptuning.model.masks import AttentionMask
 
 
 class PrefillWriter:
-    """Stands where the backbone expects a cache while prompts go through it, and puts their keys and values in slots.
+    """Puts the keys and values of prompts in slots while they go through the backbone; a
+    :class:`~ptuning.model.attention_context.KeyValueCache` that holds nothing else.
 
     Args:
         cache: where they go.
@@ -29,10 +32,6 @@ class PrefillWriter:
     def __init__(self, cache: SlotCache, first: int, lengths: Sequence[int]) -> None:
         self.cache, self.first, self.lengths = cache, first, lengths
 
-    def get_seq_length(self) -> int:
-        """Nothing was seen before."""
-        return 0
-
     def update(self, key: Tensor, value: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """Keep [B, N, T, H] of a layer and give the same back."""
         for row, length in enumerate(self.lengths):
@@ -42,31 +41,32 @@ class PrefillWriter:
         return key, value
 
 
-class MixedPrefillWriter(PrefillWriter):
-    """The same for prompts of different prefixes: it does the attention as well, and no prefix is copied.
+class MixedPrefill:
+    """Attention of prompts with different prefixes, of which none is copied; an
+    :class:`~ptuning.model.attention_context.AttentionBackend`.
 
     Args:
-        cache, first, lengths: as above.
+        writer: keeps keys and values.
         prefixes: how the prompts read theirs.
-        bias: [B, 1, T, T] with 0 or -infinity.
+        mask: of the prompts alone, [B, 1, T, T].
     """
 
-    def __init__(
-        self, cache: SlotCache, first: int, lengths: Sequence[int], prefixes: PrefixReads, bias: Tensor
-    ) -> None:
-        super().__init__(cache, first, lengths)
-        self.prefixes, self.bias = prefixes, bias
+    def __init__(self, writer: PrefillWriter, prefixes: PrefixReads, mask: AttentionMask) -> None:
+        self.writer, self.prefixes = writer, prefixes
+        self.bias = mask.additive(writer.cache.dtype)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
-        """Keep [B, N, T, H] of a layer, and attend."""
-        self.update(key, value, layer)
-        return attend_with_prefixes(query, key, value, self.bias, self.prefixes, layer)
+    def attend(self, fused: Tensor, context: AttentionContext, layer: int) -> Tensor:
+        """[B, T, 3NH] to [B, T, NH]. What comes out at padding is finite, and nobody reads it."""
+        query, key, value = context.heads.split(fused, context.rotary)
+        self.writer.update(key, value, layer)
+        mixed = attend_with_prefixes(query, key, value, self.bias, self.prefixes, layer)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 def prefill(
-    model: Any,
+    model: PrefixedModel,
     cache: SlotCache,
-    bank: PrefixBank,
+    pool: PrefixPool,
     prompts: Sequence[list[int]],
     prefixes: Sequence[SharedPrefix | None],
     first: int,
@@ -76,13 +76,13 @@ def prefill(
     Args:
         model: with the backbone.
         cache: where their keys and values go.
-        bank: where the prefixes stand; those of the prompts are taken already.
+        pool: where the prefixes stand; those of the prompts are acquired already.
         prompts: ids.
         prefixes: of each, None for the base model.
         first: slot of the first prompt; the others follow.
 
     Returns:
-        the last states of the prompts [B, D], which the head takes, and the positions of the prompts' last tokens [B, 2].
+        the last states of the prompts [B, D], which the head takes, and the positions of the prompts' last tokens [B, K].
     """
     config, device = model.config, cache.device
     lengths = [len(ids) for ids in prompts]
@@ -93,24 +93,15 @@ def prefill(
     if min(lengths) < longest:
         missing = torch.tensor([longest - length for length in lengths], device=device)
         real = torch.arange(longest, device=device) >= missing[:, None]
-    positions = build_position_ids(ids, real, config.bos_token_id, config.mask_token_id, config.gmask_token_id)
-    if len(set(prefixes)) == 1:
-        writer = PrefillWriter(cache, first, lengths)
-        key_values = bank.key_values(prefixes[0])
-    else:
-        bias = _bias(ids, real, config.bos_token_id, cache.dtype)
-        writer = MixedPrefillWriter(cache, first, lengths, PrefixReads(bank, prefixes, device), bias)
-        key_values = None
+    backbone, writer = model.transformer, PrefillWriter(cache, first, lengths)
+    positions = backbone.position_ids(ids, real)
     last = torch.arange(longest, device=device).expand(ids.shape) == longest - 1
-    output = model.transformer(ids, real, positions, writer, prefix_key_values=key_values, wanted=last)
-    return output.last_hidden_state, positions[:, :, -1]
-
-
-def _bias(ids: Tensor, real: Tensor | None, bos_token_id: int, dtype: torch.dtype) -> Tensor:
-    """The prefix-LM mask [B, 1, T, T] as 0 and -infinity. Rows of padding see real columns: nobody reads what they give,
-    but it must be finite."""
-    column = torch.arange(ids.shape[1], device=ids.device)
-    allowed = (column < context_lengths(ids, bos_token_id)[:, None, None]) | (column <= column[:, None])
-    if real is not None:
-        allowed = allowed & real[:, None, :]
-    return torch.zeros(allowed.shape, dtype=dtype, device=ids.device).masked_fill_(~allowed, -torch.inf)[:, None]
+    packing = backbone.pack(ids, real, last)
+    if len(set(prefixes)) == 1:
+        key_values = pool.key_values(prefixes[0])
+        mask = backbone.mask(ids, real, 0 if key_values is None else key_values[0][0].shape[2])
+        context = backbone.context(positions, DenseAttention(writer), mask, key_values, packing)
+    else:
+        mixed = MixedPrefill(writer, PrefixReads(pool, prefixes, device), backbone.mask(ids, real))
+        context = backbone.context(positions, mixed, packing=packing)
+    return backbone.run(backbone.embed(ids, packing), context), positions[:, :, -1]

@@ -1,6 +1,6 @@
 """Attention of a batch in which every row may have a prefix of its own, read where it stands.
 
-Legend: A rows, B batch, T tokens, S columns, P prefix slots, N heads, H head size, G and Q as in the bank.
+Legend: A rows, B batch, T tokens, S columns, P prefix slots, N heads, H head size, G and Q as in the pool.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptuning.engine.prefix_pool import LengthBank, PrefixBank, Read, SharedPrefix
+from ptuning.engine.prefix_pool import LengthPool, PrefixPool, Read, SharedPrefix
 
 
 def attention_with_sum(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -40,26 +40,26 @@ class PrefixReads:
     """How the rows of one batch read their prefixes; made anew when rows come or go, not per token.
 
     Args:
-        bank: the prefixes.
+        pool: the prefixes.
         rows: the prefix of every row, None for the base model.
         device: of the backbone.
     """
 
-    def __init__(self, bank: PrefixBank, rows: Sequence[SharedPrefix | None], device: torch.device) -> None:
-        self.reads: list[tuple[LengthBank, Read]] = []
+    def __init__(self, pool: PrefixPool, rows: Sequence[SharedPrefix | None], device: torch.device) -> None:
+        self.reads: list[tuple[LengthPool, Read]] = []
         place_of = [0] * len(rows)
         offset = 0
-        for length_bank in bank.by_length.values():
-            reads, places = length_bank.reads(rows)
+        for length_pool in pool.by_length.values():
+            reads, places = length_pool.reads(rows)
             for row, place in places:
                 place_of[row] = offset + place
-            self.reads += [(length_bank, read) for read in reads]
+            self.reads += [(length_pool, read) for read in reads]
             offset += sum(len(rows) if read.table is None else read.table.numel() for read in reads)
         if len(self.reads) == 1:
-            bank_of_all, read = self.reads[0]
-            asked = [] if read.table is None else read.table.flatten().tolist()
-            if place_of == asked == list(range(len(rows))):  # the rows lie by prefix already
-                self.reads = [(bank_of_all, read._replace(table=None))]
+            only_pool, read = self.reads[0]
+            order = [] if read.table is None else read.table.flatten().tolist()
+            if place_of == order == list(range(len(rows))):  # the rows lie by prefix already
+                self.reads = [(only_pool, read._replace(table=None))]
         self.straight = len(self.reads) == 1 and self.reads[0][1].table is None
         self.place_of = torch.tensor(place_of, device=device)
         without = [entry is None for entry in rows]
@@ -70,10 +70,10 @@ class PrefixReads:
         _, heads, tokens, size = query.shape
         mixed, sums = [], []
         flat = query.transpose(1, 2)
-        for bank, (start, stop, table) in self.reads:
+        for pool, (start, stop, table) in self.reads:
             asked = (flat if table is None else flat[table]).reshape(stop - start, -1, heads, size).transpose(1, 2)
-            found, total = attention_with_sum(asked, bank.keys[layer][start:stop], bank.values[layer][start:stop], None)
-            mixed.append(found.transpose(1, 2).reshape(-1, tokens, heads, size))
+            attended, total = attention_with_sum(asked, pool.keys[layer][start:stop], pool.values[layer][start:stop], None)
+            mixed.append(attended.transpose(1, 2).reshape(-1, tokens, heads, size))
             sums.append(total.transpose(1, 2).reshape(-1, tokens, heads))
         if self.straight:
             return mixed[0].transpose(1, 2), sums[0].transpose(1, 2)

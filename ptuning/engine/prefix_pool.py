@@ -20,12 +20,12 @@ from ptuning.model.prefix_encoder import PrefixKeyValues
 
 
 class SharedPrefix:
-    """A prefix in the bank; what a request names.
+    """A prefix in the pool; what a request names.
 
     Attributes:
         name: for people.
         length: P.
-        position: its place in the bank of its length, which changes.
+        position: its place in the pool of its length, which changes.
         rows: running rows that read it.
         removed: no new request may name it; its place is freed with the last row.
     """
@@ -47,7 +47,7 @@ class Read(NamedTuple):
     table: Tensor | None
 
 
-class LengthBank:
+class LengthPool:
     """All prefixes of one length P.
 
     Args:
@@ -86,11 +86,11 @@ class LengthBank:
         place = slice(entry.position, entry.position + 1)
         return tuple((key[place], value[place]) for key, value in zip(self.keys, self.values, strict=True))
 
-    def take(self, entry: SharedPrefix) -> None:
+    def acquire(self, entry: SharedPrefix) -> None:
         """One more row reads it; those that are read stand first.
 
         Raises:
-            ValueError: it is no prefix of this bank, or no longer.
+            ValueError: it is no prefix of this pool, or no longer.
         """
         if entry.position >= len(self.entries) or self.entries[entry.position] is not entry:
             raise ValueError(f"the prefix {entry.name} is not loaded here")
@@ -109,28 +109,28 @@ class LengthBank:
                 self.remove(entry)
 
     def reads(self, rows: Sequence[SharedPrefix | None]) -> tuple[list[Read], list[tuple[int, int]]]:
-        """How the rows of a batch read this bank.
+        """How the rows of a batch read this pool.
 
         Returns:
-            the reads, and (row, place) for every row of this bank, places counted through the reads' [G, Q] in turn.
+            the reads, and (row, place) for every row of this pool, places counted through the reads' [G, Q] in turn.
         """
-        asking: list[list[int]] = [[] for _ in range(self.in_use)]
+        readers: list[list[int]] = [[] for _ in range(self.in_use)]
         for row, entry in enumerate(rows):
             if entry is not None and entry.length == self.length:
-                asking[entry.position].append(row)
-        found: list[Read] = []
+                readers[entry.position].append(row)
+        reads: list[Read] = []
         places: list[tuple[int, int]] = []
         device, offset = self.keys[0].device, 0
-        sizes = [len(group) for group in asking]
+        sizes = [len(group) for group in readers]
         for start, stop in (run for asked in _stretches(sizes) for run in _runs(sizes, *asked)):
-            most = max(len(group) for group in asking[start:stop])
-            filled = [group + [0] * (most - len(group)) for group in asking[start:stop]]
+            max_size = max(len(group) for group in readers[start:stop])
+            filled = [group + [0] * (max_size - len(group)) for group in readers[start:stop]]
             whole = stop - start == 1 and len(filled[0]) == len(rows)
-            found.append(Read(start, stop, None if whole else torch.tensor(filled, device=device)))
-            for number, group in enumerate(asking[start:stop]):
-                places += [(row, offset + number * most + place) for place, row in enumerate(group)]
-            offset += most * (stop - start)
-        return found, places
+            reads.append(Read(start, stop, None if whole else torch.tensor(filled, device=device)))
+            for number, group in enumerate(readers[start:stop]):
+                places += [(row, offset + number * max_size + place) for place, row in enumerate(group)]
+            offset += max_size * (stop - start)
+        return reads, places
 
     def _swap(self, one: int, other: int) -> None:
         if one == other:
@@ -155,24 +155,24 @@ def _runs(sizes: Sequence[int], start: int, stop: int) -> list[tuple[int, int]]:
     to its size."""
     if stop == start:
         return []
-    most = max(sizes[start:stop])
-    if stop - start == 1 or (stop - start) * most <= 2 * sum(sizes[start:stop]) + 8:
+    max_size = max(sizes[start:stop])
+    if stop - start == 1 or (stop - start) * max_size <= 2 * sum(sizes[start:stop]) + 8:
         return [(start, stop)]
-    large = sizes.index(most, start, stop)
+    large = sizes.index(max_size, start, stop)
     return [*_runs(sizes, start, large), (large, large + 1), *_runs(sizes, large + 1, stop)]
 
 
-class PrefixBank:
+class PrefixPool:
     """Prefixes of every length."""
 
     def __init__(self) -> None:
-        self.by_length: dict[int, LengthBank] = {}
+        self.by_length: dict[int, LengthPool] = {}
 
     def add(self, name: str, key_values: PrefixKeyValues) -> SharedPrefix:
         """Take a prefix in: per layer a key and a value [1, N, P, H]."""
         length = key_values[0][0].shape[2]
         if length not in self.by_length:
-            self.by_length[length] = LengthBank(key_values)
+            self.by_length[length] = LengthPool(key_values)
         try:
             return self.by_length[length].add(name, key_values)
         finally:
@@ -187,12 +187,12 @@ class PrefixBank:
             self.by_length[entry.length].remove(entry)
         self._drop_empty()
 
-    def take(self, entry: SharedPrefix | None) -> None:
+    def acquire(self, entry: SharedPrefix | None) -> None:
         """A row begins to read a prefix."""
         if entry is not None:
             if entry.length not in self.by_length:
                 raise ValueError(f"the prefix {entry.name} is not loaded here")
-            self.by_length[entry.length].take(entry)
+            self.by_length[entry.length].acquire(entry)
 
     def release(self, entry: SharedPrefix | None) -> None:
         """A row ends."""
@@ -206,19 +206,19 @@ class PrefixBank:
         Args:
             rows: the prefix of every running row.
         """
-        for bank in self.by_length.values():
-            for entry in list(bank.entries):
+        for pool in self.by_length.values():
+            for entry in list(pool.entries):
                 readers = sum(one is entry for one in rows)
                 while entry.rows < readers:
-                    bank.take(entry)
+                    pool.acquire(entry)
                 while entry.rows > readers:
-                    bank.release(entry)
-                if entry.removed and readers == 0 and entry in bank.entries:
-                    bank.remove(entry)
+                    pool.release(entry)
+                if entry.removed and readers == 0 and entry in pool.entries:
+                    pool.remove(entry)
         self._drop_empty()
 
     def _drop_empty(self) -> None:
-        self.by_length = {length: bank for length, bank in self.by_length.items() if bank.entries}
+        self.by_length = {length: pool for length, pool in self.by_length.items() if pool.entries}
 
     def key_values(self, entry: SharedPrefix | None) -> PrefixKeyValues | None:
         """Views of one prefix, or None for the base model."""

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: sampling settings, a request, and the generation it becomes."""
+"""What goes into the engine and what comes out: a request, and the generation it becomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.settings.answer_limits import SAMPLING, checked, checked_stops
+from ptuning.engine.sampling_params import GREEDY, SamplingParams
+from ptuning.model.families import family_of
 
 if TYPE_CHECKING:
     from ptuning.engine.prefix_pool import SharedPrefix
@@ -25,87 +26,40 @@ class QueueFullError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn; the defaults are those of the published chat. Bad values raise :class:`UserError`.
-
-    Attributes:
-        temperature: 0 takes the likeliest token.
-        top_p: share of the probability that is sampled from.
-        top_k: only so many of the likeliest tokens are sampled from; 0: all of them.
-        repetition_penalty: above 1, tokens that stand in prompt or answer already cost more.
-        no_repeat_ngram_size: no run of so many tokens comes twice in prompt and answer; 0: no rule.
-        seed: of this request alone; None draws one.
-    """
-
-    temperature: float = 0.95
-    top_p: float = 0.7
-    top_k: int = 50
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be followed, with the range."""
-        for name in SAMPLING:
-            value = getattr(self, name)
-            if value is not None or name != "seed":
-                object.__setattr__(self, name, checked(name, value))
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return self.temperature == 0
-
-
-GREEDY = Sampling(temperature=0.0)
-
-
-@dataclass(frozen=True)
 class Request:
     """One prompt to be answered.
 
     Attributes:
         prompt_ids: ending in ``[gMASK] <sop>``.
         prefix: of :meth:`Engine.add_prefix`; None is the base model.
-        sampling: how tokens are drawn.
-        max_new_tokens: limit of the answer; None: what the context has room for.
-        stop: the answer ends before the first of these texts.
+        sampling: how the answer is drawn and where it ends.
         stream: whether text is wanted while it is made.
     """
 
     prompt_ids: list[int]
     prefix: SharedPrefix | None = None
-    sampling: Sampling = GREEDY
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = GREEDY
     stream: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse what no answer can come of, and what would make every token of the batch slow."""
-        if self.max_new_tokens is not None:
-            object.__setattr__(self, "max_new_tokens", checked("max_new_tokens", self.max_new_tokens))
-        object.__setattr__(self, "stop", checked_stops(self.stop))
-
-    def check(self, config: Any, max_length: int) -> None:
+    def check(self, config: Any, context: int) -> None:
         """Refuse a prompt that a model cannot read.
 
         Args:
             config: of the model.
-            max_length: limit of prompt and answer together.
+            context: limit of prompt and answer together.
 
         Raises:
             UserError: ids that are no prompt, or too many; a prefix that was unloaded.
         """
-        ids = self.prompt_ids
-        if config.bos_token_id not in ids:
-            raise UserError(f"the {len(ids)} ids hold no <sop> (id {config.bos_token_id}): this is no ChatGLM-6B prompt")
+        ids, limit = self.prompt_ids, self.sampling.context_limit(context)
+        family_of(config).check_prompt(config, ids)
         if not 0 <= min(ids) <= max(ids) < config.vocab_size:
             raise UserError(f"an id of the prompt is outside the model's vocabulary of {config.vocab_size}")
         if self.prefix is not None and self.prefix.removed:
             raise UserError(f"the prefix {self.prefix.name} was unloaded")
-        if len(ids) >= max_length:
+        if len(ids) >= limit:
             raise UserError(
-                f"the prompt has {len(ids)} tokens and the limit of prompt and answer is {max_length}: shorten the "
+                f"the prompt has {len(ids)} tokens and the limit of prompt and answer is {limit}: shorten the "
                 "question or its history"
             )
 

@@ -66,15 +66,15 @@ class RequestQueue:
     def admit(self, free: int, prefill_tokens: int) -> list[Generation]:
         """Take out the first that wait, as many as are free and as have together no more tokens (one always may)."""
         with self._lock:
-            chosen: list[Generation] = []
+            admitted: list[Generation] = []
             longest = 0
-            while self.waiting and len(chosen) < free:
+            while self.waiting and len(admitted) < free:
                 longest = max(longest, len(self.waiting[0].request.prompt_ids))
-                if chosen and longest * (len(chosen) + 1) > prefill_tokens:
+                if admitted and longest * (len(admitted) + 1) > prefill_tokens:
                     break
-                chosen.append(self.waiting.popleft())
-            self.admitted = list(chosen)
-            return chosen
+                admitted.append(self.waiting.popleft())
+            self.admitted = list(admitted)
+            return admitted
 
     def take_admitted(self) -> list[Generation]:
         """Those that were taken out and have not ended; they run from here on, or are ended by the caller."""

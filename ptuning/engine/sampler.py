@@ -1,4 +1,4 @@
-"""Choosing the next token of every row, all rows at once, each by its own settings and its own random numbers.
+"""From scores to the next token of every row, all rows at once, each by its own settings and its own random numbers.
 
 Legend: A rows, V vocabulary, K likeliest tokens looked at.
 """
@@ -19,8 +19,8 @@ BROKEN = -1
 _FIRST_LOOK = 1024  # likeliest tokens among which top_p usually ends; sorting a whole vocabulary is slow
 
 
-class RowChoice:
-    """What the choice of one row's tokens has to remember.
+class RowSampler:
+    """What the sampling of one row has to remember.
 
     Attributes:
         random: the request's own random numbers, one a token, whatever else is in the batch.
@@ -35,7 +35,7 @@ class RowChoice:
         self.rewind(())
 
     def rewind(self, ids: Sequence[int]) -> None:
-        """Be where the row stands after the tokens ``ids`` of its answer: a step that failed may have gone on from there."""
+        """Be where the row stands after the tokens ``ids`` of its answer: a step that failed may have drawn more."""
         self.random = Random(self._seed)
         for _ in ids:
             self.random.random()
@@ -50,7 +50,7 @@ class RowChoice:
             self.add(token)
 
     def add(self, token: int) -> None:
-        """One more token stands in the row (host side; the rest is :meth:`Choice.choose`'s)."""
+        """One more token stands in the row (host side; the rest is :meth:`Sampler.sample`'s)."""
         size = self.sampling.no_repeat_ngram_size
         if size:
             if len(self.recent) == size - 1:
@@ -62,28 +62,29 @@ class RowChoice:
         return self.followers.get(self.recent, set()) if self.sampling.no_repeat_ngram_size else set()
 
 
-class Choice:
-    """The settings of a batch's rows as tensors; made anew when rows come or go, not per token.
+class Sampler:
+    """The settings of a batch's rows as tensors; made again when rows come or go, not per token.
 
     Args:
         rows: in the order of the batch.
         device: of the scores.
 
     Attributes:
-        wanted: K, so many of the likeliest tokens are all that :meth:`choose_among` needs; 0: the scores of all tokens.
+        max_likeliest: K, so many of the likeliest tokens are all that :meth:`sample_likeliest` needs; 0: the scores of
+            all tokens.
     """
 
-    def __init__(self, rows: Sequence[RowChoice], device: torch.device) -> None:
+    def __init__(self, rows: Sequence[RowSampler], device: torch.device) -> None:
         self.rows, self.device = rows, device
-        self.punished, self.penalties, self.seen = self._penalties()
+        self.penalised, self.penalties, self.seen = self._penalties()
         self.ngram = [number for number, row in enumerate(rows) if row.sampling.no_repeat_ngram_size]
         drawn = [number for number, row in enumerate(rows) if not row.sampling.greedy]
         limited = [number for number in drawn if rows[number].sampling.top_k]
         free = [number for number in drawn if not rows[number].sampling.top_k]
         self.groups = [_Group(group, rows, device) for group in (limited, free) if group]
-        most = max((rows[number].sampling.top_k for number in limited), default=1)
-        whole = free or self.ngram or self.punished is not None or most > MOST_WANTED
-        self.wanted = 0 if whole else most
+        max_top_k = max((rows[number].sampling.top_k for number in limited), default=1)
+        all_scores = free or self.ngram or self.penalised is not None or max_top_k > MOST_WANTED
+        self.max_likeliest = 0 if all_scores else max_top_k
 
     def _penalties(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Rows with a repetition penalty: their numbers, penalties [r, 1], and tokens seen [r, V], shared with the rows."""
@@ -96,7 +97,7 @@ class Choice:
         penalties = [[self.rows[number].sampling.repetition_penalty] for number in found]
         return torch.tensor(found, device=self.device), torch.tensor(penalties, device=self.device), seen
 
-    def choose(self, logits: Tensor) -> Tensor:
+    def sample(self, logits: Tensor) -> Tensor:
         """The next token of every row, [A], on the device: nothing here waits for it, unless ``top_k`` is 0.
 
         Args:
@@ -104,21 +105,21 @@ class Choice:
         """
         low, high = logits.amin(dim=-1), logits.amax(dim=-1)  # five times as fast as aminmax of a dimension on a CPU
         broken = ~(torch.isfinite(low) & torch.isfinite(high))
-        scores = logits.float() if self.groups or self.punished is not None else logits
-        if self.punished is not None and self.penalties is not None and self.seen is not None:
-            some = scores[self.punished]
-            punished = torch.where(some < 0, some * self.penalties, some / self.penalties)
-            scores = scores.index_copy(0, self.punished, torch.where(self.seen, punished, some))
+        scores = logits.float() if self.groups or self.penalised is not None else logits
+        if self.penalised is not None and self.penalties is not None and self.seen is not None:
+            some = scores[self.penalised]
+            penalised = torch.where(some < 0, some * self.penalties, some / self.penalties)
+            scores = scores.index_copy(0, self.penalised, torch.where(self.seen, penalised, some))
         scores = self._forbid(scores, logits)
         tokens = scores.argmax(dim=-1)
         for group in self.groups:
             tokens[group.numbers] = group.draw(scores[group.numbers])
-        if self.punished is not None and self.seen is not None:
-            self.seen.scatter_(1, tokens[self.punished, None], True)
+        if self.penalised is not None and self.seen is not None:
+            self.seen.scatter_(1, tokens[self.penalised, None], True)
         return tokens.masked_fill_(broken, BROKEN)
 
-    def choose_among(self, values: Tensor, tokens: Tensor) -> Tensor:
-        """The next token of every row, [A], from its likeliest ones; where :attr:`wanted` is not 0.
+    def sample_likeliest(self, values: Tensor, tokens: Tensor) -> Tensor:
+        """The next token of every row, [A], from its likeliest ones; where :attr:`max_likeliest` is not 0.
 
         Args:
             values: [A, K] float32, scores of the likeliest tokens, falling; NaN in a row that is broken.
@@ -126,7 +127,7 @@ class Choice:
         """
         chosen = tokens[:, 0].clone()
         for group in self.groups:
-            chosen[group.numbers] = group.draw_among(values[group.numbers], tokens[group.numbers])
+            chosen[group.numbers] = group.draw_likeliest(values[group.numbers], tokens[group.numbers])
         return chosen.masked_fill_(~torch.isfinite(values[:, 0]), BROKEN)
 
     def _forbid(self, scores: Tensor, logits: Tensor) -> Tensor:
@@ -144,21 +145,21 @@ class Choice:
 class _Group:
     """Rows that sample, all with ``top_k`` or all without."""
 
-    def __init__(self, group: Sequence[int], rows: Sequence[RowChoice], device: torch.device) -> None:
+    def __init__(self, group: Sequence[int], rows: Sequence[RowSampler], device: torch.device) -> None:
         self.rows = [rows[number] for number in group]
         settings = [row.sampling for row in self.rows]
         self.numbers = torch.tensor(group, device=device)
         self.temperature = torch.tensor([[s.temperature] for s in settings], device=device)
         self.top_p = torch.tensor([[s.top_p] for s in settings], device=device)
-        self.most = max(s.top_k for s in settings)
+        self.max_top_k = max(s.top_k for s in settings)
         self.top_k = torch.tensor([[s.top_k] for s in settings], device=device)
         self.same_top_k = len({s.top_k for s in settings}) == 1
 
     def draw(self, scores: Tensor) -> Tensor:
         """One token of every row [A, V] float32, by its next random number."""
         vocabulary = scores.shape[-1]
-        if self.most:
-            return self.draw_among(*scores.topk(min(self.most, vocabulary), dim=-1))
+        if self.max_top_k:
+            return self.draw_likeliest(*scores.topk(min(self.max_top_k, vocabulary), dim=-1))
         drawn, scores = self._random(), self._cooled(scores, scores.amax(dim=-1, keepdim=True))
         total = scores.logsumexp(dim=-1, keepdim=True)
         likeliest = scores.topk(min(_FIRST_LOOK, vocabulary), dim=-1)
@@ -168,7 +169,7 @@ class _Group:
             return _draw((ordered.values - total).exp(), ordered.indices, self.top_p, drawn)
         return _draw(shares, likeliest.indices, self.top_p, drawn)
 
-    def draw_among(self, values: Tensor, tokens: Tensor) -> Tensor:
+    def draw_likeliest(self, values: Tensor, tokens: Tensor) -> Tensor:
         """The same from the scores [A, K] of the likeliest tokens [A, K], falling; for rows with ``top_k``."""
         kept = self._cooled(values, values[:, :1])
         if not self.same_top_k:

@@ -5,24 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ptuning.engine.request import Generation
-from ptuning.engine.sampler import RowChoice
+from ptuning.engine.sampler import RowSampler
 from ptuning.engine.text_stream import TextStream
 
 
 @dataclass(eq=False)
-class Row:
-    """A running generation.
+class Sequence:
+    """A running generation: a row of the batch.
 
     Attributes:
-        generation: whose row it is.
-        choice: how its tokens are chosen.
+        generation: what was asked, and the answer as it grows.
+        sampler: what its sampling has to remember.
         limit: most tokens of the answer.
         columns: tokens in the cache.
         text: where text is wanted while it is made.
     """
 
     generation: Generation
-    choice: RowChoice
+    sampler: RowSampler
     limit: int
     columns: int
     text: TextStream | None

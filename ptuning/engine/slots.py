@@ -1,4 +1,4 @@
-"""The running rows, side by side: what the device knows of each, how one leaves, and what is left in a slot then.
+"""The running sequences side by side: which slot each has, how one leaves, and what is left in a slot then.
 
 Legend: A running rows, which have the slots 0 to A-1.
 """
@@ -6,13 +6,12 @@ Legend: A running rows, which have the slots 0 to A-1.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 
-import torch
-
-from ptuning.engine.cache import SlotCache
-from ptuning.engine.prefix_pool import PrefixBank, SharedPrefix
-from ptuning.engine.sequence import Row
+from ptuning.engine.prefix_pool import SharedPrefix
+from ptuning.engine.runner import Runner
+from ptuning.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -21,84 +20,79 @@ class Slots:
     """The rows of the batch.
 
     Args:
-        cache: their keys and values.
-        bank: their prefixes.
-        give_up: called with a row that cannot stay, and why.
+        runner: what the device keeps of them.
+        give_up: called with a sequence that cannot stay, and why.
 
     Attributes:
-        rows: by slot.
-        tokens: [R] the newest token of every row; ``columns``: [R] where it goes in the cache; ``positions``: [R, 2] where
-            it stands.
+        sequences: by slot.
     """
 
-    def __init__(self, cache: SlotCache, bank: PrefixBank, give_up: Callable[[Row, str], None]) -> None:
-        self.cache, self.bank, self.give_up = cache, bank, give_up
-        self.rows: list[Row] = []
-        self.tokens = torch.zeros(cache.most_rows, dtype=torch.long, device=cache.device)
-        self.columns = torch.zeros_like(self.tokens)
-        self.positions = torch.zeros(cache.most_rows, 2, dtype=torch.long, device=cache.device)
+    def __init__(self, runner: Runner, give_up: Callable[[Sequence, str], None]) -> None:
+        self.runner, self.give_up = runner, give_up
+        self.sequences: list[Sequence] = []
         self._soiled: set[int] = set()  # free slots whose numbers may not be finite
 
     @property
     def prefixes(self) -> list[SharedPrefix | None]:
         """The prefix of every row."""
-        return [row.generation.request.prefix for row in self.rows]
+        return [sequence.generation.request.prefix for sequence in self.sequences]
 
-    def clean(self, count: int) -> None:
-        """So many slots behind the rows hold finite numbers from here on."""
-        behind = range(len(self.rows), len(self.rows) + count)
-        for slot in self._soiled.intersection(behind[: max(0, self.cache.rows - len(self.rows))]):
-            self.cache.wipe(slot)
+    def reserve(self, newcomers: abc.Sequence[Sequence]) -> None:
+        """The slots behind the rows are for these: they hold finite numbers, and the prefixes are taken."""
+        behind = range(len(self.sequences), len(self.sequences) + len(newcomers))
+        cache, pool = self.runner.cache, self.runner.prefix_pool
+        for slot in self._soiled.intersection(behind[: max(0, cache.rows - len(self.sequences))]):
+            cache.wipe(slot)
         self._soiled.difference_update(behind)
+        for sequence in newcomers:
+            pool.acquire(sequence.generation.request.prefix)
 
     def give_back(self, count: int) -> None:
         """Prompts were not read into so many slots behind the rows after all, and their prefixes are not read either."""
-        self._soiled.update(range(len(self.rows), len(self.rows) + count))
-        self.bank.recount(self.prefixes)
+        self._soiled.update(range(len(self.sequences), len(self.sequences) + count))
+        self.runner.prefix_pool.recount(self.prefixes)
 
-    def let_go(self, gone: Sequence[bool]) -> None:
+    def let_go(self, gone: abc.Sequence[bool]) -> None:
         """Free the slots of rows that ended; the last rows move into the holes, so that running rows stay together."""
         for slot in reversed([slot for slot, over in enumerate(gone) if over]):
-            row = self.rows[slot]
-            while slot < len(self.rows) - 1 and not self._fill(slot):
-                self.give_up(self.rows[-1], "the memory of the answer could not be moved")
-                self._leave(self.rows[-1])
-            self._leave(row)
+            sequence = self.sequences[slot]
+            while slot < len(self.sequences) - 1 and not self._fill(slot):
+                self.give_up(self.sequences[-1], "the memory of the answer could not be moved")
+                self._leave(self.sequences[-1])
+            self._leave(sequence)
 
     def forget(self) -> None:
         """No row is there any more, and no numbers."""
-        self.rows.clear()
+        self.sequences.clear()
         self._soiled.clear()
-        self.cache.forget()
+        self.runner.cache.forget()
         try:
-            self.bank.recount([])
+            self.runner.prefix_pool.recount([])
         except Exception:
             logger.exception("the prefixes could not be put in order")
 
     def _fill(self, slot: int) -> bool:
         """The last row moves into the slot of one that ended; whether that worked, at the second try at the latest."""
-        last = len(self.rows) - 1
+        last = len(self.sequences) - 1
         for _ in range(2):
             try:
-                if self.rows[slot].generation.finish_reason == "error":
-                    self.cache.wipe(slot)
-                self.cache.move(last, slot, self.rows[last].columns)
-                for state in (self.tokens, self.columns, self.positions):
-                    state[slot] = state[last]
+                if self.sequences[slot].generation.finish_reason == "error":
+                    self.runner.cache.wipe(slot)
+                self.runner.move(last, slot, self.sequences[last].columns)
             except Exception:
                 logger.exception("slot %d could not be moved", last)
             else:
-                self.rows[slot] = self.rows[last]
+                self.sequences[slot] = self.sequences[last]
                 return True
         return False
 
-    def _leave(self, row: Row) -> None:
+    def _leave(self, sequence: Sequence) -> None:
         """A row that ended is no more: the last slot is free, and its prefix has a reader less."""
-        last = self.rows.pop()
-        if last is row and row.generation.finish_reason == "error":
-            self._soiled.add(len(self.rows))
+        last = self.sequences.pop()
+        if last is sequence and sequence.generation.finish_reason == "error":
+            self._soiled.add(len(self.sequences))
         try:
-            self.bank.release(row.generation.request.prefix)
+            self.runner.prefix_pool.release(sequence.generation.request.prefix)
         except Exception:
             logger.exception("a prefix could not be released")
-            self.bank.recount(self.prefixes)
+            self.runner.prefix_pool.recount(self.prefixes)

@@ -30,14 +30,14 @@ class ScoredAnswer:
 
     Attributes:
         index: place of its row in the file, from 0.
-        reference: the wanted reply in the form it is compared in.
+        reference: the reference reply in the form in which it is compared.
         answer: the reply, as a chat would show it.
         prompt: the question; "" where a file does not tell.
         history: earlier rounds.
         source: ``file:line`` of the row.
         finish_reason: ``stop`` (the model ended it) or ``length`` (the limit did); "" where a file does not tell.
         tokens: how many were generated, without the end token; None where a file does not tell.
-        scores: of the pair, see :func:`ptuning.evaluation.metrics.score_pair`.
+        scores: of the pair, see :func:`ptuning.evaluation.metrics.scoring.score_pair`.
     """
 
     index: int
@@ -114,19 +114,19 @@ def read_answers(path: Path) -> list[ScoredAnswer]:
     if os.path.isdir(path) or not is_regular(path):
         what = "is a folder: name the file in it" if os.path.isdir(path) else "no such file"
         raise UserError(f"--metrics-only {path}: {what} (current directory: {working_directory()})")
-    found: dict[int, ScoredAnswer] = {}
+    answers: dict[int, ScoredAnswer] = {}
     with guarded(path, "predictions file", "check its permissions and the disk"), open_regular(path) as file:
         for number, whole_line in enumerate(read_lines(file, path), start=1):
             line = whole_line.removeprefix(b"\xef\xbb\xbf" if number == 1 else b"").removesuffix(b"\n")
             if line.strip():
-                answer = _answer_of(line, f"{path}:{number}", len(found))
-                found[answer.index] = answer
-    if not found:
-        raise UserError(f"{path}: no predictions in this file; {_WANTED}")
-    return [found[index] for index in sorted(found)]
+                answer = _answer_of(line, f"{path}:{number}", len(answers))
+                answers[answer.index] = answer
+    if not answers:
+        raise UserError(f"{path}: no predictions in this file; {_EXPECTED}")
+    return [answers[index] for index in sorted(answers)]
 
 
-_WANTED = 'a line is an object like {"labels": "…", "predict": "…"}'
+_EXPECTED = 'a line is an object like {"labels": "…", "predict": "…"}'
 
 
 def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
@@ -135,17 +135,17 @@ def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: not UTF-8 text (byte {error.start + 1} of the line); save the file as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{where}:{error.colno}: not valid JSON: {error.msg}; {_WANTED}") from None
+        raise UserError(f"{where}:{error.colno}: not valid JSON: {error.msg}; {_EXPECTED}") from None
     except ValueError as error:
-        raise UserError(f"{where}: not valid JSON: {error}; {_WANTED}") from None
+        raise UserError(f"{where}: not valid JSON: {error}; {_EXPECTED}") from None
     if not isinstance(record, dict):
-        raise UserError(f"{where}: {_kind(record)} instead of an object; {_WANTED}")
+        raise UserError(f"{where}: {_kind(record)} instead of an object; {_EXPECTED}")
     record = {name: whole_characters(value) if isinstance(value, str) else value for name, value in record.items()}
     names = next((form for form in _FORMS if set(form) <= set(record)), None)
     if names is None:
         has = listed(record) or "nothing"
-        wanted = " or ".join(" and ".join(form) for form in _FORMS)
-        raise UserError(f"{where}: needs {wanted} (has: {has})")
+        expected = " or ".join(" and ".join(form) for form in _FORMS)
+        raise UserError(f"{where}: needs {expected} (has: {has})")
     for name in names:
         if not isinstance(record[name], str):
             raise UserError(f"{where}: {name} must be a text, but holds {_kind(record[name])}")
@@ -156,7 +156,7 @@ def _answer_of(line: bytes, where: str, index: int) -> ScoredAnswer:
         return parse_answer(values)
     except (TypeError, ValueError, OverflowError) as error:
         reason = error if "of another type" in str(error) else "tokens or history is of another type"
-        raise UserError(f"{where}: {reason}; {_WANTED}") from None
+        raise UserError(f"{where}: {reason}; {_EXPECTED}") from None
 
 
 def _kind(value: Any) -> str:

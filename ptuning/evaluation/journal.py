@@ -1,7 +1,7 @@
-"""Answers on disk as they are made, so that a killed evaluation goes on where it was.
+"""Answers on disk as they are made, so that a killed evaluation resumes where it was.
 
-While a run goes on, ``generated_predictions.jsonl`` grows by one line an answer, in the order in which they are made. In
-the end it is written anew in the order of the rows, with ``generated_predictions.txt`` beside it.
+During a run ``generated_predictions.jsonl`` grows by one line an answer, in the order in which they are made. In
+the end it is written again in the order of the rows, with ``generated_predictions.txt`` beside it.
 ``generated_predictions.settings.json`` says what the answers depend on; answers of other settings, rows or weights are
 never continued.
 """
@@ -34,7 +34,7 @@ class AnswerJournal:
         folder: made where missing.
         fingerprint: what the answers depend on, by names a user knows; must go into JSON.
         rows: how many answers there will be.
-        anew: leave out what an earlier run wrote, even where it could be continued.
+        start_over: leave out what an earlier run wrote, even where it could be continued.
 
     Attributes:
         answers: by row; those that an earlier run left are in it from the start.
@@ -44,7 +44,7 @@ class AnswerJournal:
         OutputError: nor can it any more; what was answered before is kept.
     """
 
-    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], rows: int, *, anew: bool = False) -> None:
+    def __init__(self, folder: Path, fingerprint: Mapping[str, Any], rows: int, *, start_over: bool = False) -> None:
         self.folder, self.rows = folder, rows
         self.path = folder / ANSWERS_FILE
         self.answers: dict[int, ScoredAnswer] = {}
@@ -54,29 +54,29 @@ class AnswerJournal:
             if self.path.is_symlink():
                 logger.warning("%s was a link to another file; the answers of this run take its place", self.path)
                 self.path.unlink()
-            if not anew and self.path.is_file() and self._is_ours(dict(fingerprint)):
+            if not start_over and self.path.is_file() and self._is_ours(dict(fingerprint)):
                 self._read()
             else:
-                self._start(dict(fingerprint), keep=not anew)
+                self._start(dict(fingerprint), keep=not start_over)
             self._file = LineFile(self.path)
         except OutputError:
             raise
         except OSError as error:
             raise UserError(f"--output_dir: cannot write {error.filename or folder}: {error.strerror}") from None
         if self.answers:
-            logger.info("%s: going on with %d of %d rows answered", self.path, len(self.answers), rows)
+            logger.info("%s: resuming with %d of %d rows answered", self.path, len(self.answers), rows)
 
     def _is_ours(self, fingerprint: dict[str, Any]) -> bool:
         """Whether the answers there are of the same settings; says what differs where they are not."""
         before = self._settings()
         if before is None:
-            logger.warning("%s: nothing beside it says how it was made; starting anew", self.path)
+            logger.warning("%s: nothing beside it says how it was made; starting over", self.path)
             return False
         now = json.loads(json.dumps(fingerprint))
         names = [*now, *(name for name in before if name not in now)]
         changed = [_change(name, before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)]
         if changed:
-            logger.warning("%s: made with other settings (%s); starting anew", self.path, ", ".join(changed))
+            logger.warning("%s: made with other settings (%s); starting over", self.path, ", ".join(changed))
         return not changed
 
     def _settings(self) -> dict[str, Any] | None:
@@ -87,7 +87,7 @@ class AnswerJournal:
             return None
 
     def _read(self) -> None:
-        """Take over the answers of a run that was cut off, and cut away a line that it did not finish."""
+        """Take over the answers of a run that was interrupted, and drop a line that it did not finish."""
         whole = 0
         with guarded(self.path, remedy=_REMEDY), open_regular(self.path) as file:
             for line in read_lines(file, self.path):
@@ -140,7 +140,7 @@ class AnswerJournal:
         self._file = None
         if len(self.answers) < self.rows:
             logger.warning(
-                "%s: %d of %d rows are answered; the same command goes on from there",
+                "%s: %d of %d rows are answered; the same command resumes from there",
                 self.path, len(self.answers), self.rows,
             )
         ordered = [self.answers[index] for index in sorted(self.answers)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.data.examples import row_prompt
 from ptuning.data.preprocess import reply_ids
 from ptuning.data.rows import Row
@@ -16,21 +18,19 @@ from ptuning.engine.generation import PRESETS, generate_answers
 from ptuning.engine.text_stream import reply_text
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.journal import AnswerJournal
-from ptuning.evaluation.metrics import score_pair
+from ptuning.evaluation.metrics.registry import row_metrics
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.run_fingerprint import run_fingerprint
 from ptuning.evaluation.run_result import Evaluation, evaluation_of
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.setting_limits import Limits, check_number
 
-__all__ = ["Evaluation", "ShowRows", "evaluate_rows"]
-
-ShowRows = Callable[[int, int], Callable[[int], None]]
-"""Given how many rows there are and how many are answered already, makes a callback that takes the number just done."""
+__all__ = ["Evaluation", "evaluate_rows"]
 
 
 def evaluate_rows(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     rows: Sequence[Row],
     data: DataArguments,
@@ -38,13 +38,14 @@ def evaluate_rows(
     batch_size: int,
     seed: int = 42,
     folder: Path | None = None,
-    anew: bool = False,
-    show: ShowRows | None = None,
+    start_over: bool = False,
+    title: str = "answering",
+    progress: OpenProgress = silent,
 ) -> Evaluation:
     """Predict rows and score the answers.
 
     Each answer is scored and written as it is made, so that nothing is lost if the run is killed: the next one with the
-    same settings, rows and weights answers the rows that are left. Replies are cut to ``val_max_target_length`` before
+    same settings, rows and weights answers the rows that are left. Replies are truncated to ``val_max_target_length`` before
     they are compared, as the published evaluation does; answers may have as many tokens.
 
     Args:
@@ -56,8 +57,9 @@ def evaluate_rows(
         seed: of the sampling: row i is drawn with ``seed + i``.
         folder: where ``generated_predictions.jsonl`` and ``.txt`` go (see :mod:`ptuning.evaluation.journal`); None writes
             nothing.
-        anew: answer every row even where answers of an earlier run could be kept.
-        show: makes a progress display.
+        start_over: answer every row even where answers of an earlier run could be kept.
+        title: of the progress display.
+        progress: opens it.
 
     Raises:
         UserError: a batch of no size.
@@ -68,25 +70,23 @@ def evaluate_rows(
     limit = data.val_max_target_length or data.max_target_length
     limits = _limits(prompts, data, limit)
     fingerprint = {} if folder is None else run_fingerprint(model, rows, prompts, data, batch_size=batch_size, seed=seed)
-    with _kept(folder, fingerprint, len(rows), anew) as (answers, keep):
+    with _kept(folder, fingerprint, len(rows), start_over) as (answers, keep):
         left = [index for index in range(len(rows)) if index not in answers]
-        advance = show(len(rows), len(rows) - len(left)) if show is not None else None
-        for answer in generate_answers(
-            model,
-            tokenizer,
-            [prompts[index] for index in left],
-            [limits[index] for index in left],
-            batch_size=batch_size,
-            preset=PRESETS[data.generation],
-            num_beams=data.num_beams or 1,
-            seeds=[seed + index for index in left],
-        ):
-            index = left[answer.index]
-            keep([_scored(tokenizer, index, rows[index], answer, limit)])
-            if advance is not None:
-                advance(1)
-    ordered = [answers[index] for index in range(len(rows))]
-    done = evaluation_of(ordered)
+        with closing(progress(title, len(rows), done=len(rows) - len(left))) as display:
+            for answer in generate_answers(
+                model,
+                tokenizer,
+                [prompts[index] for index in left],
+                [limits[index] for index in left],
+                batch_size=batch_size,
+                preset=PRESETS[data.generation],
+                num_beams=data.num_beams or 1,
+                seeds=[seed + index for index in left],
+            ):
+                index = left[answer.index]
+                keep([_scored(tokenizer, index, rows[index], answer, limit)])
+                display.advance(1)
+    done = evaluation_of([answers[index] for index in range(len(rows))])
     done.metrics.update(_rates(len(rows), len(left), batch_size, time.perf_counter() - started))
     return done
 
@@ -109,15 +109,23 @@ def _rates(rows: int, answered: int, batch_size: int, runtime: float) -> dict[st
 
 @contextmanager
 def _kept(
-    folder: Path | None, fingerprint: dict[str, Any], rows: int, anew: bool
+    folder: Path | None, fingerprint: dict[str, Any], rows: int, start_over: bool
 ) -> Iterator[tuple[dict[int, ScoredAnswer], Callable[[Iterable[ScoredAnswer]], None]]]:
     """The answers there are by row, and what keeps a further one: on disk, or in memory alone."""
     if folder is not None:
-        with AnswerJournal(folder, fingerprint, rows, anew=anew) as journal:
+        with AnswerJournal(folder, fingerprint, rows, start_over=start_over) as journal:
+            journal.answers.update({index: _rescored(answer) for index, answer in journal.answers.items()})
             yield journal.answers, journal.append
     else:
         answers: dict[int, ScoredAnswer] = {}
-        yield answers, lambda made: answers.update({answer.index: answer for answer in made})
+        yield answers, lambda further: answers.update({answer.index: answer for answer in further})
+
+
+def _rescored(answer: ScoredAnswer) -> ScoredAnswer:
+    """An answer of an earlier run, scored again where that run knew other metrics."""
+    if answer.scores.keys() == {metric.name for metric in row_metrics()}:
+        return answer
+    return replace(answer, scores=score_pair(answer.answer, answer.reference))
 
 
 def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> ScoredAnswer:
@@ -136,6 +144,6 @@ def _scored(tokenizer: Any, index: int, row: Row, answer: Any, limit: int) -> Sc
 
 
 def _reference(tokenizer: Any, row: Row, limit: int) -> str:
-    """The wanted reply as the model could at best have written it: through the tokenizer, cut, no control pieces."""
+    """The reference as the model could at best have written it: through the tokenizer, truncated, no control pieces."""
     ids = reply_ids(tokenizer, row.response or "", max_target_length=limit)[:-1]
     return reply_text(tokenizer, ids)

@@ -2,45 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from ptuning.core.output_folder import claimed
 from ptuning.core.paths import path_argument, quoted
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.result_files import save_metrics
 from ptuning.evaluation.answers import ScoredAnswer, read_answers
-from ptuning.evaluation.metrics import score_pair
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
 
 
-def rescore(path: Path, folder: Path | None = None, show: Callable[[int], Callable[[int], None]] | None = None) -> RunResult:
+def rescore(path: Path, folder: Path | None = None, progress: OpenProgress = silent) -> RunResult:
     """Score the answers of a file.
 
     Args:
         path: ``generated_predictions.txt`` or ``.jsonl`` of ours, of the published trainer or of LLaMA-Factory.
         folder: where ``predict_results.json`` and a report go; None writes nothing.
-        show: given how many rows there are, makes a callback that takes the number just scored.
+        progress: opens a progress display.
 
     Raises:
         UserError: a file that is none of these, as ``file:line``; a folder that cannot be written.
     """
     answers = read_answers(path)
     with nullcontext() if folder is None else claimed(folder):
-        return _rescore(path, answers, folder, show)
+        return _rescore(path, answers, folder, progress)
 
 
-def _rescore(
-    path: Path, answers: list[ScoredAnswer], folder: Path | None, show: Callable[[int], Callable[[int], None]] | None
-) -> RunResult:
-    advance = show(len(answers)) if show is not None else None
+def _rescore(path: Path, answers: list[ScoredAnswer], folder: Path | None, progress: OpenProgress) -> RunResult:
     scored = []
-    for number, answer in enumerate(answers):
-        scored.append(replace(answer, index=number, scores=score_pair(answer.answer, answer.reference)))
-        if advance is not None:
-            advance(1)
+    with closing(progress("scoring", len(answers))) as display:
+        for number, answer in enumerate(answers):
+            scored.append(replace(answer, index=number, scores=score_pair(answer.answer, answer.reference)))
+            display.advance(1)
     evaluation = evaluation_of(scored)
     evaluation.metrics["samples"] = len(scored)
     model = ScoredModel(path.name, path.parent, None, False, evaluation)

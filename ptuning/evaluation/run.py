@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ptuning.checkpoint.adapter import attach_adapter, read_adapter
-from ptuning.checkpoint.preparation import model_config, prepare_model, prepare_tokenizer
+from ptuning.checkpoint.checkpoint import open_named
+from ptuning.checkpoint.load import prepare_model
 from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.output_folder import OutputFolder
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.result_files import save_metrics
 from ptuning.data.rows import Row
 from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel
+from ptuning.methods.method import Adapter
 from ptuning.methods.registry import active_method
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
 from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments
-
-Progress = Callable[[str, int, int], Callable[[int], None]]
-"""Given a title, how many rows there are and how many are answered already, makes a callback that takes the number of rows
-just done."""
 
 SEVERAL = "evaluation"
 """Folder below the output folder where each of several checkpoints has one of its own."""
@@ -52,19 +50,19 @@ def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
     return EvaluationRows(test, general)
 
 
-def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> RunResult:
+def run_evaluation(arguments: Arguments, progress: OpenProgress = silent) -> RunResult:
     """Evaluate a base model, or one or several checkpoints of it, on the test rows.
 
     The base model is loaded once; for every further checkpoint only what was tuned is exchanged.
 
     Args:
         arguments: parsed for the task ``evaluate``.
-        progress: makes a progress display.
+        progress: opens a progress display.
 
     Raises:
         UserError: settings, rows or checkpoints that do not fit; rows are checked before the model is
             loaded, and all checkpoints before the first is evaluated.
-        OutputError: the output folder went away, or cannot be written any more; the same command goes on from there.
+        OutputError: the output folder went away, or cannot be written any more; the same command resumes from there.
     """
     with claimed_output(arguments) as place:
         if place is None:  # the first of several processes answers all rows
@@ -72,37 +70,44 @@ def run_evaluation(arguments: Arguments, progress: Progress | None = None) -> Ru
         return _run(arguments, progress, place)
 
 
-def _run(arguments: Arguments, progress: Progress | None, place: OutputFolder) -> RunResult:
+def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> RunResult:
     model_settings, data, training = arguments
     check_before_loading(training)
     if model_settings.dtype == "auto" and (training.fp16_full_eval or training.bf16_full_eval):
         model_settings = replace(model_settings, dtype="float16" if training.fp16_full_eval else "bfloat16")
-    tokenizer = prepare_tokenizer(model_settings)
-    check_against_model(model_settings, training, arguments.given, model_config(model_settings))
+    opened = open_named(model_settings)
+    tokenizer = opened.tokenizer
+    check_against_model(model_settings, training, arguments.given, opened.config)
     asked = prepare_evaluation_rows(data)
-    model = prepare_model(model_settings)
-    for checkpoint in arguments.checkpoints:  # before hours are spent on the first of them
-        read_adapter(checkpoint).check_model(model.config)
+    model = prepare_model(ChatGLMNetwork, opened, model_settings)
+    compared = {}
+    for path in arguments.checkpoints:  # before hours are spent on the first of them
+        is_opened = str(path) == model_settings.ptuning_checkpoint
+        adapter = opened.adapter if is_opened and opened.adapter is not None else read_adapter(path)
+        compared[path.resolve()] = adapter
+        adapter.check_model(model.config)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place)
+    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place, compared)
     method = active_method(model)
+    noun = DEFAULT_METHOD if method is None else method.words.noun
     last = arguments.checkpoints[-1] if arguments.checkpoints else named
-    result = RunResult(folder, last, asked.task, models, noun=DEFAULT_METHOD if method is None else method.words.noun)
+    result = RunResult(folder, last, asked.task, models, noun=noun, config=opened.config)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
 
 
 def evaluate_models(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     tokenizer: Any,
     rows: EvaluationRows,
     arguments: Arguments,
     folder: Path,
-    progress: Progress | None = None,
+    progress: OpenProgress = silent,
     checkpoint: Path | None = None,
     place: OutputFolder | None = None,
+    compared: Mapping[Path, Adapter] | None = None,
 ) -> list[ScoredModel]:
     """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
     ask for it (``--compare_base``; a general set is always asked of it too).
@@ -114,9 +119,10 @@ def evaluate_models(
         arguments: of the run.
         folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
             of several checkpoints to ``evaluation/NAME``.
-        progress: makes a progress display.
+        progress: opens a progress display.
         checkpoint: where its tuned part lies.
         place: the claim on the output folder; looked after between the models.
+        compared: several checkpoints by their folders.
     """
     one = _OneModel(model, tokenizer, rows, arguments, progress, place)
     method = active_method(model)
@@ -126,10 +132,11 @@ def evaluate_models(
     if arguments.data.compare_base or rows.general:
         with method.disabled(model):
             models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
-    if not arguments.checkpoints:
+    adapters = compared or {}
+    if not adapters:
         models.append(one.score(f"with the {method.words.noun}", folder, checkpoint))
-    for name, where in _names(arguments.checkpoints).items():
-        attach_adapter(model, read_adapter(where))
+    for name, where in _names(list(adapters)).items():
+        attach_adapter(model, adapters[where])
         models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 
@@ -138,11 +145,11 @@ def evaluate_models(
 class _OneModel:
     """Scores the model in its present state."""
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     tokenizer: Any
     rows: EvaluationRows
     arguments: Arguments
-    progress: Progress | None
+    progress: OpenProgress
     place: OutputFolder | None
 
     def score(
@@ -167,8 +174,9 @@ class _OneModel:
             batch_size=training.per_device_eval_batch_size,
             seed=training.seed,
             folder=folder,
-            anew=self.arguments.data.overwrite_predictions,
-            show=None if self.progress is None else partial(self.progress, title),
+            start_over=self.arguments.data.overwrite_predictions,
+            title=title,
+            progress=self.progress,
         )
         if self.place is not None:
             self.place.check(f"after {title}")

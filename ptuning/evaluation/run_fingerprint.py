@@ -15,13 +15,13 @@ from ptuning.core.version import __version__
 from ptuning.data.rows import Row
 from ptuning.engine.generation import PRESETS
 from ptuning.methods.registry import active_method
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 
 
 @torch.no_grad()
 def run_fingerprint(
-    model: ChatGLMForConditionalGeneration,
+    model: ChatGLMNetwork,
     rows: Sequence[Row],
     prompts: Sequence[Sequence[int]],
     data: DataArguments,
@@ -34,7 +34,7 @@ def run_fingerprint(
     Paths are left out, contents count: a folder may move. The seed matters to sampling only, the
     batch size to sampled beams only.
     """
-    found: dict[str, Any] = {
+    fingerprint: dict[str, Any] = {
         "generation": data.generation,
         "num_beams": data.num_beams or 1,
         "max_source_length": data.max_source_length,
@@ -43,12 +43,12 @@ def run_fingerprint(
         "legacy_first_round": data.legacy_first_round,
         "truncation": data.truncation,
     }
-    if PRESETS[data.generation].do_sample:
-        found["seed"] = seed
-        if found["num_beams"] > 1:
-            found["per_device_eval_batch_size"] = batch_size
+    if not PRESETS[data.generation].sampling.greedy:
+        fingerprint["seed"] = seed
+        if fingerprint["num_beams"] > 1:
+            fingerprint["per_device_eval_batch_size"] = batch_size
     method = active_method(model)
-    return found | {
+    return fingerprint | {
         "rows": len(rows),
         "row_texts": _digest([[row.prompt, row.response, row.history] for row in rows]),
         "prompts": _digest(list(map(list, prompts))),
@@ -65,7 +65,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def _weights_digest(model: ChatGLMForConditionalGeneration) -> str:
+def _weights_digest(model: ChatGLMNetwork) -> str:
     """Of the layer norms, and of one linear in the first and the last block: two ways to quantise the same weights share
     the norms. Read through ``state_dict``, which gives quantised weights in their published form."""
     digest = hashlib.sha256((model.base_fingerprint or "").encode())

@@ -15,7 +15,8 @@ from ptuning.core.atomic import replace_when_whole
 from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.intervals import difference_intervals, mean_intervals
-from ptuning.evaluation.metrics import SET_SCORE_NAMES, summary
+from ptuning.evaluation.metrics.registry import corpus_metrics
+from ptuning.evaluation.metrics.scoring import summary
 from ptuning.evaluation.text_statistics import text_statistics
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,9 @@ class Evaluation:
 
     Attributes:
         predictions: answers in the order of the rows, as a chat would show them.
-        references: the wanted replies in the same form.
-        metrics: rouge-1, rouge-2, rouge-l, bleu-4 (percent), empty_predictions, unfinished_predictions, length and
-            repetition statistics; runtime and rates where a model answered.
+        references: the reference replies in the same form.
+        metrics: the scores by the names of the metrics, empty_predictions, unfinished_predictions, length and repetition
+            statistics; runtime and rates where a model answered.
         answers: the same answers with all that is known about each.
     """
 
@@ -87,6 +88,7 @@ class RunResult:
         models: what was evaluated, the base model first.
         train_metrics: what the trainer reports.
         noun: of what is tuned, for tables: ``prefix``.
+        config: of the base model, a :class:`~ptuning.model.config.ChatGLMConfig`; None for scores of a file.
     """
 
     folder: Path
@@ -95,6 +97,7 @@ class RunResult:
     models: list[ScoredModel] = field(default_factory=list)
     train_metrics: dict[str, float] = field(default_factory=dict)
     noun: str = DEFAULT_METHOD
+    config: Any = None
 
     @cached_property
     def table(self) -> list[ScoreRow]:
@@ -146,7 +149,7 @@ class ScoreRow:
             "difference_to_base": {
                 name: {"mean": mean, "low": low, "high": high} for name, (mean, low, high) in self.differences.items()
             },
-            "set_scores": {name: metrics[name] for name in SET_SCORE_NAMES if name in metrics},
+            "set_scores": {metric.name: metrics[metric.name] for metric in corpus_metrics() if metric.name in metrics},
         }
 
 

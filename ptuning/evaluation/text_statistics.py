@@ -1,4 +1,4 @@
-"""Length and repetition of answers: how long they are, how many are empty, cut off or go round in circles."""
+"""Length and repetition of answers: how long they are, how many are empty, truncated or repetitive."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text_statistics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
     count = len(answers)
     lengths = [len(answer.answer) for answer in answers]
     repeated = [repeated_ngrams(answer.answer) for answer in answers]
-    found: dict[str, float] = {
+    statistics: dict[str, float] = {
         "empty_percent": 100.0 * sum(not answer.answer.strip() for answer in answers) / count,
         "repeated_4grams": math.fsum(repeated) / count,
         "repetitive_percent": 100.0 * sum(share >= REPETITIVE for share in repeated) / count,
@@ -50,8 +50,8 @@ def text_statistics(answers: Sequence[ScoredAnswer]) -> dict[str, float]:
         "reference_characters_mean": sum(len(answer.reference) for answer in answers) / count,
     }
     if all(answer.finish_reason for answer in answers):
-        found["at_limit_percent"] = 100.0 * sum(answer.finish_reason == "length" for answer in answers) / count
+        statistics["at_limit_percent"] = 100.0 * sum(answer.finish_reason == "length" for answer in answers) / count
     tokens = [answer.tokens for answer in answers if answer.tokens is not None]
     if len(tokens) == count:
-        found |= {"tokens_mean": sum(tokens) / count, "tokens_max": max(tokens)}
-    return {name: round(value, 4) for name, value in found.items()}
+        statistics |= {"tokens_mean": sum(tokens) / count, "tokens_max": max(tokens)}
+    return {name: round(value, 4) for name, value in statistics.items()}

@@ -1,1 +1,1 @@
-"""Kernels of the quantised linear: one contract, several ways to keep it (see ``choose``)."""
+"""Kernels of the quantised linear: one contract, several ways to keep it (see ``dispatch``)."""

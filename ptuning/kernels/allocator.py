@@ -13,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ptuning.core import limits
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MOST = -1, -3, -4  # mallopt's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX
-_LARGE, _NEVER = 1 << 19, -1
+_NEVER = -1
 _HUGE_PAGE, _HUGEPAGE = 1 << 21, 14  # bytes; MADV_HUGEPAGE of Linux
 
 
@@ -25,7 +27,7 @@ def return_freed_memory() -> bool:
     By default glibc raises that limit up to 32 MB by itself, and activations of one layer after the other leave gaps between
     the keys and values that stay: 0.1 GB for a prompt of 128 tokens on the 6B model. It holds for the whole process.
     """
-    return _mallopt(_MMAP_THRESHOLD, _LARGE)
+    return _mallopt(_MMAP_THRESHOLD, limits.MIN_RETURNED_BYTES_LEAN)
 
 
 @functools.cache

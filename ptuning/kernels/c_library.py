@@ -1,4 +1,4 @@
-"""Our C source as a library of this machine: compiled once, kept in the user's cache folder, loaded by ctypes.
+"""Our C sources as a library of this machine: compiled once, kept in the user's cache folder, loaded by ctypes.
 
 A machine without a compiler never needs this: the ``cpu`` kernel, made of torch's operators, does the same.
 """
@@ -14,19 +14,18 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ptuning.core.private_cache import cache_root, check_file, private_folder
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).parent / "c" / "packed.c"
-_INCLUDED = tuple(
-    SOURCE.with_name(f"{name}.h")
-    for name in ("integers", "integer_gradient", "screening", "elementwise", "decode_attention")
-)
+FOLDER = Path(__file__).parent / "c"
+"""Where the sources are; every ``.c`` file there compiles alone. ``ptuning.h`` says what is in which."""
+
 COMPILERS = ("cc", "gcc", "clang")
-_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-shared", "-fPIC", "-w")
+_FLAGS = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-std=gnu11", "-fPIC", "-fvisibility=hidden", "-w")
 _ARCHITECTURES = (("-march=native",), ("-mcpu=native",), ())  # the second is what some compilers for ARM know
 _LIBRARIES = ("-lpthread", "-lm")
 _TIME_LIMIT = 120.0  # seconds
@@ -50,7 +49,7 @@ def load_library() -> ctypes.CDLL:
     try:
         folder = private_folder(cache_root() / "ptuning" / "kernels", own=2)
     except OSError as error:
-        logger.warning("the compiled kernel is not kept, but compiled at every start (%s)", error)
+        logger.warning("the native kernel is not kept, but compiled at every start (%s)", error)
         with tempfile.TemporaryDirectory(prefix="ptuning-") as temporary:  # the file may go once it is loaded
             return ctypes.CDLL(str(_compile(compiler, private_folder(Path(temporary).absolute(), own=1), name)))
     for kept in sorted(folder.glob(f"{name}-*.so")):
@@ -61,7 +60,7 @@ def load_library() -> ctypes.CDLL:
             reason = f"{kept}: not what was compiled"
         except OSError as error:
             reason = str(error)
-        logger.warning("the compiled kernel is compiled anew (%s)", reason)
+        logger.warning("the native kernel is compiled anew (%s)", reason)
         with contextlib.suppress(OSError):
             kept.unlink()
     return ctypes.CDLL(str(_compile(compiler, folder, name)))
@@ -74,8 +73,8 @@ def _named(name: str, library: Path) -> str:
 
 
 def _key(compiler: str) -> str:
-    """What the library depends on: source, flags, compiler, processor."""
-    parts = [file.read_text(encoding="ascii") for file in (SOURCE, *_INCLUDED)]
+    """What the library depends on: sources, flags, compiler, processor."""
+    parts = [text for file in sorted(FOLDER.glob("*.[ch]")) for text in (file.name, file.read_text(encoding="ascii"))]
     parts += [repr((_FLAGS, _ARCHITECTURES, _LIBRARIES)), compiler]
     parts += [_run([compiler, "--version"]), platform.machine(), _processor()]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
@@ -94,20 +93,35 @@ def _compile(compiler: str, folder: Path, name: str) -> Path:
     """Compile in a folder below ``folder`` and rename into it: another process finds the library whole or not at all."""
     failures = []
     with tempfile.TemporaryDirectory(dir=folder) as inside:
-        made = Path(inside) / "made.so"
         for architecture in _ARCHITECTURES:
             try:
-                _run([compiler, *_FLAGS, *architecture, str(SOURCE), "-o", str(made), *_LIBRARIES], TMPDIR=inside)
+                library = _compiled(compiler, architecture, Path(inside))
             except RuntimeError as error:
                 failures.append(str(error))
                 continue
-            made.chmod(0o700)
-            with made.open("rb") as file:
+            library.chmod(0o700)
+            with library.open("rb") as file:
                 os.fsync(file.fileno())  # a library cut short by a power failure would have to be compiled again
-            target = folder / _named(name, made)
-            made.replace(target)
+            target = folder / _named(name, library)
+            library.replace(target)
             return target
     raise RuntimeError(failures[0])
+
+
+def _compiled(compiler: str, architecture: tuple[str, ...], folder: Path) -> Path:
+    """Compile every source, as many at a time as there are cores, and link them in ``folder``."""
+
+    def compiled(source: Path) -> str:
+        made = str(folder / f"{source.stem}.o")
+        _run([compiler, *_FLAGS, *architecture, "-c", str(source), "-o", made], TMPDIR=str(folder))
+        return made
+
+    sources = sorted(FOLDER.glob("*.c"), key=lambda source: -source.stat().st_size)  # the longest first
+    with ThreadPoolExecutor(os.cpu_count() or 1) as workers:
+        objects = list(workers.map(compiled, sources))
+    library = folder / "linked.so"
+    _run([compiler, *_FLAGS, "-shared", *objects, "-o", str(library), *_LIBRARIES], TMPDIR=str(folder))
+    return library
 
 
 def _run(command: list[str], **environment: str) -> str:
@@ -120,6 +134,6 @@ def _run(command: list[str], **environment: str) -> str:
         raise RuntimeError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
         lines = (done.stderr or done.stdout).splitlines()
-        said = next((line for line in lines if "error" in line), lines[-1] if lines else "nothing said")
-        raise RuntimeError(f"{command[0]} failed: {said.strip()}")
+        reason = next((line for line in lines if "error" in line), lines[-1] if lines else "nothing said")
+        raise RuntimeError(f"{command[0]} failed: {reason.strip()}")
     return done.stdout

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptuning.kernels import reference as plain
+from ptuning.kernels import reference
 from ptuning.kernels.cuda_source import NAMES, SOURCE, THREADS
 from ptuning.kernels.packed import PackedWeight
 
@@ -38,12 +38,12 @@ def start() -> tuple[str, torch.dtype]:
 
 def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     """``inputs @ dequantised.T + bias`` as :func:`ptuning.kernels.reference.product`."""
-    return plain.product(inputs, weight, bias, unpack)
+    return reference.product(inputs, weight, bias, unpack)
 
 
 def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     """``gradient @ dequantised`` as :func:`ptuning.kernels.reference.input_gradient`."""
-    return plain.input_gradient(gradient, weight, unpack)
+    return reference.input_gradient(gradient, weight, unpack)
 
 
 def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.core import limits
 from ptuning.kernels.packed import PackedWeight, signed_columns, tile_int4, untile_int4
 
 # Measured crossings (docs/performance.md): up to so many rows the operator beats unpacking. Where bfloat16 is emulated the
@@ -28,9 +29,6 @@ FEW_ROWS = {4: 32, 8: 8}
 FEW_ROWS_EMULATED = 16
 FEW_ROWS_RESIDENT = {4: 8, 8: 4}
 _ROWS_TOGETHER = 8
-# Weights unpacked at a time. Products keep a piece and its float form in the cache; gradients cut across rows, where a
-# longer stretch of each row is worth more.
-_AT_ONCE, _AT_ONCE_ACROSS = 1 << 20, 1 << 22
 
 
 def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -153,7 +151,7 @@ def integers(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
         return made.copy_(weight.data)
     data = untile_int4(weight.data, weight.rows) if weight.lanes else weight.data
     pairs = made.view(weight.rows, weight.columns // 2, 2)
-    step = max(1, _AT_ONCE // max(1, weight.columns))
+    step = max(1, limits.MAX_UNPACKED_CPU // max(1, weight.columns))
     for start in range(0, weight.rows, step):
         piece = data[start : start + step]
         pairs[start : start + step, :, 0] = piece >> 4
@@ -213,7 +211,7 @@ def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None
     if four:
         inputs = torch.cat((inputs[:, 0::2], inputs[:, 1::2]), dim=1)
     result = torch.empty(inputs.shape[0], weight.rows, dtype=dtype)
-    step = max(1, min(weight.rows, _AT_ONCE // max(1, weight.columns)))
+    step = max(1, min(weight.rows, limits.MAX_UNPACKED_CPU // max(1, weight.columns)))
     wide = torch.empty(step, weight.columns, dtype=dtype)
     for start in range(0, weight.rows, step):
         rows = slice(start, min(start + step, weight.rows))
@@ -232,7 +230,7 @@ def _published_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     gradient = (gradient * _step_scale(weight)).to(dtype)
     result = torch.empty(gradient.shape[0], weight.columns, dtype=dtype)
     held = weight.data.shape[1]
-    step = max(1, min(held, _AT_ONCE_ACROSS // max(1, weight.rows) * weight.bits // 8))
+    step = max(1, min(held, limits.MAX_UNPACKED_ACROSS_CPU // max(1, weight.rows) * weight.bits // 8))
     for start in range(0, held, step):
         piece = weight.data[:, start : start + step]
         if four:
@@ -248,7 +246,7 @@ def _tiled_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) ->
     count, columns, lanes = weight.data.shape
     rows = inputs.shape[0]
     result = torch.empty(rows, count, 2, lanes, dtype=inputs.dtype)
-    step = max(1, _AT_ONCE // max(1, 2 * columns * lanes))
+    step = max(1, limits.MAX_UNPACKED_CPU // max(1, 2 * columns * lanes))
     for start in range(0, count, step):
         wide, tiles = _widen(weight.data[start : start + step], inputs.dtype)
         made = inputs @ wide
@@ -263,7 +261,7 @@ def _tiled_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     padded = F.pad(scaled, (0, count * 2 * lanes - weight.rows))
     ordered = padded.view(rows, count, 2, lanes).transpose(1, 2).flatten(1)
     result = torch.empty(rows, columns, dtype=dtype)
-    step = max(1, _AT_ONCE // max(1, 2 * count * lanes))
+    step = max(1, limits.MAX_UNPACKED_CPU // max(1, 2 * count * lanes))
     for start in range(0, columns, step):
         wide, _ = _widen(weight.data[:, start : start + step], dtype)
         result[:, start : start + step] = ordered @ wide.t()

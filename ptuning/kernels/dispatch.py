@@ -1,16 +1,25 @@
-"""Which kernel multiplies with a packed weight: by device, dtype, rows and a setting.
+"""Which kernel multiplies with a packed weight (INT4 or INT8): by device, dtype and a setting. Nothing else decides.
+
+Under ``auto`` the first of these that starts and takes what it is given (:func:`select`):
+
+* CPU, activations in bfloat16, and the CPU multiplies bfloat16 in hardware: ``cpu``;
+* CPU otherwise: ``native`` where there is a C compiler, then ``cpu``;
+* CUDA: ``triton``, then ``cpm``;
+* and on every device, in the end: ``reference``.
+
+``cpu`` is made of torch's operators (``cpu.py``), ``native`` is our C code (``native.py``).
 
 Settings come from :func:`configure` or, where that was not called, from the environment:
 
-* ``PTUNING_KERNEL``: ``auto`` (default), ``plain``, ``cpu``, ``compiled``, ``triton`` or ``cpm``. On a CUDA device ``auto``
-  is Triton, then cpm_kernels, then plain; on a CPU the compiled kernel where there is a C compiler, then the cpu kernel, and
-  the cpu kernel alone for bfloat16 where the CPU multiplies that in hardware; elsewhere plain. A kernel that cannot start,
-  or cannot multiply what it is given, is named once with its reason, and the next one is used.
+* ``PTUNING_KERNEL``: ``auto`` (default) or one kernel, ``reference``, ``cpu``, ``native``, ``triton`` or ``cpm``; the former
+  names ``plain`` (reference) and ``compiled`` (native) are understood. A kernel that cannot start, or cannot multiply what
+  it is given, is named once with its reason, and the next one is used: after ``native`` on a CPU ``cpu``, after all others
+  ``reference``.
 * ``PTUNING_MEMORY`` (CPU only): ``lean`` (default) keeps one copy of the packed weight, 0.5 or 1 byte a weight. ``fast``, or
   ``fast:6`` for 6 GB, also keeps the weights of the layers that were used first unpacked (2 bytes a weight in bfloat16, 4 in
   float32), and a head of half precision in bytes for screening, until the budget is spent; without a number the budget is
   half of the memory that is free when the first is made.
-* ``PTUNING_PRECISION`` (the compiled kernel, INT4): ``highest`` (default) takes float32 activations at 24 bits, ``high`` at
+* ``PTUNING_PRECISION`` (the native kernel, INT4): ``highest`` (default) takes float32 activations at 24 bits, ``high`` at
   16, which is faster, and ``medium`` at 8 with a scale for every 128, which is fastest and costs about a hundredth of a
   product; so does ``torch.set_float32_matmul_precision``, whose words these are. Gradients take 16 bits at least.
 """
@@ -31,17 +40,18 @@ from torch import Tensor
 
 from ptuning.core.errors import UserError
 from ptuning.core.private_cache import keep_compiled_code_private
-from ptuning.kernels import cpu
-from ptuning.kernels import reference as plain
+from ptuning.kernels import cpu, reference
 from ptuning.kernels.packed import PackedWeight
 
 logger = logging.getLogger(__name__)
 
 KERNEL_VARIABLE, MEMORY_VARIABLE, PRECISION_VARIABLE = "PTUNING_KERNEL", "PTUNING_MEMORY", "PTUNING_PRECISION"
 PRECISIONS = ("highest", "high", "medium")
-KERNEL_NAMES = ("auto", "plain", "cpu", "compiled", "triton", "cpm")
+KERNEL_NAMES = ("auto", "reference", "cpu", "native", "triton", "cpm")
+KERNEL_ALIASES = {"plain": "reference", "compiled": "native"}
+"""Former names that users may still give."""
 _MODULES = {
-    "compiled": "ptuning.kernels.native",
+    "native": "ptuning.kernels.native",
     "triton": "ptuning.kernels.triton_kernels",
     "cpm": "ptuning.kernels.cpm",
 }
@@ -94,6 +104,7 @@ def configure(
         UserError: a name that does not exist.
     """
     kernel = os.environ.get(KERNEL_VARIABLE, "auto") if kernel is None else kernel
+    kernel = KERNEL_ALIASES.get(kernel, kernel)
     memory = os.environ.get(MEMORY_VARIABLE, "lean") if memory is None else memory
     precision = os.environ.get(PRECISION_VARIABLE, "highest") if precision is None else precision
     if precision not in PRECISIONS:
@@ -110,9 +121,9 @@ def configure(
         raise UserError(
             f"memory {memory!r} was given; allowed are lean, fast, and fast:NUMBER with a budget in GB ({MEMORY_VARIABLE})"
         )
-    made = KernelSettings(kernel, mode, None if gigabytes is None else int(gigabytes * 1e9), precision)
-    _configured[:] = [made]
-    return made
+    chosen = KernelSettings(kernel, mode, None if gigabytes is None else int(gigabytes * 1e9), precision)
+    _configured[:] = [chosen]
+    return chosen
 
 
 def settings() -> KernelSettings:
@@ -120,66 +131,67 @@ def settings() -> KernelSettings:
     return _configured[0] if _configured else configure()
 
 
-def choose(weight: PackedWeight, inputs: Tensor) -> Kernel:
+def select(weight: PackedWeight, inputs: Tensor) -> Kernel:
     """The kernel for these; see the top of this file.
 
     Args:
         weight: the packed weight.
         inputs: activations or a gradient, [M, ...].
     """
-    for name in _order(settings().kernel, inputs.device.type, inputs.dtype):
+    for name in _candidates(settings().kernel, inputs.device.type, inputs.dtype):
         kernel = start(name)
         if isinstance(kernel, Kernel):
             reason = kernel.refuse(weight, inputs)
             if reason is None:
                 return kernel
             _say_once(name, reason)
-    return PLAIN
+    return REFERENCE
 
 
 @cache
-def _order(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
-    if wanted == "compiled" and device == "cpu":
-        return ("compiled", "cpu")
-    if wanted != "auto":
-        return (wanted,)
+def _candidates(setting: str, device: str, dtype: torch.dtype) -> tuple[str, ...]:
+    """Kernels to try, in this order, before the reference kernel."""
+    if setting == "native" and device == "cpu":
+        return ("native", "cpu")
+    if setting != "auto":
+        return (setting,)
     if device == "cpu":
-        return ("cpu",) if dtype == torch.bfloat16 and cpu.has_fast_bfloat16() else ("compiled", "cpu")
+        return ("cpu",) if dtype == torch.bfloat16 and cpu.has_fast_bfloat16() else ("native", "cpu")
     return ("triton", "cpm") if device == "cuda" else ()
 
 
-def has_compiled() -> bool:
-    """Whether the compiled kernel may be used under the settings, and starts."""
-    return settings().kernel in ("auto", "compiled") and start("compiled") is not None
+def has_native() -> bool:
+    """Whether the native kernel may be used under the settings, and starts."""
+    return settings().kernel in ("auto", "native") and start("native") is not None
 
 
-def uses_compiled(dtype: torch.dtype) -> bool:
-    """Whether products on a CPU in this dtype go to the compiled kernel."""
-    return "compiled" in _order(settings().kernel, "cpu", dtype) and start("compiled") is not None
+def uses_native(dtype: torch.dtype) -> bool:
+    """Whether products on a CPU in this dtype go to the native kernel."""
+    return "native" in _candidates(settings().kernel, "cpu", dtype) and start("native") is not None
 
 
 def best_cpu_dtype() -> torch.dtype:
     """The dtype of activations in which a CPU multiplies quantised weights best.
 
-    bfloat16 where the CPU has it in hardware. Elsewhere float32, which the compiled kernel multiplies at full speed; without
+    bfloat16 where the CPU has it in hardware. Elsewhere float32, which the native kernel multiplies at full speed; without
     it bfloat16 again, as torch's operator for few rows takes no other (three times as fast as unpacking, on AVX2).
     """
     if cpu.has_fast_bfloat16():
         return torch.bfloat16
-    if settings().kernel in ("auto", "cpu", "compiled") and not has_compiled() and cpu.tile_lanes():
+    if settings().kernel in ("auto", "cpu", "native") and not has_native() and cpu.tile_lanes():
         return torch.bfloat16
     return torch.float32
 
 
-PLAIN = Kernel("plain", plain.product, plain.input_gradient, plain.refuse)
+REFERENCE = Kernel("reference", reference.product, reference.input_gradient, reference.refuse)
 CPU = Kernel("cpu", cpu.product, cpu.input_gradient, cpu.refuse)
 
 
 @cache
 def start(name: str) -> Kernel | None:
     """A kernel that is ready to be used; None, said once, where its package cannot be imported or started."""
-    if name in ("plain", "cpu"):
-        return PLAIN if name == "plain" else CPU
+    if name in ("reference", "cpu"):
+        return REFERENCE if name == "reference" else CPU
     try:
         if name == "triton":
             keep_compiled_code_private("TRITON_CACHE_DIR", "triton")
@@ -207,11 +219,11 @@ def _prove(kernel: Kernel, device: str, dtype: torch.dtype) -> None:
             inputs = torch.arange(rows * weight.columns, device=device).remainder(7).view(rows, -1).to(dtype)
             gradient = torch.arange(rows * 3, device=device).remainder(5).view(rows, 3).to(dtype)
             pairs = (
-                (kernel.product(inputs, weight, None), plain.product(inputs, weight, None)),
-                (kernel.input_gradient(gradient, weight), plain.input_gradient(gradient, weight)),
+                (kernel.product(inputs, weight, None), reference.product(inputs, weight, None)),
+                (kernel.input_gradient(gradient, weight), reference.input_gradient(gradient, weight)),
             )
-            for made, wanted in pairs:
-                if not torch.allclose(made, wanted, rtol=1e-2, atol=1e-2 * float(wanted.abs().max())):
+            for result, expected in pairs:
+                if not torch.allclose(result, expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())):
                     raise RuntimeError("a small product came out wrong")
 
 

@@ -1,13 +1,15 @@
-"""The compiled CPU kernel: our C source (``packed.c``), compiled on this machine where a compiler is there; an extra.
+"""The native CPU kernel: our C sources (``c/``), compiled on this machine where a compiler is there; an extra.
 
 It reads the published form, accumulates in float32 whatever the activations, and uses as many threads as torch. INT4 under
-AVX2 is multiplied in whole numbers (``integers.h``), of 24 bits for float32 activations and of 16 for half precision or
-where :mod:`~ptuning.kernels.dispatch` is set to ``high``: exact to 2^-24 and 2^-16 of the largest value of a row.
-Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.h``) has 16 or
+AVX2 is multiplied in whole numbers (``integer_product.c``), of 24 bits for float32 activations and of 16 for half precision
+or where :mod:`~ptuning.kernels.dispatch` is set to ``high``: exact to 2^-24 and 2^-16 of the largest value of a row.
+Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A gradient (``integer_gradient.c``) has 16 or
 24 bits.
 
-Beside products: attention of one new token of every row (``decode_attention.h``), the largest products of a head
-(``screening.h``), and GELU (``elementwise.h``).
+Beside products: attention of one new token of every row (``decode_attention.c``), the largest products of a head
+(``screening.c``), and GELU (``elementwise.c``).
+
+C trusts what it is given: every address comes out of :func:`_address`, which has looked at the tensor.
 
 Legend: M rows of activations, O output rows, I input columns; A rows, N heads, H head size, C columns of a slot.
 """
@@ -26,8 +28,9 @@ from ptuning.kernels.dispatch import settings
 from ptuning.kernels.onednn import matmul_precision
 from ptuning.kernels.packed import PackedWeight
 
-WIDEST_HEAD = 256
 FEW_HALF_ROWS = 4  # up to so many rows with a float16 weight; more are the business of a widened piece
+SCREENED_COLUMNS = 32  # the columns of a screened weight are a multiple
+SCREENED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # in the order of screening.c
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -44,34 +47,41 @@ def start() -> tuple[str, torch.dtype]:
 
 
 def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
-    """``inputs @ dequantised.T + bias`` as :func:`ptuning.kernels.reference.product`."""
-    rows, dtype = inputs.shape[0], inputs.dtype
-    result = torch.empty(rows, weight.rows)
+    """``inputs @ dequantised.T + bias`` as :func:`ptuning.kernels.reference.product`.
+
+    Raises:
+        ValueError: tensors that do not fit each other, or are not what this kernel reads.
+    """
+    rows = inputs.shape[0]
+    wide, wide_bias, scale = _float32(inputs), None if bias is None else _float32(bias), weight.scale.contiguous()
+    given = _address("inputs", wide, torch.float32, (rows, weight.columns)), *_weight_addresses(weight, scale)
+    added = None if wide_bias is None else _address("bias", wide_bias, torch.float32, (weight.rows,))
+    result = _empty(rows, weight.rows)
     if result.numel():
-        wide, scale, added = _float32(inputs), _scale(weight), None if bias is None else _float32(bias)
-        padded, floats = _sizes(weight.columns, weight.bits, _library())
-        room = torch.empty(rows, floats)
+        room = _empty(rows, _product_room(weight.columns, weight.bits))
         _library().ptuning_product(
-            wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), None if added is None else added.data_ptr(),
-            room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, padded, weight.data.stride(0),
-            weight.bits, _digits(dtype), _pool(), torch.get_num_threads(),
+            *given, added, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
+            weight.bits, _digits(inputs.dtype), _pool(), torch.get_num_threads(),
         )  # fmt: skip
-    return result if dtype == torch.float32 else result.to(dtype)
+    return result if inputs.dtype == torch.float32 else result.to(inputs.dtype)
 
 
 def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
-    """``gradient @ dequantised`` as :func:`ptuning.kernels.reference.input_gradient`."""
-    rows = gradient.shape[0]
+    """``gradient @ dequantised`` as :func:`ptuning.kernels.reference.input_gradient`.
+
+    Raises:
+        ValueError: tensors that do not fit each other, or are not what this kernel reads.
+    """
+    rows, threads = gradient.shape[0], torch.get_num_threads()
+    wide, scale = _float32(gradient), weight.scale.contiguous()
+    given = _address("gradient", wide, torch.float32, (rows, weight.rows)), *_weight_addresses(weight, scale)
     if not weight.rows or not rows:
         return gradient.new_zeros(rows, weight.columns)
-    result = torch.empty(rows, weight.columns)
-    wide, scale = _float32(gradient), _scale(weight)
-    padded, _ = _sizes(weight.columns, weight.bits, _library())
-    room = torch.empty(rows, _library().ptuning_gradient_room(weight.rows, padded))
+    result = _empty(rows, weight.columns)
+    room = _empty(_library().ptuning_gradient_room(rows, weight.rows, weight.columns, weight.bits, threads))
     _library().ptuning_gradient(
-        wide.data_ptr(), weight.data.data_ptr(), scale.data_ptr(), room.data_ptr(), result.data_ptr(), rows, weight.rows,
-        weight.columns, padded, weight.data.stride(0), weight.bits, max(2, _digits(gradient.dtype)), _pool(),
-        torch.get_num_threads(),
+        *given, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0), weight.bits,
+        max(2, _digits(gradient.dtype)), _pool(), threads,
     )  # fmt: skip
     return result.to(gradient.dtype)
 
@@ -79,23 +89,29 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
 def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
     """Why this kernel cannot multiply these; None where it can."""
     if inputs.device.type != "cpu" or weight.data.device.type != "cpu":
-        return f"the compiled kernel works on CPU tensors, not on {inputs.device.type}"
+        return f"the native kernel works on CPU tensors, not on {inputs.device.type}"
     if inputs.dtype not in _DTYPES:
-        return f"the compiled kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
+        return f"the native kernel works in float32, bfloat16 and float16, not in {inputs.dtype}"
     if weight.scale.dtype != torch.float16:
-        return f"the compiled kernel reads float16 scales, not {weight.scale.dtype}"
+        return f"the native kernel reads float16 scales, not {weight.scale.dtype}"
     if weight.lanes or (weight.data.numel() and weight.data.stride(1) != 1):
-        return "the compiled kernel reads the published form"
+        return "the native kernel reads the published form"
     return None
 
 
 def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
-    """``inputs @ weight.T``, float32 [M, O], for a few float32 rows and a weight [O, I] of float16 or bfloat16."""
+    """``inputs @ weight.T``, float32 [M, O], for a few float32 rows and a weight [O, I] of float16 or bfloat16.
+
+    Raises:
+        ValueError: tensors that do not fit each other, or are not what this kernel reads.
+    """
     rows, (outputs, columns) = inputs.shape[0], weight.shape
-    result, wide = torch.empty(rows, outputs), _float32(inputs)
+    result, wide = _empty(rows, outputs), _float32(inputs)
+    kind = weight.dtype if weight.dtype == torch.bfloat16 else torch.float16
     _library().ptuning_half_product(
-        wide.data_ptr(), weight.data_ptr(), None, result.data_ptr(), rows, outputs, columns, weight.stride(0),
-        weight.dtype == torch.bfloat16, _pool(), torch.get_num_threads(),
+        _address("inputs", wide, torch.float32, (rows, columns)), _address("weight", weight, kind, (outputs, columns), True),
+        None, result.data_ptr(), rows, outputs, columns, weight.stride(0), kind == torch.bfloat16, _pool(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return result
 
@@ -103,14 +119,18 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 def gelu(values: Tensor) -> Tensor:
     """GELU in its tanh form of float32 numbers; without gradient."""
     given = _float32(values)
-    result = torch.empty_like(given)
-    _library().ptuning_gelu(given.data_ptr(), result.data_ptr(), given.numel(), _pool(), torch.get_num_threads())
+    result = _empty(*given.shape)
+    _library().ptuning_gelu(
+        _address("values", given, torch.float32, given.shape), result.data_ptr(), given.numel(), _pool(),
+        torch.get_num_threads(),
+    )  # fmt: skip
     return result
 
 
+@cache
 def attends(head_size: int) -> bool:
     """Whether :func:`attend` takes heads of this size."""
-    return head_size <= WIDEST_HEAD and head_size % 4 == 0 and head_size % int(_library().ptuning_lanes()) == 0
+    return bool(_library().ptuning_attends(head_size))
 
 
 class Attended(NamedTuple):
@@ -134,45 +154,119 @@ def attend(fused: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: T
         fused: float32, query, key and value of the tokens, [A, 1, 3NH] with the three of a head side by side.
         rotary: cosines and sines, float32 [A, 1, 1, H] each.
         keys: float32 [A or more, N, C, H], contiguous; changed. Likewise ``values``.
-        lengths: int64 [A], columns that a row sees with the new one, which becomes the last.
+        lengths: int64 [A], columns that a row sees with the new one, which becomes the last; 1 to C.
+
+    Raises:
+        ValueError: tensors that do not fit each other, a head size that :func:`attends` does not take, or a length that a
+            slot does not have; nothing is changed.
     """
-    rows, (_, heads, columns, size) = fused.shape[0], keys.shape
-    query, mixed = torch.empty(2, rows, heads, 1, size).unbind()
-    made = Attended(query, mixed, torch.empty(rows, heads, 1))
-    given = [_float32(fused), *(table.contiguous() for table in rotary), keys, values, lengths.contiguous(), *made]
-    _library().ptuning_attend(
-        *(tensor.data_ptr() for tensor in given), rows, heads, columns, size, _pool(), torch.get_num_threads()
+    rows, (slots, heads, columns, size) = fused.shape[0], keys.shape
+    if slots < rows or not attends(size):
+        raise ValueError(f"{slots} slots and a head size of {size} were given for {rows} rows; see attends()")
+    query, mixed = _empty(2, rows, heads, 1, size).unbind()
+    attended = Attended(query, mixed, _empty(rows, heads, 1))
+    fused, lengths = _float32(fused), lengths.contiguous()
+    cosines, sines = (table.contiguous() for table in rotary)
+    bad = _library().ptuning_attend(
+        _address("fused", fused, torch.float32, (rows, 1, 3 * heads * size)),
+        _address("cosines", cosines, torch.float32, (rows, 1, 1, size)),
+        _address("sines", sines, torch.float32, (rows, 1, 1, size)),
+        _address("keys", keys, torch.float32, (slots, heads, columns, size)),
+        _address("values", values, torch.float32, (slots, heads, columns, size)),
+        _address("lengths", lengths, torch.int64, (rows,)), query.data_ptr(), mixed.data_ptr(), attended.sums.data_ptr(),
+        rows, heads, columns, size, _pool(), torch.get_num_threads(),
     )  # fmt: skip
-    return made
+    if bad >= 0:
+        raise ValueError(f"lengths[{bad}] is {int(lengths[bad])}; a slot has 1 to {columns} columns")
+    return attended
 
 
-def screens() -> bool:
-    """Whether the library was compiled with what :mod:`~ptuning.kernels.screening` needs."""
-    return hasattr(_library(), "ptuning_screen")
+@cache
+def screen_pack() -> int:
+    """Rows of a screened weight's copy are padded to a multiple of so many; 0: nothing can be screened here."""
+    return int(_library().ptuning_screen_pack())
 
 
-def screen_copy(weight: Tensor, kind: int, copied: Tensor, factors: Tensor, sums: Tensor) -> bool:
-    """Fill the copy of a weight; see ``screening.h``, whose return value this is."""
-    outputs, columns = weight.shape
-    fine = _library().ptuning_screen_copy(
-        weight.data_ptr(), kind, copied.data_ptr(), factors.data_ptr(), sums.data_ptr(), outputs, columns, _pool(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    return bool(fine)
+def screen_copy(weight: Tensor, copy: tuple[Tensor, Tensor, Tensor]) -> bool:
+    """Fill the copy of a weight [O, I]: bytes, factors and sums, see ``ptuning.h``; False where it cannot be used.
+
+    Raises:
+        ValueError: tensors that do not fit each other, or are not what this kernel reads.
+    """
+    (outputs, columns), (kind, address) = weight.shape, _screened(weight)
+    usable = _library().ptuning_screen_copy(
+        address, kind, *_copy_addresses(weight, copy), outputs, columns, _pool(), torch.get_num_threads()
+    )
+    return bool(usable)
 
 
 def screen(
-    inputs: Tensor, weight: Tensor, kind: int, copy: tuple[Tensor, ...], numbers: Tensor, room: Tensor, values: Tensor,
-    places: Tensor,
-) -> bool:  # fmt: skip
-    """Find the largest products; see ``screening.h``, whose return value this is."""
-    wide = _float32(inputs)
-    fine = _library().ptuning_screen(
-        wide.data_ptr(), weight.data_ptr(), kind, *(tensor.data_ptr() for tensor in copy), numbers.data_ptr(),
-        room.data_ptr(), values.data_ptr(), places.data_ptr(), inputs.shape[0], *weight.shape, values.shape[1], _pool(),
-        torch.get_num_threads(),
+    inputs: Tensor, weight: Tensor, copy: tuple[Tensor, Tensor, Tensor], room: Tensor, values: Tensor, places: Tensor
+) -> bool:
+    """Find the K largest products of every row; False where multiplying with all of the weight is better.
+
+    Args:
+        inputs: float32 [M, I].
+        weight: [O, I], of which ``copy`` was made by :func:`screen_copy`.
+        copy: of the weight.
+        room: float32, at least M (O padded + 3).
+        values: float32 [M, K], to be filled; K is 1 to O. Likewise ``places``, int64.
+
+    Raises:
+        ValueError: tensors that do not fit each other, or are not what this kernel reads.
+    """
+    rows, (outputs, columns), k = inputs.shape[0], weight.shape, values.shape[-1]
+    if not 1 <= k <= outputs or room.numel() < rows * (copy[0].shape[0] + 3):
+        raise ValueError(f"{k} of {outputs} products in room for {room.numel()} numbers were asked for")
+    wide, (kind, address) = _float32(inputs), _screened(weight)
+    numbers = torch.empty(rows, 2, columns, dtype=torch.uint8, device="cpu")
+    complete = _library().ptuning_screen(
+        _address("inputs", wide, torch.float32, (rows, columns)), address, kind, *_copy_addresses(weight, copy),
+        numbers.data_ptr(), _address("room", room, torch.float32, room.shape),
+        _address("values", values, torch.float32, (rows, k)), _address("places", places, torch.int64, (rows, k)), rows,
+        outputs, columns, k, _pool(), torch.get_num_threads(),
     )  # fmt: skip
-    return bool(fine)
+    return bool(complete)
+
+
+def _screened(weight: Tensor) -> tuple[int, int]:
+    """A weight's kind (see ``ptuning.h``) and address."""
+    if weight.dtype not in SCREENED_DTYPES or weight.shape[1] % SCREENED_COLUMNS or not screen_pack():
+        raise ValueError(f"a weight {list(weight.shape)} of {weight.dtype} cannot be screened here")
+    return SCREENED_DTYPES.index(weight.dtype), _address("weight", weight, weight.dtype, weight.shape)
+
+
+def _copy_addresses(weight: Tensor, copy: tuple[Tensor, Tensor, Tensor]) -> tuple[int, int, int]:
+    padded = -(-weight.shape[0] // screen_pack()) * screen_pack()
+    return (
+        _address("bytes of the copy", copy[0], torch.int8, (padded, weight.shape[1])),
+        _address("factors of the copy", copy[1], torch.float32, (3, padded)),
+        _address("sums of the copy", copy[2], torch.int32, (padded,)),
+    )
+
+
+def _weight_addresses(weight: PackedWeight, scale: Tensor) -> tuple[int, int]:
+    """Of the packed numbers and of the scales; the caller keeps ``scale``, contiguous, as long as it is read."""
+    bits = weight.bits
+    if bits not in (4, 8) or weight.lanes or weight.columns * bits % 8:
+        raise ValueError(f"the native kernel reads INT4 (even columns) and INT8 in the published form, not {weight[2:6]}")
+    held = weight.rows, weight.columns * bits // 8
+    return _address("weight", weight.data, torch.int8, held, True), _address("scale", scale, torch.float16, held[:1])
+
+
+def _address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], rows_apart: bool = False) -> int:
+    """Where a tensor lies, for C: on the CPU, of this dtype and shape, contiguous (``rows_apart``: each row by itself).
+
+    Raises:
+        ValueError: it is another one.
+    """
+    fits = tensor.dtype == dtype and tensor.shape == shape and tensor.is_cpu
+    if fits and (tensor.is_contiguous() or (rows_apart and (tensor.stride(1) == 1 or shape[1] <= 1))):
+        return tensor.data_ptr()
+    raise ValueError(
+        f"{name}: the native kernel was given {tensor.dtype} {list(tensor.shape)} on {tensor.device} with strides "
+        f"{list(tensor.stride())}; it needs {dtype} {list(shape)} on cpu, contiguous"
+    )
 
 
 def _digits(dtype: torch.dtype) -> int:
@@ -185,38 +279,44 @@ def _digits(dtype: torch.dtype) -> int:
 
 
 def _float32(values: Tensor) -> Tensor:
-    return values if values.dtype == torch.float32 and values.is_contiguous() else values.detach().float().contiguous()
+    if values.dtype == torch.float32 and values.is_contiguous():
+        return values
+    if values.dtype not in _DTYPES:
+        raise ValueError(f"the native kernel works in float32, bfloat16 and float16, not in {values.dtype}")
+    return values.detach().float().contiguous()
 
 
-def _scale(weight: PackedWeight) -> Tensor:
-    return weight.scale if weight.scale.is_contiguous() else weight.scale.contiguous()
+def _empty(*shape: int) -> Tensor:
+    """Room for float32 numbers on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 @cache
-def _sizes(columns: int, bits: int, library: Any) -> tuple[int, int]:
-    """Columns padded to whole blocks, and the floats of room that a row of them needs."""
-    block = library.ptuning_block(bits)
-    padded = -(-columns // block) * block
-    return padded, library.ptuning_room(padded)
+def _product_room(columns: int, bits: int) -> int:
+    """Floats of room that a row of so many columns needs."""
+    return int(_library().ptuning_product_room(columns, bits))
 
 
 @cache
 def _library() -> Any:
+    """The compiled sources, with what ``ptuning.h`` says of their functions."""
     library: Any = load_library()
-    library.ptuning_block.argtypes, library.ptuning_block.restype = [_INT], _LONG
-    library.ptuning_product.argtypes = [_POINTER] * 6 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
-    library.ptuning_room.argtypes, library.ptuning_room.restype = [_LONG], _LONG
-    library.ptuning_gradient.argtypes = [_POINTER] * 5 + [_LONG] * 5 + [_INT, _INT, _POINTER, _INT]
-    library.ptuning_gradient_room.argtypes, library.ptuning_gradient_room.restype = [_LONG, _LONG], _LONG
-    library.ptuning_lanes.restype = _LONG
-    library.ptuning_gelu.argtypes = [_POINTER] * 2 + [_LONG, _POINTER, _INT]
-    library.ptuning_attend.argtypes = [_POINTER] * 9 + [_LONG] * 3 + [_INT, _POINTER, _INT]
-    library.ptuning_half_product.argtypes = [_POINTER] * 4 + [_LONG] * 4 + [_INT, _POINTER, _INT]
-    if hasattr(library, "ptuning_screen"):  # under AVX2
-        library.ptuning_screen_copy.argtypes = [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + [_POINTER, _INT]
-        library.ptuning_screen.argtypes = [_POINTER] * 2 + [_INT] + [_POINTER] * 7 + [_LONG] * 4 + [_POINTER, _INT]
-    for name in ("ptuning_product", "ptuning_gradient", "ptuning_half_product", "ptuning_attend", "ptuning_gelu"):
-        getattr(library, name).restype = None
+    threads = [_POINTER, _INT]
+    for name, result, arguments in (
+        ("product_room", _LONG, [_LONG, _INT]),
+        ("product", None, [_POINTER] * 6 + [_LONG] * 4 + [_INT] * 2 + threads),
+        ("gradient_room", _LONG, [_LONG] * 3 + [_INT] * 2),
+        ("gradient", None, [_POINTER] * 5 + [_LONG] * 4 + [_INT] * 2 + threads),
+        ("half_product", None, [_POINTER] * 4 + [_LONG] * 4 + [_INT] + threads),
+        ("gelu", None, [_POINTER] * 2 + [_LONG] + threads),
+        ("attends", _INT, [_LONG]),
+        ("attend", _LONG, [_POINTER] * 9 + [_LONG] * 4 + threads),
+        ("screen_pack", _LONG, []),
+        ("screen_copy", _INT, [_POINTER, _INT] + [_POINTER] * 3 + [_LONG] * 2 + threads),
+        ("screen", _INT, [_POINTER] * 2 + [_INT] + [_POINTER] * 7 + [_LONG] * 4 + threads),
+    ):  # fmt: skip
+        function = getattr(library, f"ptuning_{name}")
+        function.restype, function.argtypes = result, arguments
     return library
 
 

@@ -1,4 +1,4 @@
-"""The plain kernel: any device, any dtype, dequantised piece by piece. What the other kernels are held against.
+"""The reference kernel: any device, any dtype, dequantised piece by piece. What the other kernels are held against.
 
 Legend: M rows of activations, O output rows, I input columns.
 """
@@ -11,13 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.core import limits
 from ptuning.kernels.packed import PackedWeight, dequantize_weight, untile_int4
 
 Unpack = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]
 """(packed [O, I*bits/8], possibly a part of a larger one; scale [O]; bits; dtype) to the float weight [O, I]."""
-
-# Weights made float at a time: what a CPU's cache holds; on other devices few and large launches (64 MB in half precision).
-_AT_ONCE_CPU, _AT_ONCE = 1 << 20, 1 << 25
 
 
 def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None, unpack: Unpack = dequantize_weight) -> Tensor:
@@ -77,4 +75,5 @@ def _published(weight: PackedWeight) -> Tensor:
 
 
 def _step(across: int, like: Tensor) -> int:
-    return max(1, (_AT_ONCE_CPU if like.device.type == "cpu" else _AT_ONCE) // max(1, across))
+    weights = limits.MAX_UNPACKED_CPU if like.device.type == "cpu" else limits.MAX_UNPACKED_ACCELERATOR
+    return max(1, weights // max(1, across))

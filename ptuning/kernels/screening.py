@@ -2,10 +2,10 @@
 
 Beside the weight stands a copy in signed bytes, a quarter of float32's memory. Products with it, and what the copy may be
 off at most (Cauchy and Schwarz), leave a few hundred of 130,528 rows that can be among the largest; these are multiplied
-in float32. The outcome is that of the whole float32 product, to its rounding (``screening.h``). Where too many rows are
+in float32. The outcome is that of the whole float32 product, to its rounding (``c/screening.c``). Where too many rows are
 left, as where all are alike, nothing is gained and the caller multiplies with the whole weight.
 
-Legend: M rows of activations, O rows of the weight, I input columns, K products wanted.
+Legend: M rows of activations, O rows of the weight, I input columns, K products asked for.
 """
 
 from __future__ import annotations
@@ -15,14 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.core import limits
+from ptuning.kernels import dispatch, native
 from ptuning.kernels.allocator import on_large_pages
 
 MOST_WANTED = 1024
-LEAST_WEIGHTS = 1 << 22  # below, the whole product costs no more than a call
-_KINDS = (torch.float32, torch.float16, torch.bfloat16)  # in the order of screening.h
-_COLUMNS, _ROWS = 32, 16  # the columns must be, and the rows are padded to, a multiple
 
 
 class Likeliest(NamedTuple):
@@ -38,11 +35,11 @@ class Likeliest(NamedTuple):
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the compiled kernel starts."""
-    large = weight.dim() == 2 and weight.numel() >= LEAST_WEIGHTS and weight.shape[1] % _COLUMNS == 0
-    if not large or not weight.is_cpu or weight.dtype not in _KINDS or not weight.is_contiguous():
+    """Whether a weight [O, I] can be screened here: on a CPU with AVX2, where the native kernel starts."""
+    large = weight.dim() == 2 and weight.numel() >= limits.MIN_SCREENED and weight.shape[1] % native.SCREENED_COLUMNS == 0
+    if not large or not weight.is_cpu or weight.dtype not in native.SCREENED_DTYPES or not weight.is_contiguous():
         return False
-    return choose.has_compiled() and compiled.screens()
+    return dispatch.has_native() and native.screen_pack() > 0
 
 
 class ScreenedWeight:
@@ -58,32 +55,25 @@ class ScreenedWeight:
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.detach()
         outputs, columns = weight.shape
-        padded = -(-outputs // _ROWS) * _ROWS
+        padded = -(-outputs // native.screen_pack()) * native.screen_pack()
         self.bytes = on_large_pages(torch.empty(padded, columns, dtype=torch.int8))
         self.bytes[outputs:] = 0
-        self.factors, self.sums = torch.zeros(3, padded), torch.zeros(padded, dtype=torch.int32)
-        self.room = torch.empty(0)  # for bounds; kept, as new pages would take a tenth of the time
-        self.usable = compiled.screen_copy(
-            self.weight, _KINDS.index(weight.dtype), self.bytes, self.factors, self.sums
-        )
+        factors, sums = torch.zeros(3, padded, dtype=torch.float32), torch.zeros(padded, dtype=torch.int32)
+        self.copy = (self.bytes, factors, sums)
+        self.room = torch.empty(0, dtype=torch.float32)  # for bounds; kept, as new pages would take a tenth of the time
+        self.usable = native.screen_copy(self.weight, self.copy)
 
-    def likeliest(self, inputs: Tensor, wanted: int) -> Likeliest | None:
+    def likeliest(self, inputs: Tensor, k: int) -> Likeliest | None:
         """The K largest of ``inputs @ weight.T`` in every row; None where multiplying with all of the weight is better.
 
         Args:
             inputs: float32 [M, I].
-            wanted: K, at most O.
+            k: K, 1 to O.
         """
         if not self.usable:
             return None
         rows, padded = inputs.shape[0], self.bytes.shape[0]
-        found = Likeliest(torch.empty(rows, wanted), torch.empty(rows, wanted, dtype=torch.int64))
-        numbers = torch.empty(rows, 2, inputs.shape[1], dtype=torch.uint8)
+        likeliest = Likeliest(torch.empty(rows, k, dtype=torch.float32), torch.empty(rows, k, dtype=torch.int64))
         if self.room.numel() < rows * (padded + 3):
-            self.room = on_large_pages(torch.empty(rows * (padded + 3)))
-        room = self.room
-        fine = compiled.screen(
-            inputs, self.weight, _KINDS.index(self.weight.dtype), (self.bytes, self.factors, self.sums), numbers, room,
-            *found,
-        )  # fmt: skip
-        return found if fine else None
+            self.room = on_large_pages(torch.empty(rows * (padded + 3), dtype=torch.float32))
+        return likeliest if native.screen(inputs, self.weight, self.copy, self.room, *likeliest) else None

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ptuning.kernels import reference as plain
+from ptuning.kernels import reference
 from ptuning.kernels.packed import PackedWeight
 
 FEW_ROWS = 16  # the smallest tile of tensor cores: up to here reading the weight is all that costs
@@ -92,12 +92,12 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     """``inputs @ dequantised.T + bias`` as :func:`ptuning.kernels.reference.product`."""
     if 0 < inputs.shape[0] <= FEW_ROWS:
         return _few_rows(inputs, weight, bias)
-    return plain.product(inputs, weight, bias, unpack)
+    return reference.product(inputs, weight, bias, unpack)
 
 
 def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     """``gradient @ dequantised`` as :func:`ptuning.kernels.reference.input_gradient`."""
-    return plain.input_gradient(gradient, weight, unpack)
+    return reference.input_gradient(gradient, weight, unpack)
 
 
 def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:

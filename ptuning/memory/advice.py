@@ -10,12 +10,12 @@ from typing import Any
 from ptuning.checkpoint.placement import free_bytes
 from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.data.example_store import PackedExamples
-from ptuning.kernels.dispatch import uses_compiled
+from ptuning.kernels.dispatch import uses_native
 from ptuning.memory.checkpointing_choice import choose_checkpointing
 from ptuning.memory.estimates import Storage, tuning_memory
 from ptuning.methods.method import TuningCost
 from ptuning.methods.registry import METHODS
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.model.sizes import ModelSizes, size_text
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.training_arguments import Arguments
@@ -26,7 +26,7 @@ _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 
 
 def settle_checkpointing(
-    model: ChatGLMForConditionalGeneration, arguments: Arguments, examples: PackedExamples
+    model: ChatGLMNetwork, arguments: Arguments, examples: PackedExamples
 ) -> None:
     """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
 
@@ -61,7 +61,7 @@ def _longest(examples: PackedExamples, data: DataArguments) -> tuple[int, int]:
     return source, target
 
 
-def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arguments, error: BaseException) -> str:
+def out_of_memory_message(model: ChatGLMNetwork, arguments: Arguments, error: BaseException) -> str:
     """Say what the run was expected to need, what to change and how much each change saves, and what is kept."""
     training = arguments.training
     wanted = _needed(model, arguments, {})
@@ -80,7 +80,7 @@ def out_of_memory_message(model: ChatGLMForConditionalGeneration, arguments: Arg
     )
 
 
-def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
+def _changes(model: ChatGLMNetwork, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
     training, data = arguments.training, arguments.data
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
     found: list[tuple[str, dict[str, Any]]] = []
@@ -96,7 +96,7 @@ def _changes(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> li
     return found
 
 
-def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, changes: dict[str, Any]) -> int:
+def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]) -> int:
     """Bytes by the formulae of ``ptuning info``."""
     training, data = arguments.training, arguments.data
     sizes, storage, tuned = _shape(model, arguments)
@@ -112,7 +112,7 @@ def _needed(model: ChatGLMForConditionalGeneration, arguments: Arguments, change
     ).total
 
 
-def _shape(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> tuple[ModelSizes, Storage, TuningCost]:
+def _shape(model: ChatGLMNetwork, arguments: Arguments) -> tuple[ModelSizes, Storage, TuningCost]:
     """What the formulae ask of a loaded model with what will be trained."""
     config = model.config
     storage = Storage(
@@ -121,6 +121,6 @@ def _shape(model: ChatGLMForConditionalGeneration, arguments: Arguments) -> tupl
         int(model.dtype.itemsize),
         device="cpu" if model.device.type == "cpu" else "accelerator",
         table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
-        compiled=model.device.type == "cpu" and uses_compiled(model.dtype),
+        native=model.device.type == "cpu" and uses_native(model.dtype),
     )
     return ModelSizes.from_config(config.to_dict()), storage, METHODS[arguments.method].cost(model)

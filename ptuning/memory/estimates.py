@@ -24,7 +24,7 @@ stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs 
 
 **Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the
-compiled kernel screens a float32 head, the head once more in bytes, VD.
+native kernel screens a float32 head, the head once more in bytes, VD.
 
 **The allocator.** On a CPU, glibc keeps freed pieces of less than 32 MB: 0.7 of what comes and goes, as measured. A
 quantised model has it give back pieces from 0.5 MB on (ptuning.kernels.allocator); without what it keeps, the other parts
@@ -38,27 +38,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ptuning.core import limits
 from ptuning.core.errors import UserError
 from ptuning.methods.method import TuningCost
 from ptuning.model.sizes import ModelSizes
 
-_KERNEL_CPU = {"product": 8 * 2**20, "gradient": 24 * 2**20}
-"""What the CPU kernel unpacks at a time, with its products (ptuning.kernels.cpu)."""
-
-_ROUND_AT_ONCE = 2**20
-"""Weights that are rounded at a time while a float checkpoint is read (ptuning.model.quantization)."""
-
-_LOGITS_AT_ONCE = 2**27
-"""Bytes of float32 logits that the loss makes at a time (ptuning.model.loss)."""
-
-_WIDENED_AT_ONCE = 2**22
-"""Weights of a half-precision head that are float32 at a time (ptuning.model.half_storage)."""
-
-_SCREENED_LEAST = 2**22
-"""Weights of a head that is screened at least (ptuning.kernels.screening)."""
-
-_KEPT_SHARE, _ALWAYS_RETURNED, _RETURNED_LEAN = 0.7, 32 * 2**20, 2**19
-"""Of pieces that are freed, glibc keeps so much, and nothing of larger pieces (the second number: of a quantised model)."""
+_KEPT_SHARE = 0.7
+"""Of pieces that are freed, glibc keeps so much, and nothing of those that it always returns (ptuning.core.limits)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +58,7 @@ class Storage:
         shared_head: whether the head is the embedding's storage.
         device: ``cpu`` or an accelerator.
         table_bytes: of a number of a float embedding or head, where these stay as stored while the rest is wider; 0: s.
-        compiled: whether the compiled kernel multiplies (CPU).
+        native: whether the native kernel multiplies (CPU).
     """
 
     bits: int = 0
@@ -81,7 +67,7 @@ class Storage:
     shared_head: bool = False
     device: str = "cpu"
     table_bytes: int = 0
-    compiled: bool = False
+    native: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,7 +127,7 @@ def loading_bytes(sizes: ModelSizes, storage: Storage, source_bits: int, source_
     rounding = 0
     if storage.bits and not source_bits:
         largest = sizes.embedding_weights if storage.embeddings else sizes.largest_linear
-        rounding = 20 * min(_ROUND_AT_ONCE, largest)  # five float32 copies of a piece
+        rounding = 4 * limits.ROUNDED_COPIES * min(limits.MAX_ROUNDED, largest)
     return max(table + (rounding if storage.embeddings else 0), linear + rounding)
 
 
@@ -241,7 +227,7 @@ def tuning_memory(
 
 def logits_bytes(targets: int, vocabulary: int, float_bytes: int) -> int:
     """What the loss of so many target tokens holds at a time: equal pieces of their logits, in float32 and in s bytes."""
-    pieces = -(-4 * vocabulary * targets // _LOGITS_AT_ONCE)
+    pieces = -(-4 * vocabulary * targets // limits.MAX_LOGITS_BYTES)
     beside = 2 * float_bytes if float_bytes < 4 else 0
     return -(-targets // pieces) * vocabulary * (4 + beside)
 
@@ -250,14 +236,14 @@ def head_bytes(sizes: ModelSizes, storage: Storage, targets: int) -> int:
     """What a half-precision head holds on a CPU while it multiplies: a piece of it in float32, and what came of that."""
     if storage.device != "cpu" or not storage.bits or storage.embeddings:
         return 0
-    rows = min(sizes.vocab_size, max(1, _WIDENED_AT_ONCE // sizes.hidden_size))
-    return 4 * rows * (sizes.hidden_size + min(targets, _LOGITS_AT_ONCE // (4 * sizes.vocab_size)))
+    rows = min(sizes.vocab_size, max(1, limits.MAX_WIDENED // sizes.hidden_size))
+    return 4 * rows * (sizes.hidden_size + min(targets, limits.MAX_LOGITS_BYTES // (4 * sizes.vocab_size)))
 
 
 def screening_bytes(sizes: ModelSizes, storage: Storage) -> int:
     """The copy of a float32 head in bytes with which a CPU finds the likeliest tokens (ptuning.kernels.screening)."""
     wide = storage.float_bytes == 4 and (storage.table_bytes or 4) == 4 and not (storage.bits and storage.embeddings)
-    screened = storage.device == "cpu" and storage.compiled and wide and sizes.embedding_weights >= _SCREENED_LEAST
+    screened = storage.device == "cpu" and storage.native and wide and sizes.embedding_weights >= limits.MIN_SCREENED
     return sizes.embedding_weights if screened else 0
 
 
@@ -275,9 +261,9 @@ def kept_by_allocator(
     """
     if storage.device != "cpu":
         return 0
-    limit, activation = _ALWAYS_RETURNED, largest_activation
+    limit, activation = limits.MIN_RETURNED_BYTES, largest_activation
     if storage.bits:  # most activations are [B, T, D]
-        limit, activation = _RETURNED_LEAN, largest_activation * sizes.hidden_size // sizes.inner_hidden_size
+        limit, activation = limits.MIN_RETURNED_BYTES_LEAN, largest_activation * sizes.hidden_size // sizes.inner_hidden_size
     pieces = {"activations": activation, "unpacking": 4 * largest_activation // storage.float_bytes}
     returned = {name for name in passing if pieces.get(name, largest_logits) >= limit}
     return int(_KEPT_SHARE * sum(size for name, size in passing.items() if name not in returned))
@@ -286,15 +272,16 @@ def kept_by_allocator(
 def unpacking_bytes(sizes: ModelSizes, storage: Storage, what: str, rows: int) -> int:
     """What the kernels of quantised linears hold while they multiply.
 
-    On a CPU a few pieces; the compiled kernel the activations of so many rows in another order, in float32 (the widest ones
+    On a CPU a few pieces; the native kernel the activations of so many rows in another order, in float32 (the widest ones
     where only one of the two [B, T, I] around GELU is left). Elsewhere one linear.
     """
     if not storage.bits:
         return 0
     if storage.device != "cpu":
         return sizes.largest_linear * storage.float_bytes
-    if not storage.compiled:
-        return _KERNEL_CPU[what]
+    if not storage.native:
+        # A piece, its float form and what comes of it.
+        return 8 * limits.MAX_UNPACKED_CPU if what == "product" else 6 * limits.MAX_UNPACKED_ACROSS_CPU
     wide = 4 if what == "gradient" else 0 if storage.float_bytes == 4 else 6  # bytes beside the two of GELU
     return rows * (wide * sizes.inner_hidden_size + 4 * sizes.hidden_size)
 

@@ -18,7 +18,7 @@ To add one: a module here with both classes, a line in :mod:`ptuning.methods.reg
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,14 +136,15 @@ class CheckpointFiles(Protocol):
     def tensor_names(self, name: str) -> Sequence[str]:
         """The tensors of a weight file, from its header alone."""
 
-    def tensors(self, name: str, starting_with: str = "") -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor, one by one, of a weight file that agrees with the list of files beside it."""
+    def tensors(self, name: str, starting_with: str = "") -> Mapping[str, Tensor]:
+        """The tensors of a weight file that agrees with the list of files beside it, by their names in it. They are mapped:
+        a tensor is read when it is used, whatever lies under the file's name by then."""
 
     def model_weights(self) -> Sequence[str]:
         """The weight files of a whole model; empty where there are none."""
 
     def warn_of_changes(self, name: str) -> None:
-        """Warn where a file differs from the list of files beside it, and may."""
+        """Warn where a JSON file that was read differs from the list of files beside it, and may."""
 
 
 @dataclass(frozen=True)
@@ -164,12 +165,12 @@ class Adapter(ABC):
     """A checkpoint of a method, read.
 
     Attributes:
-        tensors: by the method's own names, on the CPU.
+        tensors: by the method's own names, on the CPU; they may be read from their files whenever they are asked for.
         settings: what the checkpoint says of itself (base model, fingerprint, prompt settings); may be empty.
         path: the file that the tensors came from.
     """
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     settings: dict[str, Any]
     path: Path
 

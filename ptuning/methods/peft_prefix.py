@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ptuning.core.errors import UserError
 from ptuning.core.reading import check_kinds, listed, shortened
 from ptuning.methods.method import AdapterFiles, CheckpointFiles
-from ptuning.methods.prefix_tensors import refuse_not_float
+from ptuning.methods.prefix_tensors import PrefixTensors, refuse_not_float
 from ptuning.model.prefix_encoder import PrefixEncoder
 
 CONFIG_FILE = "adapter_config.json"
@@ -32,12 +31,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def read_peft_prefix(files: CheckpointFiles) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+def read_peft_prefix(files: CheckpointFiles) -> tuple[str, PrefixTensors, dict[str, Any]]:
     """Read a PEFT prefix-tuning adapter.
 
     Returns:
-        the weight file's name; the tensors under the prefix encoder's own names; what the adapter says about its base
-        model, under the names of ``prefix_config.json``.
+        the weight file's name; its tensors; what the adapter says about its base model, under the names of
+        ``prefix_config.json``.
 
     Raises:
         UserError: another kind of adapter, or files that are missing or damaged.
@@ -53,19 +52,20 @@ def read_peft_prefix(files: CheckpointFiles) -> tuple[str, dict[str, Tensor], di
     name = next((name for name in _WEIGHT_FILES if files.has(name)), None)
     if name is None:
         raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
-    file, tensors = folder / name, dict(files.tensors(name))
+    file, tensors = folder / name, files.tensors(name)
     rows = tensors.get(_TENSOR)
     if rows is None or rows.dim() != 2:
         raise UserError(f"{file} holds {listed(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
+    length = len(rows)
     submodules = config.get("num_transformer_submodules") or 1
-    if submodules != 1 or config.get("num_virtual_tokens", len(rows)) != len(rows):
+    if submodules != 1 or config.get("num_virtual_tokens", length) != length:
         raise UserError(
             f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
-            f"{name} holds {len(rows)}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
+            f"{name} holds {length}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
         )
     refuse_not_float({_TENSOR: rows.dtype}, file)
     settings = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
-    return name, {"embedding.weight": rows.to(torch.float32).clone()}, settings
+    return name, PrefixTensors([tensors], {_TENSOR: "embedding.weight"}), settings
 
 
 def peft_files(encoder: PrefixEncoder, base_model: str | None = None) -> AdapterFiles:

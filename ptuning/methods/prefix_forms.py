@@ -17,7 +17,14 @@ from ptuning.core.reading import check_kinds
 from ptuning.methods.method import AdapterFiles, CheckpointFiles
 from ptuning.methods.peft_prefix import CONFIG_FILE as PEFT_FILE
 from ptuning.methods.peft_prefix import read_peft_prefix
-from ptuning.methods.prefix_tensors import PREFIX_KEY, PrefixShape, read_shape, refuse_not_finite, refuse_not_float
+from ptuning.methods.prefix_tensors import (
+    PREFIX_KEY,
+    PrefixShape,
+    PrefixTensors,
+    read_shape,
+    refuse_not_finite,
+    refuse_not_float,
+)
 from ptuning.model.prefix_encoder import PrefixEncoder
 
 WEIGHTS_FILE, CONFIG_FILE, PUBLISHED_FILE = "prefix_encoder.safetensors", "prefix_config.json", "pytorch_model.bin"
@@ -31,9 +38,9 @@ _SETTINGS_KINDS: dict[str, tuple[type, ...]] = {
 
 
 class PrefixOnDisk(NamedTuple):
-    """A prefix as its files hold it: tensors by the encoder's own names, their shape, settings, and the weight file."""
+    """A prefix as its files hold it: tensors, their shape, settings, and the weight file."""
 
-    tensors: dict[str, Tensor]
+    tensors: PrefixTensors
     shape: PrefixShape
     settings: dict[str, Any]
     path: Path
@@ -62,20 +69,20 @@ def read_prefix(files: CheckpointFiles) -> PrefixOnDisk:
         UserError: no prefix in the files, damaged ones, or files of different runs.
     """
     if files.named is None and files.has(PEFT_FILE) and not files.has(WEIGHTS_FILE):
-        name, state, settings = read_peft_prefix(files)
+        name, tensors, settings = read_peft_prefix(files)
     else:
         names = _weight_files(files)
-        name, state = names[0], {}
-        for part in names:
-            for key, tensor in files.tensors(part, PREFIX_KEY):
-                refuse_not_float({key: tensor.dtype}, files.folder / part)
-                state[key.removeprefix(PREFIX_KEY)] = tensor.to(torch.float32, copy=True)
+        name, parts = names[0], {part: files.tensors(part, PREFIX_KEY) for part in names}
         settings = _read_settings(files) if name == WEIGHTS_FILE else {}
+        for part, stored in parts.items():
+            refuse_not_float({key: stored[key].dtype for key in stored}, files.folder / part)
+        own_names = {key: key.removeprefix(PREFIX_KEY) for stored in parts.values() for key in stored}
+        tensors = PrefixTensors(list(parts.values()), own_names)
     path = files.folder / name
-    shape = read_shape({key: tuple(tensor.shape) for key, tensor in state.items()}, path)
-    refuse_not_finite(state, path)
+    shape = read_shape({key: tuple(tensors.stored(key).shape) for key in tensors}, path)
+    refuse_not_finite(tensors, path)
     shape.check_settings(settings, path, path.with_name(CONFIG_FILE))
-    return PrefixOnDisk(state, shape, settings, path)
+    return PrefixOnDisk(tensors, shape, settings, path)
 
 
 def _weight_files(files: CheckpointFiles) -> tuple[str, ...]:
@@ -95,10 +102,11 @@ def _read_settings(files: CheckpointFiles) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or a setting is of the wrong type.
     """
-    settings = files.json(CONFIG_FILE) if files.has(CONFIG_FILE) else {}
+    if not files.has(CONFIG_FILE):
+        return {}
+    settings = files.json(CONFIG_FILE)
     check_kinds(settings, _SETTINGS_KINDS, files.folder / CONFIG_FILE)
-    if settings:
-        files.warn_of_changes(CONFIG_FILE)
+    files.warn_of_changes(CONFIG_FILE)
     return settings
 
 

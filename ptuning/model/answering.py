@@ -14,9 +14,12 @@ import torch
 from torch import nn
 
 from ptuning.core.errors import UserError
-from ptuning.model.backbone import Block, ChatGLMModel
+from ptuning.model.backbone import Backbone
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
+from ptuning.model.layers import Block
+from ptuning.model.linear import Linear
 from ptuning.model.prefix_encoder import PrefixEncoder, PrefixKeyValues, prefix_config_of
 from ptuning.model.quantization import quantized_embedding_class, quantized_linear_class
 
@@ -32,8 +35,8 @@ class PrefixedModel(nn.Module):
     """
 
     config: ChatGLMConfig
-    transformer: ChatGLMModel
-    lm_head: Any
+    transformer: Backbone
+    lm_head: Linear
     prompt_settings: dict[str, Any]
     base_fingerprint: str | None
 
@@ -50,7 +53,7 @@ class PrefixedModel(nn.Module):
         half = bool(bits) and not embedding_bits
         embedding: Any = HalfEmbedding if half else quantized_embedding_class(embedding_bits)
         head: Any = HalfLinear if half else quantized_linear_class(embedding_bits)
-        self.transformer = ChatGLMModel(config, quantized_linear_class(bits), embedding, block)
+        self.transformer = Backbone(config, family_of(config), quantized_linear_class(bits), embedding, block)
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self._prefix_on = True
         self.prompt_settings = {}
@@ -66,6 +69,11 @@ class PrefixedModel(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the activations; the first float tensor may be a scale, which is float16 always."""
         return self.transformer.final_layernorm.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are: all in one place."""
+        return self.transformer.final_layernorm.weight.device
 
     # ---- prefix ----------------------------------------------------------------------------------------------------
 
@@ -125,6 +133,18 @@ class PrefixedModel(nn.Module):
             return None
         return self.prefix_encoder(self.transformer.final_layernorm.weight.dtype)
 
+    def refuse_untrained_prefix(self) -> None:
+        """Refuse to answer with a prefix that is attached, not disabled, and was never trained or loaded.
+
+        Raises:
+            UserError: it is one.
+        """
+        if self.prefix_encoder is not None and self.prefix_encoder.fresh and self._prefix_on:
+            raise UserError(
+                "the prefix of this model is freshly initialised and was never trained or loaded: its answers would mean "
+                "nothing. Load one (ptuning_checkpoint=...), train it, or generate under model.prefix_disabled()"
+            )
+
 
 class AnsweringModel(PrefixedModel):
     """The model for answers alone. Same weights, same names, same numbers as ``ChatGLMForConditionalGeneration``, which
@@ -140,8 +160,3 @@ class AnsweringModel(PrefixedModel):
         self.name_or_path = ""
         self.build(config)
         self.attach_new_prefix()
-
-    @property
-    def device(self) -> torch.device:
-        """Where its weights are."""
-        return self.transformer.final_layernorm.weight.device

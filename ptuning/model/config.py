@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from transformers import PreTrainedConfig
 
+from ptuning.core.choices import QuantizationBits, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.reading import check_kinds, guarded, is_regular, listed, read_json, shortened
 
@@ -32,10 +33,12 @@ class ChatGLMConfig(PreTrainedConfig):
         prefix_projection: whether the prefix encoder has its two-layer projection.
         quantization_bit: 0 (float), 4 or 8: the storage of the four linears of every block.
         quantization_embeddings: whether ``word_embeddings`` and ``lm_head`` are quantised too (the INT4-QE model).
+        family: name of the family that its models belong to; see :func:`ptuning.model.families.family_of`.
     """
 
     model_type = "chatglm"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    family: ClassVar[str] = "chatglm"
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
     attribute_map: ClassVar[dict[str, str]] = {
         "num_hidden_layers": "num_layers",
         "max_position_embeddings": "max_sequence_length",
@@ -121,7 +124,7 @@ class ChatGLMConfig(PreTrainedConfig):
             return super().from_dict(values, **kwargs)  # type: ignore[no-any-return]
 
     @staticmethod
-    def later_generation_keys(values: dict[str, Any]) -> list[str]:
+    def later_generation_keys(values: Mapping[str, Any]) -> list[str]:
         """Those keys of a parsed ``config.json`` that only ChatGLM2 and later have."""
         return [key for key in _LATER_GENERATION_KEYS if key in values]
 
@@ -220,7 +223,7 @@ def _known_values(values: Mapping[str, Any], where: str) -> dict[str, Any]:
         if key in known and not isinstance(known[key], bool):
             raise UserError(f"{where} has {key} {shortened(repr(known[key]), 60)}; allowed are true and false")
     bits = known.get("quantization_bit")
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in (0, 4, 8)):
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits not in values_of(QuantizationBits)):
         raise UserError(f"{where} has quantization_bit {shortened(repr(bits), 60)}; allowed are 0 (float), 4 and 8")
     known["dtype"] = _dtype(values, where)
     # A plain value under a name that transformers does not have is a note of whoever made the file.

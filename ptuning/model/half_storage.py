@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ptuning.kernels import cpu
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
-
-_AT_ONCE = 1 << 22  # weights that are float32 at a time: 16 MB
+from ptuning.core import limits
+from ptuning.kernels import cpu, dispatch, native
 
 
 class HalfLinear(nn.Linear):
@@ -77,8 +74,8 @@ class _HalfProduct(torch.autograd.Function):
 
 def _product(inputs: Tensor, weight: Tensor) -> Tensor:
     rows, half = inputs.shape[0], weight.dtype in (torch.float16, torch.bfloat16)
-    if half and weight.is_cpu and 0 < rows <= compiled.FEW_HALF_ROWS and choose.has_compiled():
-        return compiled.half_product(inputs, weight).to(inputs.dtype)
+    if half and weight.is_cpu and 0 < rows <= native.FEW_HALF_ROWS and dispatch.has_native():
+        return native.half_product(inputs, weight).to(inputs.dtype)
     wide = inputs.float()
     result = inputs.new_empty(rows, weight.shape[0])
     for part in _parts(weight):
@@ -87,5 +84,5 @@ def _product(inputs: Tensor, weight: Tensor) -> Tensor:
 
 
 def _parts(weight: Tensor) -> list[slice]:
-    step = max(1, _AT_ONCE // max(1, weight.shape[1]))
+    step = max(1, limits.MAX_WIDENED // max(1, weight.shape[1]))
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ptuning.core import limits
 from ptuning.data.preprocess import IGNORE_INDEX
+from ptuning.model.linear import Linear
 
-_LOGITS_AT_ONCE = 1 << 27  # bytes of float32 logits that exist at a time; every piece reads the whole head once
 _IN_THE_CACHE = 1 << 22  # bytes of logits that are turned into a gradient at a time
 
 
@@ -32,7 +33,7 @@ def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def target_loss(
-    states: Tensor, targets: Tensor, head: Any, num_items: Tensor | int | None = None, smoothing: float = 0.0
+    states: Tensor, targets: Tensor, head: Linear, num_items: Tensor | int | None = None, smoothing: float = 0.0
 ) -> Tensor:
     """Next-token cross entropy, equal to the published loss.
 
@@ -68,9 +69,9 @@ def _cross_entropy(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=smoothing)
 
 
-def _pieces(head: Any, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Equal pieces of which each makes at most ``_LOGITS_AT_ONCE`` bytes of logits; none where there are no targets."""
-    count = -(-4 * head.out_features * len(targets) // _LOGITS_AT_ONCE)
+def _pieces(head: Linear, states: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Equal pieces, each of at most ``limits.MAX_LOGITS_BYTES`` of logits; none where there are no targets."""
+    count = -(-4 * head.out_features * len(targets) // limits.MAX_LOGITS_BYTES)
     step = -(-len(targets) // max(1, count))
     return list(zip(states.split(step), targets.split(step), strict=True)) if len(targets) else []
 
@@ -80,7 +81,7 @@ class _PiecewiseLoss(torch.autograd.Function):
     for backward, and the softmax is turned into its gradient where it stands."""
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Any, smoothing: float) -> Tensor:
+    def forward(ctx: Any, states: Tensor, targets: Tensor, head: Linear, smoothing: float) -> Tensor:
         gradient = torch.zeros_like(states)
         total = states.new_zeros((), dtype=torch.float32)
         done = 0
@@ -92,6 +93,7 @@ class _PiecewiseLoss(torch.autograd.Function):
             total += _softmax_gradient(shares, wanted, smoothing)
             gradient[done : done + len(wanted)] = torch.autograd.grad(logits, given, shares.to(logits.dtype))[0]
             done += len(wanted)
+            del logits, shares  # else they would still be here while the next piece's logits are made
         ctx.save_for_backward(gradient)
         return total
 

@@ -1,4 +1,4 @@
-"""Backbone + head + prefix: the model that is tuned, scored and talked to.
+"""Backbone + head + prefix as transformers expects a model: forward, loss, and what ``generate`` needs.
 
 Legend: B batch, T tokens, S tokens seen, P prefix slots, L layers, N heads, H head size, D hidden, V vocabulary.
 """
@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
-import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ptuning.checkpoint.weights import from_pretrained
 from ptuning.core.errors import UserError
-from ptuning.engine.chat import ChatMixin
-from ptuning.engine.sampling import FiniteScores, PromptCountedPenalty
 from ptuning.model.answering import PrefixedModel
-from ptuning.model.backbone import Block
+from ptuning.model.attention_context import AttentionContext
 from ptuning.model.config import ChatGLMConfig
+from ptuning.model.layers import Block
 from ptuning.model.loss import target_loss, target_positions
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.model.quantization import QuantizedEmbedding, QuantizedLinear
+from ptuning.model.sequence_cache import state_of
+
+# transformers renames past_key_values to cache, in its outputs and in generate. Ours has both names in every version.
+_CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 class CausalLMOutput(CausalLMOutputWithPast):
@@ -48,7 +49,13 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
     def as_tuple(self) -> tuple[Any, ...]:
         """Loss, logits and cache, those that there are."""
-        return tuple(value for value in (self.loss, self.logits, self.past_key_values) if value is not None)
+        return tuple(value for value in (self.loss, self.logits, getattr(self, _CACHE_FIELD)) if value is not None)
+
+    def __getattr__(self, name: str) -> Any:
+        """The cache under the name that this version of transformers does not have."""
+        if name in ("cache", "past_key_values") and name != _CACHE_FIELD:
+            return getattr(self, _CACHE_FIELD)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def defer_logits(self, make: Callable[[], Tensor]) -> Self:
         """Give the logits a recipe in place of a value."""
@@ -57,14 +64,35 @@ class CausalLMOutput(CausalLMOutputWithPast):
 
 
 class CheckpointedBlock(Block, GradientCheckpointingLayer):
-    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so."""
+    """A block whose activations may be computed twice, where ``gradient_checkpointing_enable`` says so.
+
+    Re-entrant checkpointing passes gradients on to tensors among the arguments alone: the layer's prefix becomes one.
+    """
+
+    def __call__(self, hidden_states: Tensor, context: AttentionContext) -> Any:
+        """As :class:`Block`."""
+        if context.prefix is None or not (self.gradient_checkpointing and self.training):
+            return super().__call__(hidden_states, context)
+        return super().__call__(hidden_states, context, *context.prefix[self.attention.layer_index])
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        context: AttentionContext,
+        prefix_key: Tensor | None = None,
+        prefix_value: Tensor | None = None,
+    ) -> Tensor:
+        """As :class:`Block`; the layer's prefix, where it is given, stands for that of the context."""
+        if prefix_key is not None and prefix_value is not None:
+            context = context.with_layer_prefix(self.attention.layer_index, prefix_key, prefix_value)
+        return super().forward(hidden_states, context)
 
 
-class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel, GenerationMixin):
-    """A ChatGLM-6B model, with a prefix encoder where ``config.pre_seq_len`` says so.
+class ChatGLMNetwork(PrefixedModel, PreTrainedModel, GenerationMixin):
+    """A ChatGLM-6B model that is tuned and scored, with a prefix encoder where ``config.pre_seq_len`` says so.
 
-    The names of the published state dict are kept. ``from_pretrained`` (also through ``AutoModelForCausalLM``) reads every
-    published layout; see :func:`ptuning.load_model`.
+    The names of the published state dict are kept. What answers questions and reads itself from a folder is the public
+    class on top of it, ``ptuning.ChatGLMForConditionalGeneration``.
 
     Args:
         config: sizes, special ids, quantisation, prefix.
@@ -102,6 +130,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         logits_to_keep: int = 0,
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Run the model.
@@ -110,7 +139,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             input_ids: [B, T].
             attention_mask: [B, T] with 1 for real tokens, or the published bool [B, 1, T, S] with True for masked ones.
             position_ids: [B, 2, T] as published; None builds them.
-            past_key_values: cache of earlier tokens (without the prefix).
+            past_key_values: cache of earlier tokens (without the prefix); ``cache`` is its newer name.
             inputs_embeds: [B, T, D] in place of the embedded ids.
             labels: [B, T], -100 where nothing is learnt.
             prefix_key_values: per layer a key and a value [1 or B, N, P, H]; None uses the attached prefix, if any.
@@ -124,24 +153,25 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             kwargs: ``output_attentions`` is not available; anything else is an error.
 
         Returns:
-            ``.loss`` (float32) where labels are given, ``.logits`` [B, T, V], ``.past_key_values``, ``.hidden_states``.
+            ``.loss`` (float32) where labels are given, ``.logits`` [B, T, V], ``.cache``, ``.hidden_states``.
         """
         _refuse_unknown(kwargs)
+        cache = past_key_values if cache is None else cache
         if use_cache is None:
             use_cache = bool(self.config.use_cache) and labels is None and not self.training
         if prefix_key_values is None:
             prefix_key_values = self.prefix_key_values()
         run = partial(
-            self.transformer, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, prefix_key_values,
+            self.transformer, input_ids, attention_mask, position_ids, cache, inputs_embeds, prefix_key_values,
             use_cache=use_cache and not (self.training and self.is_gradient_checkpointing),
             output_hidden_states=bool(output_hidden_states),
         )  # fmt: skip
         if labels is None:
             output = run()
-            result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+            result = CausalLMOutput(hidden_states=output.hidden_states, **{_CACHE_FIELD: output.cache})
             result["logits"] = self.lm_head(output.last_hidden_state[:, -logits_to_keep:])
         else:
-            alone = past_key_values is None and not use_cache and not output_hidden_states
+            alone = cache is None and not use_cache and not output_hidden_states
             loss = partial(target_loss, head=self.lm_head, num_items=num_items_in_batch, smoothing=label_smoothing)
             result = self._with_loss(run, labels, loss, logits_to_keep, alone)
         return result.as_tuple() if return_dict is False else result
@@ -152,11 +182,11 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         """The loss of a run of the backbone; where nothing else is asked of it (``alone``), of the positions it needs."""
         chosen, targets = target_positions(labels)
         chosen = chosen.to(self.device)
-        output = run(wanted=chosen) if alone else run()
+        output = run(keep=chosen) if alone else run()
         states = output.last_hidden_state if alone else output.last_hidden_state[chosen]
         if len(states) != len(targets):
             raise UserError("a label stands where attention_mask says padding: mark it real there, or give that label -100")
-        result = CausalLMOutput(past_key_values=output.past_key_values, hidden_states=output.hidden_states)
+        result = CausalLMOutput(hidden_states=output.hidden_states, **{_CACHE_FIELD: output.cache})
         result["loss"] = loss(states, targets)
         every = run if alone else lambda: output
         return result.defer_logits(lambda: self.lm_head(every().last_hidden_state[:, -logits_to_keep:]))
@@ -167,53 +197,26 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
+        cache: Cache | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """What :meth:`forward` needs for one step of ``generate``.
 
         The first call sees the whole prompt. Behind a filled cache only the new ids go in: the cache itself remembers
-        padding and positions, so nothing here grows with the length.
+        padding and positions, so nothing here grows with the length. It comes under either of its names.
         """
         passed_on = ("prefix_key_values", "use_cache", "logits_to_keep")
         inputs: dict[str, Any] = {key: kwargs[key] for key in passed_on if key in kwargs}
-        cached = 0 if past_key_values is None else int(past_key_values.get_seq_length())
-        if cached and hasattr(past_key_values, "glm_state"):
-            return inputs | {"input_ids": input_ids[:, cached:], "past_key_values": past_key_values}
+        if cache is None:
+            inputs["past_key_values"] = cache = past_key_values
+        else:
+            inputs["cache"] = cache
+        cached = 0 if cache is None else int(cache.get_seq_length())
+        if cached and state_of(cache) is not None:
+            return inputs | {"input_ids": input_ids[:, cached:]}
         if position_ids is not None and position_ids.dim() == 3 and position_ids.shape[0] == input_ids.shape[0]:
             inputs["position_ids"] = position_ids  # published form; the 1-D positions of transformers mean nothing here
-        return inputs | {
-            "input_ids": input_ids,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-        }
-
-    @torch.no_grad()
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Generate as transformers does (greedy, sampled, beams, batches with left padding).
-
-        The keys and values of the attached prefix are computed once for the whole call.
-        """
-        if self.prefix_encoder is not None and self.prefix_encoder.fresh and self._prefix_on:
-            raise UserError(
-                "the prefix of this model is freshly initialised and was never trained or loaded: its answers would mean "
-                "nothing. Load one (ptuning_checkpoint=...), train it, or generate under model.prefix_disabled()"
-            )
-        processors = list(kwargs.pop("logits_processor", None) or [])
-        kwargs["logits_processor"] = LogitsProcessorList([FiniteScores(), *processors])
-        if kwargs.get("prefix_key_values") is None:
-            kwargs["prefix_key_values"] = self.prefix_key_values()
-        self._count_prompt_in_beams(args, kwargs)
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
-
-    def _count_prompt_in_beams(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Beams are compared as in the published code; see :class:`PromptCountedPenalty`."""
-        config = kwargs.get("generation_config") or self.generation_config
-        prompt = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
-        if prompt is None or (kwargs.get("num_beams") or config.num_beams or 1) == 1:
-            return
-        penalty = kwargs.get("length_penalty")
-        penalty = config.length_penalty if penalty is None else penalty
-        kwargs["length_penalty"] = PromptCountedPenalty(1.0 if penalty is None else penalty, prompt.shape[1])
+        return inputs | {"input_ids": input_ids, "attention_mask": attention_mask}
 
     # ---- the rest of the transformers contract ------------------------------------------------------------------------
 
@@ -228,15 +231,10 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
         if self.config.quantization_bit not in (0, bits):
             raise UserError(f"the model is quantised to {self.config.quantization_bit} bits; it cannot become {bits}")
         for layer in self.transformer.layers:
-            for parent, name in (
-                (layer.attention, "query_key_value"),
-                (layer.attention, "dense"),
-                (layer.mlp, "dense_h_to_4h"),
-                (layer.mlp, "dense_4h_to_h"),
-            ):
-                linear = getattr(parent, name)
+            for name in self.transformer.family.names.linears:
+                linear = layer.get_submodule(name)
                 if isinstance(linear, nn.Linear):
-                    setattr(parent, name, QuantizedLinear.from_linear(linear, bits))
+                    layer.set_submodule(name, QuantizedLinear.from_linear(linear, bits))
         if quantize_embeddings and isinstance(self.lm_head, nn.Linear):
             embedding: Any = self.transformer.word_embeddings
             self.transformer.word_embeddings = QuantizedEmbedding.from_embedding(embedding.weight, bits)
@@ -251,7 +249,7 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
 
     def get_output_embeddings(self) -> nn.Module:
         """The head [V, D]; not tied to the embedding."""
-        return self.lm_head
+        return cast(nn.Module, self.lm_head)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Random weights of a new model: normal with 0.02, as usual. A loaded model never comes here."""
@@ -272,11 +270,6 @@ class ChatGLMForConditionalGeneration(ChatMixin, PrefixedModel, PreTrainedModel,
             state["lm_head.weight"] = head.detach().clone()
             kwargs["state_dict"] = state
         return super().save_pretrained(save_directory, *args, **kwargs)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *model_args: Any, **kwargs: Any) -> Any:
-        """Load as :func:`ptuning.load_model` does; takes the keywords of transformers' ``from_pretrained``."""
-        return from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs)
 
 
 def _refuse_unknown(kwargs: dict[str, Any]) -> None:

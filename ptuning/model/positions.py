@@ -1,30 +1,16 @@
-"""Masks and positions, built from ids: what a GLM row sees and where it stands (SPEC: forward pass).
+"""Positions, built from ids: where every token of a GLM row stands (SPEC: forward pass).
 
-Legend: B batch, T new tokens, S tokens seen (cached and new), P prefix slots.
+Legend: B batch, T tokens, K position ids of a token.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ptuning.core.errors import UserError
-from ptuning.model.attention import Packing, Visibility
-
-
-@dataclass
-class SequenceState:
-    """What a cache has to remember beside keys and values, so that the next token finds its place.
-
-    Attributes:
-        last_position: [B, 2, 1] positions of the last cached token.
-        real: bool [B, S], False at padding; None where there is none.
-    """
-
-    last_position: Tensor
-    real: Tensor | None
 
 
 def context_lengths(input_ids: Tensor, bos_token_id: int) -> Tensor:
@@ -81,81 +67,20 @@ def build_position_ids(
     return stacked if real is None else stacked.masked_fill(~real[:, None], 0)
 
 
-def continue_positions(state: SequenceState, tokens: int) -> Tensor:
-    """Positions of ``tokens`` new tokens after the cached ones, [B, 2, T]: row 0 stays, row 1 counts on."""
-    last = state.last_position
-    steps = torch.arange(1, tokens + 1, device=last.device)
-    return torch.cat((last[:, :1].expand(-1, -1, tokens), last[:, 1:] + steps), dim=1)
-
-
-def prefix_lm_visibility(input_ids: Tensor, real: Tensor | None, bos_token_id: int, prefix: int) -> Visibility:
-    """The prefix-LM mask of a whole sequence: the context is seen by all, the answer is causal.
+def continue_positions(last: Tensor, step: Sequence[int], tokens: int) -> Tensor:
+    """Positions of new tokens after the cached ones, [B, K, T].
 
     Args:
-        input_ids: [B, T].
-        real: bool [B, T] or None; padding is hidden as a column and sees nothing as a row.
-        bos_token_id: id of ``<sop>``.
-        prefix: P, columns put first that every row sees.
-    """
-    tokens = input_ids.shape[1]
-    column = torch.arange(tokens, device=input_ids.device)
-    context = context_lengths(input_ids, bos_token_id)[:, None, None]
-    allowed = (column < context) | (column <= column[:, None])  # [B, T, T]
-    if real is not None:
-        allowed = allowed & real[:, None, :] & real[:, :, None]
-    return finish_visibility(allowed[:, None], prefix)
-
-
-def pack(input_ids: Tensor, real: Tensor | None, wanted: Tensor, bos_token_id: int) -> Packing:
-    """Which tokens of a batch have to be computed for the wanted ones: no padding, and nothing behind the last of them.
-
-    Args:
-        input_ids: [B, T].
-        real: bool [B, T], False at padding, or None.
-        wanted: bool [B, T].
-        bos_token_id: id of ``<sop>``; the context before it sees all of itself and is needed whole.
-    """
-    batch, tokens = input_ids.shape
-    column = torch.arange(tokens, device=input_ids.device)
-    wanted = wanted if real is None else wanted & real
-    last = torch.where(wanted, column, -1).amax(dim=1, keepdim=True)
-    needed = (column <= last) | (column < context_lengths(input_ids, bos_token_id)[:, None])
-    needed = (needed if real is None else needed & real).flatten()
-    places = needed.nonzero()[:, 0]
-    kept = wanted.flatten()[places].nonzero()[:, 0]
-    every = batch * tokens
-    return Packing(
-        batch, tokens, None if len(places) == every else places, None if len(kept) == len(places) else kept
-    )
-
-
-def step_visibility(real: Tensor | None, tokens: int, seen: int, prefix: int, device: torch.device) -> Visibility:
-    """The mask of new tokens behind a cache: everything cached is seen, the new ones are causal.
-
-    Args:
-        real: bool [B, S] or None.
+        last: [B, K, 1], of the last cached token.
+        step: what each further token adds to the K position ids.
         tokens: T.
-        seen: S.
-        prefix: P.
     """
-    if tokens == 1 and real is None:
-        return Visibility()
-    column = torch.arange(seen, device=device)
-    allowed = (column <= column[seen - tokens :, None])[None]
-    if real is not None:
-        allowed = allowed & real[:, None, :]
-    return finish_visibility(allowed[:, None], prefix)
+    count = torch.arange(1, tokens + 1, device=last.device)
+    return torch.cat([last[:, row : row + 1] + added * count for row, added in enumerate(step)], dim=1)
 
 
-def finish_visibility(allowed: Tensor, prefix: int) -> Visibility:
-    """Put P always-visible columns first and mark the rows that see nothing at all.
-
-    Args:
-        allowed: bool [B, 1, T, S], True where the row sees the column.
-        prefix: P.
-    """
-    if prefix:
-        shape = (*allowed.shape[:-1], prefix)
-        return Visibility(torch.cat((allowed.new_ones(shape), allowed), dim=-1))
-    blind = ~allowed.any(dim=-1, keepdim=True)
-    return Visibility(allowed | blind, blind)
+def advance(positions: Tensor, step: Sequence[int]) -> None:
+    """Move positions [A, K] on by one token, in place; ``step`` is that of :func:`continue_positions`."""
+    for row, added in enumerate(step):
+        if added:
+            positions[:, row] += added

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ptuning.model.config import ChatGLMConfig
+from ptuning.model.families import family_of
+
 PrefixKeyValues = tuple[tuple[Tensor, Tensor], ...]
 """Per layer a key and a value, each [1 or B, N, P, H]."""
 
@@ -28,8 +31,8 @@ class PrefixConfig:
         pre_seq_len: P, number of prefix slots.
         projection: whether a two-layer projection stands between the embedding and the keys and values.
         num_layers: L of the backbone.
-        num_attention_heads: N of the backbone.
-        hidden_size: D of the backbone.
+        num_attention_heads: N of the backbone, its key-value heads.
+        hidden_size: NH, which is D of the backbone.
         dropout: share of the keys and values dropped while training.
     """
 
@@ -111,20 +114,21 @@ class PrefixEncoder(nn.Module):
         return f"pre_seq_len={self.config.pre_seq_len}, projection={self.config.projection}"
 
 
-def prefix_config_of(model_config: Any, pre_seq_len: int, projection: bool, dropout: float = 0.1) -> PrefixConfig:
+def prefix_config_of(model_config: ChatGLMConfig, pre_seq_len: int, projection: bool, dropout: float = 0.1) -> PrefixConfig:
     """The shape of a prefix for one backbone.
 
     Args:
-        model_config: a :class:`~ptuning.model.config.ChatGLMConfig`.
+        model_config: of the backbone.
         pre_seq_len: P.
         projection: with or without projection.
         dropout: share dropped while training.
     """
+    heads = family_of(model_config).heads(model_config)
     return PrefixConfig(
         pre_seq_len=pre_seq_len,
         projection=projection,
         num_layers=model_config.num_layers,
-        num_attention_heads=model_config.num_attention_heads,
-        hidden_size=model_config.hidden_size,
+        num_attention_heads=heads.num_key_value_heads,
+        hidden_size=heads.num_key_value_heads * heads.head_dim,
         dropout=dropout,
     )

@@ -16,9 +16,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ptuning.core import limits
+from ptuning.core.choices import PackedBits, allowed, values_of
 from ptuning.core.errors import UserError
-from ptuning.kernels import cpu
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.allocator import on_large_pages
 from ptuning.kernels.packed import PackedWeight, dequantize_weight, pack_int4, tile_int4, unpack_int4, untile_int4
 from ptuning.model.float_linear import FloatLinear
@@ -34,9 +35,6 @@ __all__ = [
     "unpack_int4",
 ]
 
-ALLOWED_BITS = (4, 8)
-
-_ROUND_AT_ONCE = 1 << 20  # weights that are rounded at a time: 4 MB in float32, five times over
 
 _TURNING = threading.Lock()  # one weight at a time changes its form in memory
 
@@ -64,7 +62,7 @@ def quantize_weight(weight: Tensor, bits: int, device: torch.device | None = Non
     device = weight.device if device is None else device
     packed = on_large_pages(torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=device))
     scale = torch.empty(rows, dtype=torch.float16, device=device)
-    step = max(1, _ROUND_AT_ONCE // max(columns, 1))
+    step = max(1, limits.MAX_ROUNDED // max(columns, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         packed[part], scale[part] = _quantize_rows(weight[part].detach().to(device, torch.float32), bits)
@@ -149,7 +147,7 @@ class QuantizedLinear(nn.Module):
             made = kernel.product(flat, packed, self.bias)
         return made.view(*inputs.shape[:-1], self.out_features)
 
-    def _packed(self, inputs: Tensor) -> tuple[PackedWeight, choose.Kernel]:
+    def _packed(self, inputs: Tensor) -> tuple[PackedWeight, dispatch.Kernel]:
         """The weight as it is held now, turned first where that makes decoding faster; and the kernel for it."""
         scale, tiles = self._parameters["weight_scale"], self._tiles
         weight = self._parameters.get("weight")
@@ -160,12 +158,12 @@ class QuantizedLinear(nn.Module):
             packed = PackedWeight(tiles, scale, *sizes, tiles.shape[2])  # type: ignore[union-attr, arg-type]
         else:
             packed = PackedWeight(weight, scale, *sizes)  # type: ignore[arg-type]
-        kernel = choose.choose(packed, inputs)
-        if kernel is not choose.CPU:
+        kernel = dispatch.select(packed, inputs)
+        if kernel is not dispatch.CPU:
             return packed, kernel
         if not torch.is_grad_enabled() and cpu.wants_tiles(packed, inputs):
             packed = packed._replace(data=self._turn(), lanes=cpu.tile_lanes())
-        if choose.settings().memory == "fast":
+        if dispatch.settings().memory == "fast":
             packed = packed._replace(resident=self._resident_copy(packed, inputs))
         return packed, kernel
 
@@ -199,11 +197,11 @@ class QuantizedLinear(nn.Module):
             return None
         amount = self.out_features * self.in_features * dtype.itemsize
         self._resident = None
-        if not choose.RESIDENT.take(amount):
+        if not dispatch.RESIDENT.take(amount):
             return None
         with torch.inference_mode(False), torch.no_grad():
             made = cpu.integers(packed, dtype)
-        weakref.finalize(made, choose.RESIDENT.give_back, amount)
+        weakref.finalize(made, dispatch.RESIDENT.give_back, amount)
         self._resident = (made, of)
         return made
 
@@ -303,7 +301,7 @@ class _PackedProduct(torch.autograd.Function):
         ctx.save_for_backward(data, scale, resident)  # they exist anyway: nothing is added for backward
         ctx.sizes = sizes
         packed = PackedWeight(data, scale, *sizes, resident)
-        return choose.choose(packed, inputs).product(inputs, packed, bias)
+        return dispatch.select(packed, inputs).product(inputs, packed, bias)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:  # type: ignore[override]
@@ -312,7 +310,7 @@ class _PackedProduct(torch.autograd.Function):
         data, scale, resident = ctx.saved_tensors
         sizes: tuple[int, int, int, int] = ctx.sizes
         packed = PackedWeight(data, scale, *sizes, resident)
-        return choose.choose(packed, grad_output).input_gradient(grad_output, packed), None, None, None, None, None
+        return dispatch.select(packed, grad_output).input_gradient(grad_output, packed), None, None, None, None, None
 
 
 def quantized_linear_class(bits: int) -> Callable[..., nn.Module]:
@@ -332,8 +330,8 @@ def quantized_embedding_class(bits: int) -> Callable[..., nn.Module]:
 
 
 def _check_bits(bits: int) -> None:
-    if bits not in ALLOWED_BITS:
-        raise UserError(f"quantization_bit {bits} was given; allowed are 4 and 8 (0 or none: no quantisation)")
+    if bits not in values_of(PackedBits):
+        raise UserError(f"quantization_bit {bits} was given; allowed are {allowed(PackedBits)} (0 or none: no quantisation)")
 
 
 def _register_packed(module: nn.Module, rows: int, columns: int, bits: int, device: torch.device | str | None) -> None:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,18 @@ from ptuning.checkpoint.file_list import LIST_FILE, add_to_file_list, check_list
 from ptuning.checkpoint.weight_files import read_tensors
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
 from ptuning.core.errors import UserError
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.reading import guarded, parse_json, read_json
-from ptuning.model.positions import build_position_ids, prefix_lm_visibility
+from ptuning.model.attention import DenseAttention
+from ptuning.model.layers import run_layers
 from ptuning.model.quantization import dequantize_weight
-from ptuning.model.rotary import rotary_table
-from ptuning.quantize.folder import Progress, QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
+from ptuning.quantize.folder import QuantizationJob, QuantizedFolder, empty_model, quantize_checkpoint
 from ptuning.quantize.gptq import Calibrator, round_embedding
 
 logger = logging.getLogger(__name__)
 
 ALGORITHM = 1
 """Goes up when the results of this file change, so that nothing half-finished is mixed with something else."""
-
-LINEARS = ("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h")
-"""In the order in which a block runs them."""
-
-EMBEDDING, HEAD = "transformer.word_embeddings.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,7 @@ def calibrate_checkpoint(
     job: QuantizationJob,
     rows: Sequence[Sequence[int]],
     settings: CalibrationSettings | None = None,
-    progress: Progress | None = None,
+    progress: OpenProgress = silent,
 ) -> QuantizedFolder:
     """Write the target of a job, every weight rounded for the inputs that the calibration rows give it.
 
@@ -90,7 +86,7 @@ def calibrate_checkpoint(
         job: from :func:`~ptuning.quantize.folder.plan_quantization`.
         rows: ids, each with a mask token and ``<sop>``; see :func:`~ptuning.data.calibration_rows.calibration_ids`.
         settings: None: the defaults.
-        progress: makes a progress display.
+        progress: opens a progress display.
 
     Raises:
         UserError: rows that do not fit the model, a damaged weight.
@@ -99,10 +95,9 @@ def calibrate_checkpoint(
     _check(job, rows, settings)
     work = _Workshop(job, rows, settings)
     work.open()
-    count = len(LINEARS) * job.config.num_layers + 2 * job.embeddings
-    show = progress("calibrating", count, "weight") if progress is not None else lambda amount: None
-    with torch.no_grad():
-        work.run(show)
+    count = len(work.names.linears) * job.config.num_layers + 2 * job.embeddings
+    with closing(progress("calibrating", count, unit="weight")) as display, torch.no_grad():
+        work.run(display.advance)
     done = quantize_checkpoint(job, tensors=work.tensors(), extra_files={"calibration.json": work.report()})
     remove_tree(work.folder)
     return done
@@ -126,7 +121,8 @@ class _Workshop:
     def __init__(self, job: QuantizationJob, rows: Sequence[Sequence[int]], settings: CalibrationSettings) -> None:
         self.job, self.rows, self.settings = job, rows, settings
         self.folder = job.target.with_name(f".{job.target.name}.calibration")
-        self.layers = empty_model(job.config, 0, False).transformer.layers  # on the meta device
+        self.backbone = empty_model(job.config, 0, False).transformer  # on the meta device
+        self.names = self.backbone.family.names
 
     # ---- what is on disk -------------------------------------------------------------------------------------------
 
@@ -230,7 +226,7 @@ class _Workshop:
             if name not in self.job.quantised:
                 yield name, tensor.clone()
                 continue
-            packed, scale = self._rounded(self._part(_part_of(name)), name)
+            packed, scale = self._rounded(self._part(self._part_of(name)), name)
             yield name, packed.clone()
             yield f"{name}_scale", scale.clone()
 
@@ -246,7 +242,7 @@ class _Workshop:
             finished = part.exists()
             block = self._block(index, part if finished else None)
             if finished:
-                show(len(LINEARS))
+                show(len(self.names.linears))
             else:
                 self._round_layer(index, block, batches, show)
             for batch in batches:
@@ -268,13 +264,14 @@ class _Workshop:
 
     def _embed(self, batches: list[_Batch], show: Callable[[int], None]) -> None:
         """Look up the first hidden states; only the rows that occur become floats."""
-        part, weight = self._part("embedding"), self._tensor(EMBEDDING)
+        part, name = self._part("embedding"), self.names.embedding
+        weight = self._tensor(name)
         if self.job.embeddings and not part.exists():
-            with self._naming(EMBEDDING):
+            with self._naming(name):
                 packed, scale = round_embedding(weight, self.job.bits)
-            self._write("embedding", {EMBEDDING: packed, f"{EMBEDDING}_scale": scale}, {})
+            self._write("embedding", {name: packed, f"{name}_scale": scale}, {})
         if self.job.embeddings:
-            packed, scale = self._rounded(part, EMBEDDING)
+            packed, scale = self._rounded(part, name)
             show(1)
         for batch in batches:
             flat = batch.ids.flatten()
@@ -302,16 +299,16 @@ class _Workshop:
 
     def _block(self, index: int, finished: Path | None) -> nn.Module:
         """One layer in float32: the source's, or with the weights that its finished part stands for."""
-        block = copy.deepcopy(self.layers[index])
-        prefix = f"transformer.layers.{index}."
+        block = copy.deepcopy(self.backbone.layers[index])
+        prefix = f"{self.names.layers}{index}."
         state = {}
         for path in self.job.files.paths:
             for name, tensor in read_tensors(path, prefix):
                 ready = finished is not None and name in self.job.quantised
-                if not ready and not name.endswith("rotary_emb.inv_freq"):
+                if not ready and not name.endswith(self.names.ignored):
                     state[name.removeprefix(prefix)] = tensor.to(self.job.device, torch.float32, copy=True)
         if finished is not None:
-            for linear in LINEARS:
+            for linear in self.names.linears:
                 packed, scale = self._rounded(finished, f"{prefix}{linear}.weight")
                 state[f"{linear}.weight"] = dequantize_weight(packed, scale, self.job.bits).to(self.job.device)
         block.load_state_dict(state, assign=True)
@@ -320,8 +317,8 @@ class _Workshop:
     def _round_layer(self, index: int, block: nn.Module, batches: list[_Batch], show: Callable[[int], None]) -> None:
         """Round the four linears of a block, one after the other, and put its part on disk."""
         tensors, errors = {}, {}
-        for linear in LINEARS:
-            name, module = f"transformer.layers.{index}.{linear}.weight", block.get_submodule(linear)
+        for linear in self.names.linears:
+            name, module = f"{self.names.layers}{index}.{linear}.weight", block.get_submodule(linear)
             with self._naming(name):
                 calibrator = self._calibrator(block, module, batches)
                 result = calibrator.round(module.weight, self.job.bits)  # type: ignore[arg-type]
@@ -357,36 +354,33 @@ class _Workshop:
 
     def _forward(self, block: nn.Module, batch: _Batch) -> Tensor:
         """The output of one layer for a batch, [B, T, D]."""
-        config, device = self.job.config, self.job.device
+        device = self.job.device
         ids = batch.ids.to(device)
         real = None if bool(batch.real.all()) else batch.real.to(device)
-        positions = build_position_ids(ids, real, config.bos_token_id, config.mask_token_id, config.gmask_token_id)
-        visibility = prefix_lm_visibility(ids, real, config.bos_token_id, prefix=0)
-        rotary = rotary_table(positions, config.head_dim)
-        return block(batch.hidden.to(device), None, None, rotary, visibility, None)
+        positions, mask = self.backbone.position_ids(ids, real), self.backbone.mask(ids, real)
+        return run_layers((block,), batch.hidden.to(device), self.backbone.context(positions, DenseAttention(), mask))
 
     def _round_head(self, batches: list[_Batch]) -> None:
         """Round the head for the hidden states that reach it."""
         if self._part("head").exists():
             return
-        config, device = self.job.config, self.job.device
-        norm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon, device=device)
-        norm.weight.data = self._tensor("transformer.final_layernorm.weight").to(device, torch.float32)
-        norm.bias.data = self._tensor("transformer.final_layernorm.bias").to(device, torch.float32)
+        config, device, head = self.job.config, self.job.device, self.names.head
+        norm = copy.deepcopy(self.backbone.get_submodule("final_layernorm"))
+        state = {name: self._tensor(f"{self.names.final_norm}{name}") for name in norm.state_dict()}
+        norm.load_state_dict({name: tensor.to(device, torch.float32) for name, tensor in state.items()}, assign=True)
         hessian = torch.zeros(config.hidden_size, config.hidden_size, device=device)
         for batch in batches:
             seen = norm(batch.hidden[batch.real].to(device))
             hessian.addmm_(seen.T, seen)
         calibrator = Calibrator(hessian, damping=self.settings.damping, act_order=self.settings.act_order)
-        weight = self._tensor(HEAD)
-        with self._naming(HEAD):
+        weight = self._tensor(head)
+        with self._naming(head):
             result = calibrator.round(weight.to(device), self.job.bits)
-        errors = {HEAD: [result.nearest_error, result.error]}
-        self._write("head", {HEAD: result.packed, f"{HEAD}_scale": result.scale}, errors)
+        errors = {head: [result.nearest_error, result.error]}
+        self._write("head", {head: result.packed, f"{head}_scale": result.scale}, errors)
 
-
-def _part_of(name: str) -> str:
-    """Which part on disk holds a quantised weight."""
-    if name in (EMBEDDING, HEAD):
-        return "embedding" if name == EMBEDDING else "head"
-    return f"layer-{int(name.split('.')[2]):03}"
+    def _part_of(self, name: str) -> str:
+        """Which part on disk holds a quantised weight."""
+        if name in (self.names.embedding, self.names.head):
+            return "embedding" if name == self.names.embedding else "head"
+        return f"layer-{int(name.removeprefix(self.names.layers).partition('.')[0]):03}"

@@ -11,7 +11,8 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,23 @@ import torch
 from torch import Tensor
 
 from ptuning.checkpoint.adapter import is_adapter_folder
+from ptuning.checkpoint.checkpoint import read_config
 from ptuning.checkpoint.hub import resolve_folder
+from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import pick_device
-from ptuning.checkpoint.shard_writer import ShardWriter, WeightForm
+from ptuning.checkpoint.shard_writer import ShardWriter
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
-from ptuning.checkpoint.weight_files import TensorFacts, WeightFiles, find_weights, read_json
-from ptuning.checkpoint.weights import read_config
+from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
 from ptuning.core.atomic import remove_tree, replace_when_whole, writing
+from ptuning.core.choices import PackedBits, WeightForm, allowed, values_of
 from ptuning.core.errors import UserError
+from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.reading import is_regular
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
-from ptuning.model.quantization import ALLOWED_BITS, quantize_weight
+from ptuning.model.network import ChatGLMNetwork
+from ptuning.model.quantization import quantize_weight
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, str], Callable[[int], None]]
-"""Given a title, a total and its unit, makes a callback that takes how much was just done."""
 
 _WEIGHT_ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx", ".index.json")
 _SMALL_FILE = 64 * 2**20
@@ -120,10 +121,10 @@ def plan_quantization(
     Raises:
         UserError: a quantised source, damaged or missing files, a target in the way, too little space on the disk.
     """
-    if bits not in ALLOWED_BITS or isinstance(bits, bool):
-        raise UserError(f"--bits {bits} was given; allowed are 4 and 8")
-    if form not in ("safetensors", "bin"):
-        raise UserError(f"--format {form} was given; allowed are safetensors and bin")
+    if bits not in values_of(PackedBits) or isinstance(bits, bool):
+        raise UserError(f"--bits {bits} was given; allowed are {allowed(PackedBits)}")
+    if form not in values_of(WeightForm):
+        raise UserError(f"--format {form} was given; allowed are {allowed(WeightForm)}")
     place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)
@@ -152,11 +153,11 @@ def plan_quantization(
     )
 
 
-def empty_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMForConditionalGeneration:
+def empty_model(config: ChatGLMConfig, bits: int, embeddings: bool) -> ChatGLMNetwork:
     """The backbone that a configuration describes, at other bits, without its weights."""
     values = config.to_dict() | {"quantization_bit": bits, "quantization_embeddings": embeddings, "pre_seq_len": None}
     with torch.device("meta"):
-        return ChatGLMForConditionalGeneration(ChatGLMConfig.from_dict(values))
+        return ChatGLMNetwork(ChatGLMConfig.from_dict(values))
 
 
 def _size_after(name: str, fact: TensorFacts, bits: int, quantised: bool) -> int:
@@ -195,7 +196,7 @@ def _check_space(target: Path, size: int) -> None:
 
 def quantize_checkpoint(
     job: QuantizationJob,
-    progress: Progress | None = None,
+    progress: OpenProgress = silent,
     *,
     tensors: Iterable[tuple[str, Tensor]] | None = None,
     extra_files: Mapping[str, str] | None = None,
@@ -204,7 +205,7 @@ def quantize_checkpoint(
 
     Args:
         job: from :func:`plan_quantization`.
-        progress: makes a progress display.
+        progress: opens a progress display.
         tensors: (name, tensor) of the result, made elsewhere; None rounds every weight to the nearest step.
         extra_files: texts by file name, to be put beside the weights.
 
@@ -233,22 +234,21 @@ def quantize_checkpoint(
     return QuantizedFolder(job.target, tuple(job.target / path.name for path in files), writer.total_bytes, source_bytes)
 
 
-def rounded_tensors(job: QuantizationJob, progress: Progress | None = None) -> Iterator[tuple[str, Tensor]]:
+def rounded_tensors(job: QuantizationJob, progress: OpenProgress = silent) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the result, every quantised weight rounded to the nearest step; all on the CPU, none mapped."""
     total = sum(math.prod(fact.shape) * fact.dtype.itemsize for fact in job.facts.values())
-    show = progress("quantising", total, "B") if progress is not None else None
-    for name, tensor in job.files.tensors():
-        if name in job.quantised:
-            try:
-                packed, scale = quantize_weight(tensor.to(job.device), job.bits)
-            except UserError as error:
-                raise UserError(f"{job.source}: {name}: {error}") from error
-            yield name, packed.cpu()
-            yield f"{name}_scale", scale.cpu()
-        else:
-            yield name, tensor.clone()
-        if show is not None:
-            show(tensor.numel() * tensor.element_size())
+    with closing(progress("quantising", total, unit="B")) as display:
+        for name, tensor in job.files.tensors():
+            if name in job.quantised:
+                try:
+                    packed, scale = quantize_weight(tensor.to(job.device), job.bits)
+                except UserError as error:
+                    raise UserError(f"{job.source}: {name}: {error}") from error
+                yield name, packed.cpu()
+                yield f"{name}_scale", scale.cpu()
+            else:
+                yield name, tensor.clone()
+            display.advance(tensor.numel() * tensor.element_size())
 
 
 def _copy_small_files(job: QuantizationJob, folder: Path) -> None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ptuning.checkpoint.adapter import read_adapter
-from ptuning.checkpoint.preparation import base_model_name, prepare_answering_model, prepare_tokenizer
-from ptuning.data.preprocess import fitting_prompt_ids
+from ptuning.checkpoint.checkpoint import base_model_of, open_base
+from ptuning.checkpoint.load import prepare_answering_model
+from ptuning.data.truncation import fitting_prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import Generation, Listener, Request, Sampling
+from ptuning.engine.request import Generation, Listener, Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.engine.worker import EngineWorker
 from ptuning.serving.prefix_store import PrefixStore, StoredPrefix, named_checkpoints
-from ptuning.settings.answer_limits import MAX_SEED, checked, checked_history, checked_stops
-from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments, ServingArguments
+from ptuning.settings.answer_limits import MAX_SEED, checked, checked_history
+from ptuning.settings.arguments import BUILT_IN_MODEL, ServingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +31,7 @@ class Question:
         query: what the user says.
         history: earlier (query, response) pairs, oldest first.
         model: name of a prefix or of the base model; None is the store's default.
-        sampling: how tokens are drawn.
-        max_length: limit of prompt and answer together; None: what the model can hold.
-        max_new_tokens: limit of the answer alone; None: what is left.
-        stop: the answer ends before the first of these texts.
+        sampling: how the answer is drawn and where it ends.
         stream: whether the answer is wanted in pieces.
         choices: how many answers; with a seed, each has its own, counted up from it.
     """
@@ -40,10 +39,7 @@ class Question:
     query: str
     history: Sequence[Sequence[str]] = ()
     model: str | None = None
-    sampling: Sampling = field(default_factory=Sampling)
-    max_length: int | None = None
-    max_new_tokens: int | None = None
-    stop: tuple[str, ...] = ()
+    sampling: SamplingParams = field(default_factory=SamplingParams)
     stream: bool = False
     choices: int = 1
 
@@ -112,32 +108,16 @@ class ChatService:
             QueueFullError: too many wait already.
         """
         checked("n", question.choices)
-        for name in ("max_length", "max_new_tokens"):
-            if getattr(question, name) is not None:
-                checked(name, getattr(question, name))
-        checked_stops(question.stop)
         checked_history(question.history)
-        prefix = self.store.get(question.model)
-        most = self.engine.max_length
-        limit = most if question.max_length is None else min(question.max_length, most)
+        prefix, sampling = self.store.get(question.model), question.sampling
         ids, dropped = fitting_prompt_ids(
-            self.engine.tokenizer, question.query, list(question.history), limit=limit, room=question.max_new_tokens,
-            **prefix.prompt_settings,
-        )
-        room = limit - len(ids)
-        request = Request(
-            ids,
-            prefix.shared,
-            question.sampling,
-            room if question.max_new_tokens is None else min(room, question.max_new_tokens),
-            question.stop,
-            question.stream,
-        )
-        requests = [request] * question.choices
-        seed = question.sampling.seed
-        if seed is not None:
-            seeds = [(seed + number) % (MAX_SEED + 1) for number in range(question.choices)]
-            requests = [replace(request, sampling=replace(question.sampling, seed=one)) for one in seeds]
+            self.engine.tokenizer, question.query, list(question.history),
+            limit=sampling.context_limit(self.engine.max_length), room=sampling.max_new_tokens, **prefix.prompt_settings,
+        )  # fmt: skip
+        seeds: list[int | None] = [sampling.seed] * question.choices
+        if sampling.seed is not None:
+            seeds = [(sampling.seed + number) % (MAX_SEED + 1) for number in range(question.choices)]
+        requests = [Request(ids, prefix.shared, replace(sampling, seed=seed), question.stream) for seed in seeds]
         return Asked(self.engine.submit(requests, listener), prefix, len(ids), dropped)
 
 
@@ -153,18 +133,19 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     Raises:
         UserError: whatever does not fit; checkpoints are looked at before the model is loaded.
     """
-    given = settings.ptuning_checkpoint or []
-    for _, path in (pair for one in given for pair in named_checkpoints(one)):
-        read_adapter(path, pre_seq_len=settings.pre_seq_len, prefix_projection=settings.prefix_projection or None)
-    first = str(named_checkpoints(given[0])[0][1]) if given else None
-    values = {item.name: getattr(settings, item.name) for item in fields(ModelArguments)}
-    chosen = ModelArguments(**values | {"ptuning_checkpoint": first, "pre_seq_len": None, "prefix_projection": False})
-    if chosen.model_name_or_path is None:
-        chosen.model_name_or_path = base_model_name(chosen) if given else BUILT_IN_MODEL
-    chosen.ptuning_checkpoint = None
-    tokenizer, model = prepare_tokenizer(chosen), prepare_answering_model(chosen)
-    base = Path(chosen.model_name_or_path).name or Path(chosen.model_name_or_path).resolve().name
+    named = [pair for given in settings.ptuning_checkpoint or () for pair in named_checkpoints(given)]
+    projection = settings.prefix_projection or None  # False is also what a flag says that nobody gave
+    adapters = [
+        (name, read_adapter(path, pre_seq_len=settings.pre_seq_len, prefix_projection=projection)) for name, path in named
+    ]
+    name = settings.model_name_or_path
+    if name is None:
+        name = base_model_of(adapters[0][1], named[0][1]) if named else BUILT_IN_MODEL
+    opened = open_base(name, settings)
+    for _, adapter in adapters:
+        adapter.check_model(opened.config)
+    tokenizer, model = opened.tokenizer, prepare_answering_model(opened, settings)
     made = Engine(model, tokenizer, **engine)
-    store = PrefixStore(made, base)
-    store.load_all(given)
+    store = PrefixStore(made, Path(name).name or Path(name).resolve().name)
+    store.add_all(adapters)
     return ChatService(made, store)

@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ptuning.core.atomic import replace_when_whole
 from ptuning.core.errors import UserError
-from ptuning.engine.request import Sampling
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import Asked, ChatService, Question
 from ptuning.serving.prefix_store import StoredPrefix
 from ptuning.settings.arguments import AnswerArguments
-
-
-def sampling_of(settings: AnswerArguments) -> Sampling:
-    """The engine's settings.
-
-    Raises:
-        UserError: a value out of range, with the range.
-    """
-    return Sampling(
-        temperature=settings.temperature if settings.do_sample else 0.0,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-        repetition_penalty=settings.repetition_penalty,
-        no_repeat_ngram_size=settings.no_repeat_ngram_size,
-        seed=settings.seed,
-    )
 
 
 @dataclass(frozen=True)
@@ -124,7 +108,7 @@ class Conversation:
             UserError: a value out of range; nothing is changed then.
         """
         changed = replace(self.settings, **settings)  # type: ignore[arg-type]
-        sampling_of(changed)
+        SamplingParams.from_settings(**asdict(changed))
         self.settings = changed
 
     def ask(self, query: str) -> Answer:
@@ -134,15 +118,8 @@ class Conversation:
             UserError: a question that is too long, or a setting out of range.
         """
         earlier = [] if self.alone else [(one.query, one.reply) for one in self.rounds]
-        question = Question(
-            query,
-            earlier,
-            self.prefix_name,
-            sampling_of(self.settings),
-            max_length=self.settings.max_length,
-            max_new_tokens=self.settings.max_new_tokens,
-            stream=True,
-        )
+        sampling = SamplingParams.from_settings(**asdict(self.settings))
+        question = Question(query, earlier, self.prefix_name, sampling, stream=True)
         return Answer(self, query, earlier, self.service.ask(question))
 
     def clear(self) -> None:

@@ -130,17 +130,16 @@ class PrefixStore:
             raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
         return found
 
-    def load_all(self, given: Sequence[str]) -> None:
-        """Load what ``--ptuning_checkpoint`` names, each time it is given; the first becomes the default.
+    def add_all(self, adapters: Sequence[tuple[str, Adapter]]) -> None:
+        """Take in prefixes by their names, as ``--ptuning_checkpoint`` gives them; the first becomes the default.
 
         Raises:
-            UserError: see :func:`named_checkpoints` and :meth:`load`.
+            UserError: see :meth:`load`.
         """
-        for number, one in enumerate(given):
-            for name, path in named_checkpoints(one):
-                stored = self.load(name, path)
-                if number == 0 and self.default == self.base_name:
-                    self.default = stored.name
+        for name, adapter in adapters:
+            self.add(name, adapter)
+        if adapters:
+            self.default = adapters[0][0]
 
     def load(self, name: str, path: Path) -> StoredPrefix:
         """Read a checkpoint and give it a name.
@@ -151,8 +150,13 @@ class PrefixStore:
         """
         check_name(name)
         self._refuse_taken(name, path)
+        return self.add(name, read_adapter(path))
+
+    def add(self, name: str, adapter: Adapter) -> StoredPrefix:
+        """Give a name to a checkpoint that was read; errors as for :meth:`load`."""
+        check_name(name)
+        self._refuse_taken(name, adapter.path)
         model = self.engine.model
-        adapter = read_adapter(path)
         adapter.check_model(model.config)
         words = adapter.method.words
         if is_of_other_weights(model, adapter):
@@ -177,7 +181,7 @@ class PrefixStore:
         if self._prefixes[name] is not stored:  # somebody was faster
             if shared is not None:
                 self.engine.remove_prefix(shared)
-            self._refuse_taken(name, path)
+            self._refuse_taken(name, adapter.path)
         if shared is None:
             self.default, self._alone = name, words.one
         logger.info("loaded %s %s from %s: %s", words.noun, name, adapter.path, adapter.description(model.config))

@@ -27,7 +27,7 @@ class Bounds(NamedTuple):
     """What a number may be.
 
     Attributes:
-        minimum: the least, and ``maximum`` the most; both are allowed.
+        minimum: the smallest value, and ``maximum`` the largest; both are allowed.
         allowed: the same in words.
         whole: only whole numbers.
         zero: 0 is allowed as well, with a meaning of its own.
@@ -69,12 +69,12 @@ def checked(name: str, value: Any, bounds: Bounds | None = None) -> Any:
     Raises:
         UserError: anything else, with what is allowed.
     """
-    found = bounds or SAMPLING.get(name) or COUNTS[name]
-    fits = isinstance(value, Integral if found.whole else Real) and not isinstance(value, bool)
-    if fits and (found.minimum <= value <= found.maximum or (found.zero and value == 0)):
-        return int(value) if found.whole else float(value)
-    kind = "" if fits else "a whole number, " if found.whole else "a number, "
-    raise UserError(f"{name} {shown(value)} was given; allowed is {kind}{found.allowed}")
+    limits = bounds or SAMPLING.get(name) or COUNTS[name]
+    fits = isinstance(value, Integral if limits.whole else Real) and not isinstance(value, bool)
+    if fits and (limits.minimum <= value <= limits.maximum or (limits.zero and value == 0)):
+        return int(value) if limits.whole else float(value)
+    kind = "" if fits else "a whole number, " if limits.whole else "a number, "
+    raise UserError(f"{name} {shown(value)} was given; allowed is {kind}{limits.allowed}")
 
 
 def checked_size(name: str, value: Any, minimum: int = 1) -> int:

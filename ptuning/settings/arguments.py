@@ -5,16 +5,28 @@ the training loop itself are transformers' own and live in :mod:`ptuning.setting
 means "the default", and 0 is a value.
 
 A field's metadata holds its ``help`` text, and where it applies ``path`` (the value names a file or a folder),
-``aliases`` (further flags with the same meaning), ``shortcuts`` (flags without a value that stand for one) and the limits
-of its value (see :mod:`ptuning.settings.setting_limits`).
+``aliases`` (further flags with the same meaning), ``shown_as`` (the one of them that help shows first), ``shortcuts``
+(flags without a value that stand for one) and the limits of its value (see :mod:`ptuning.settings.setting_limits`).
 """
+
+# ruff: noqa: RUF009  # _setting makes the field itself
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from ptuning.core.characters import check_encoding, shown
+from ptuning.core.choices import (
+    FORMATS_WITH_COLUMNS_OF_THEIR_OWN,
+    DtypeChoice,
+    GenerationName,
+    LossOn,
+    QuantizationBits,
+    RowFormat,
+    TruncatedReplies,
+    Truncation,
+)
 from ptuning.core.errors import UserError
 from ptuning.settings.answer_limits import MAX_TOKENS, SAMPLING, Bounds, checked
 from ptuning.settings.setting_limits import Limits, check_fields
@@ -33,15 +45,9 @@ def _setting(default: Any, text: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": text, **metadata})
 
 
-def _at_least(flag: str, value: int | None, least: int, why: str = "") -> None:
-    if value is not None and value < least:
-        raise UserError(f"--{flag} {value}: must be {least} or more{why}")
-
-
-def _one_of(flag: str, value: object, allowed: tuple[object, ...]) -> None:
-    if value not in allowed:
-        names = ", ".join("(not given)" if item is None else str(item) for item in allowed)
-        raise UserError(f"--{flag} {shown(value)}: allowed are {names}")
+def _at_least(flag: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise UserError(f"--{flag} {value}: must be {minimum} or more")
 
 
 @dataclass
@@ -72,7 +78,7 @@ class ModelArguments:
         False,
         "Train the prefix through a two-layer network. Far more weights while training; rarely better.",
     )
-    quantization_bit: Literal[0, 4, 8] | None = _setting(
+    quantization_bit: QuantizationBits | None = _setting(
         None,
         "Quantise the backbone's weights to 4 or 8 bits after loading; 0: never. Not given: as the model folder says. "
         "GPU memory of the 6B model for tuning: about 14 GB in float16, 9 GB with 8, 7 GB with 4.",
@@ -80,7 +86,7 @@ class ModelArguments:
     device: str = _setting(
         "auto", "auto (a GPU if there is one, then Apple's, then the CPU), cpu, cuda, cuda:N or mps."
     )
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = _setting(
+    dtype: DtypeChoice = _setting(
         "auto",
         "Number format of the frozen weights; auto takes what suits the device. The prefix is always float32.",
         aliases=("torch_dtype",),
@@ -96,8 +102,6 @@ class ModelArguments:
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag."""
         check_fields(self)
-        _one_of("quantization_bit", self.quantization_bit, (None, 0, 4, 8))
-        _one_of("dtype", self.dtype, ("auto", "float32", "float16", "bfloat16"))
         if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", self.device):
             raise UserError(f"--device {shown(self.device)}: allowed are auto, cpu, cuda, cuda:N (N = 0, 1, ...) and mps")
 
@@ -133,7 +137,7 @@ class DataArguments:
         "FILE:SHARE, for example general.json:0.2: rows of another file, in any form, mixed in so that they make up this "
         "share of the training rows (against forgetting).",
     )
-    row_format: Literal["auto", "columns", "alpaca", "sharegpt", "messages"] = _setting(
+    row_format: RowFormat = _setting(
         "auto",
         "Form of the rows. auto: the columns that are named, else by the keys: alpaca (instruction, input, output), "
         "sharegpt (conversations), OpenAI's messages, content/summary, prompt/response.",
@@ -142,7 +146,7 @@ class DataArguments:
     prompt_column: str | None = _setting(
         None, "Column of the question (ADGEN: content). Not given: the form of the rows is found by their keys.", free=True
     )
-    response_column: str | None = _setting(None, "Column of the wanted reply (ADGEN: summary).", free=True)
+    response_column: str | None = _setting(None, "Column of the reply (ADGEN: summary).", free=True)
     history_column: str | None = _setting(
         None, "Column of the earlier rounds, [[question, reply], ...], for dialogue.", free=True
     )
@@ -153,21 +157,23 @@ class DataArguments:
         why=" (one token of text and [gMASK])",
     )
     max_target_length: int = _setting(
-        128, "Longest reply, two end tokens included; of longer ones see --cut_replies (published ADGEN run: 64).",
+        128, "Longest reply, two end tokens included; of longer ones see --truncated_replies (published ADGEN run: 64).",
         min=3,
         why=" (one token of text and two that end it)",
     )
-    truncation: Literal["smart", "published"] = _setting(
+    truncation: Truncation = _setting(
         "smart",
         "What goes where a prompt is too long. smart: the oldest rounds, then the middle of the text, never the end of "
         "the question or the cue of the reply. published: the end of the prompt.",
     )
-    cut_replies: Literal["open", "drop", "closed"] | None = _setting(
+    cut_replies: TruncatedReplies | None = _setting(
         None,
-        "Training rows whose reply is too long. open (default): cut, without an end token, so that stopping there is not "
-        "learnt. drop: left out. closed: cut and ended, as published (default with --truncation published).",
+        "Training rows whose reply is too long. open (default): truncated, without an end token, so that stopping there is "
+        "not learnt. drop: left out. closed: truncated and ended, as published (default with --truncation published).",
+        aliases=("truncated_replies",),
+        shown_as="truncated_replies",
     )
-    loss_on: Literal["last", "all"] = _setting(
+    loss_on: LossOn = _setting(
         "last",
         "Replies of a dialogue that are learnt. all: every round becomes a training example with the rounds before it.",
     )
@@ -181,12 +187,12 @@ class DataArguments:
     max_train_samples: int | None = _setting(None, "Use only the first N training rows.", min=1, why=_ALL_ROWS)
     max_eval_samples: int | None = _setting(None, "Use only the first N validation rows.", min=1, why=_ALL_ROWS)
     max_predict_samples: int | None = _setting(None, "Use only the first N test rows.", min=1, why=_ALL_ROWS)
-    overwrite_cache: bool = _setting(False, "Prepare the rows anew even where prepared ones lie on disk.")
+    overwrite_cache: bool = _setting(False, "Prepare the rows again even where prepared ones are on disk.")
     preprocessing_num_workers: int | None = _setting(
         None, "Processes that prepare rows (default: several where there are many rows).", min=1, max=MAX_PROCESSES
     )
     num_beams: int | None = _setting(None, "Beams when predicting (default 1).", min=1, max=_MAX_BEAMS)
-    generation: Literal["greedy", "published"] = _setting(
+    generation: GenerationName = _setting(
         "greedy",
         "How replies are drawn when predicting. greedy: the likeliest token, the same result every time. published: "
         "sampling with top_p 0.7 and temperature 0.95, as the published evaluation does.",
@@ -205,7 +211,7 @@ class DataArguments:
         False, "Evaluate every checkpoint of the run folder that is named, and show the scores over the steps."
     )
     overwrite_predictions: bool = _setting(
-        False, "Predict every row anew, even where an earlier run with the same settings left answers to go on from."
+        False, "Predict every row again, even where an earlier run with the same settings left answers to resume from."
     )
     legacy_first_round: bool = _setting(
         False, "Wrap a first round as [Round 0] once a history column is set, as the published trainer did."
@@ -214,15 +220,10 @@ class DataArguments:
     def __post_init__(self) -> None:
         """Refuse what cannot work, naming the flag; fill in val_max_target_length."""
         check_fields(self)
-        _one_of("generation", self.generation, ("greedy", "published"))
-        _one_of("row_format", self.row_format, ("auto", "columns", "alpaca", "sharegpt", "messages"))
-        _one_of("truncation", self.truncation, ("smart", "published"))
-        _one_of("cut_replies", self.cut_replies, (None, "open", "drop", "closed"))
-        _one_of("loss_on", self.loss_on, ("last", "all"))
         if self.encoding is not None:
             check_encoding(self.encoding)
         _ = self.mix
-        if self.row_format in ("alpaca", "sharegpt", "messages") and self.prompt_column is not None:
+        if self.row_format in FORMATS_WITH_COLUMNS_OF_THEIR_OWN and self.prompt_column is not None:
             raise UserError(
                 f"--row_format {self.row_format} and --prompt_column {self.prompt_column} contradict each other: leave one "
                 "out (this form has columns of its own)"

@@ -1,4 +1,4 @@
-"""The output folder of a run: not that of its own inputs, and nobody else's while the run goes on."""
+"""The output folder of a run: not that of its own inputs, and nobody else's during the run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ROWS = ("train_file", "validation_file", "test_file", "general_file")
 
 @contextmanager
 def claimed_output(arguments: Arguments) -> Iterator[OutputFolder | None]:
-    """Claim the output folder for this run while the block goes on; one of several processes does so for all (the others
+    """Claim the output folder for this run during the block; one of several processes does so for all (the others
     get None).
 
     Raises:

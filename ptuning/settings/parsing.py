@@ -46,6 +46,7 @@ class Setting:
     repeat: bool = False  # may be given again and again, every time with more values
     path: bool = False
     aliases: tuple[str, ...] = ()
+    shown_as: str = ""  # the alias that help and messages show first
     shortcuts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -148,7 +149,7 @@ def _reading(hint: Any) -> dict[str, Any] | None:
 def settings_of(dataclass_type: type) -> dict[str, Setting]:
     """Return the settings that the fields of a dataclass stand for, by name, in the order of the fields."""
     hints = typing.get_type_hints(dataclass_type)
-    found = {}
+    settings = {}
     for f in dataclasses.fields(dataclass_type):
         reading = _reading(hints[f.name]) if f.init else None
         if reading is None:
@@ -156,17 +157,18 @@ def settings_of(dataclass_type: type) -> dict[str, Setting]:
         optional = type(None) in typing.get_args(hints[f.name])
         if optional and reading["metavar"] not in ("TEXT", "PATH"):
             reading["convert"] = _or_none(reading["convert"])
-        extra = {k: f.metadata[k] for k in ("path", "aliases", "shortcuts", "repeat") if k in f.metadata}
+        extra = {k: f.metadata[k] for k in ("path", "aliases", "shown_as", "shortcuts", "repeat") if k in f.metadata}
         default = None if f.default is dataclasses.MISSING else f.default
-        found[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
-    return found
+        settings[f.name] = Setting(f.name, help=f.metadata.get("help", ""), default=default, **reading, **extra)
+    return settings
 
 
 class _ArgumentParser(argparse.ArgumentParser):
     """argparse that raises instead of leaving the process."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message.removeprefix("argument "))
+        own_name = re.sub(r"--\w+/(?=--\w)", "", message)  # of a flag with two names the one that settings files have
+        raise UserError(own_name.removeprefix("argument "))
 
 
 class SettingsParser:
@@ -243,10 +245,10 @@ class SettingsParser:
             if str(key) == "help":
                 raise UserError(f"{where}help: no such setting {self._hint()}")
             try:
-                found = self._parse_tokens(list(self._tokens_of(str(key), value)))
+                parsed = self._parse_tokens(list(self._tokens_of(str(key), value)))
             except UserError as error:
                 raise UserError(where + str(error).replace(f"--{key}", str(key))) from None
-            values.update({name: self._located(name, item, path) for name, item in found.items()})
+            values.update({name: self._located(name, item, path) for name, item in parsed.items()})
         return values
 
     def _tokens_of(self, key: str, value: Any) -> Iterator[str]:
@@ -387,4 +389,5 @@ def _add(section: argparse._ArgumentGroup, setting: Setting) -> None:
     elif setting.many:
         options["nargs"] = "+"
         options["action"] = "extend" if setting.repeat else "store"
-    section.add_argument(f"--{setting.name}", **options)
+    flags = [f"--{name}" for name in (setting.shown_as, setting.name) if name]
+    section.add_argument(*flags, dest=setting.name, **options)

@@ -1,13 +1,17 @@
 """What the value of any setting may be: the one check of numbers and texts, for every dataclass of settings.
 
 Numbers are finite, whole numbers have at most 64 bits, and both stay inside the limits of their field: ``min`` and ``max``
-(allowed themselves), ``above`` and ``below`` (not allowed themselves), with ``why`` behind the message. Texts can be written
-down as UTF-8, hold no control characters (a path: no NUL), and are not empty unless that is the default: an empty text is
-what an unset variable of a shell leaves. In content (metadata ``free``) and in JSON line breaks are allowed.
+(allowed themselves), ``above`` and ``below`` (not allowed themselves), with ``why`` at the end of the message. Texts can
+be written down as UTF-8, hold no control characters (a path: no NUL), and are not empty unless that is the default: an
+empty text is what an unset variable of a shell leaves. In content (metadata ``free``) and in JSON line breaks are
+allowed. A field whose type is a ``Literal`` takes its values only.
 """
 
 import dataclasses
+import functools
 import math
+import types
+import typing
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.core.characters import shown
+from ptuning.core.choices import values_of
 from ptuning.core.errors import UserError
 
 _LIMIT_NAMES = ("min", "max", "above", "below", "why")
 _LARGEST = 2**63 - 1
 _LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes that operating systems take
-_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what turns the text behind it around
+_DIRECTIONS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")  # what turns the text after it around
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,7 @@ class Limits:
     Attributes:
         min: smallest value; ``max`` the largest.
         above: values must be more than this; ``below`` less.
-        why: said behind the range.
+        why: said after the range.
     """
 
     min: float | None = None
@@ -80,6 +85,26 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
                 free = bool(field.metadata.get("free")) or value.lstrip().startswith("{")
                 path = bool(field.metadata.get("path")) or field.name in getattr(kind, "PATHS", ())
                 check_text(f"--{field.name}", value, path=path, free=free, may_be_empty=value == field.default)
+        _check_choice(field.name, given, _choices(kind).get(field.name))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...] | None) -> None:
+    if choices is not None and value not in choices:
+        names = ", ".join("(not given)" if choice is None else str(choice) for choice in choices)
+        raise UserError(f"--{name} {shown(value)}: allowed are {names}")
+
+
+@functools.cache
+def _choices(kind: type) -> dict[str, tuple[Any, ...]]:
+    """The values of the fields of a dataclass whose type hint is a ``Literal``, by name; None first where it is one."""
+    choices = {}
+    for name, hint in typing.get_type_hints(kind).items():
+        members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+        literals = [member for member in members if member is not type(None)]
+        if literals and all(typing.get_origin(member) is typing.Literal for member in literals):
+            none = (None,) if len(literals) < len(members) else ()
+            choices[name] = (*none, *(value for member in literals for value in values_of(member)))
+    return choices
 
 
 def check_fields(settings: Any) -> None:

@@ -7,13 +7,13 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from transformers import Seq2SeqTrainingArguments
 
 from ptuning.core.atomic import replace_when_whole
-from ptuning.core.choices import DEFAULT_METHOD, MethodName
+from ptuning.core.choices import DEFAULT_METHOD, MethodName, PrefixForm
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import check_training_values, clear_errors
 from ptuning.settings.setting_limits import Limits
@@ -40,7 +40,7 @@ class TuningArguments(Seq2SeqTrainingArguments):
             "old-checkpoint-N, other files of the same name are replaced)."
         },
     )
-    prefix_format: Literal["ptuning", "published", "both"] = field(
+    prefix_format: PrefixForm = field(
         default="ptuning",
         metadata={
             "help": "Form of the prefix in a checkpoint: ptuning (prefix_encoder.safetensors and prefix_config.json), "
@@ -51,7 +51,7 @@ class TuningArguments(Seq2SeqTrainingArguments):
         default=None,
         metadata={
             "help": "Start from the weights of this prefix (a checkpoint folder), at step 0: no optimiser, no schedule. "
-            "To go on with a run that was stopped: --resume_from_checkpoint auto.",
+            "To resume a run that was stopped: --resume_from_checkpoint auto.",
             "path": True,
         },
     )

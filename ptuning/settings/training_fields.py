@@ -74,7 +74,7 @@ _HUB = "nothing is uploaded: the folder of a checkpoint is all there is to share
 _SHARDED = "only the prefix is trained and the model is frozen: there is nothing to shard; more GPUs: torchrun"
 _ANSWERS = "answers are made and scored outside transformers' trainer: see --predict_with_generate"
 _COMPILED = "the model is not compiled: its kernels are; leave it out"
-_ORDER = "the order of the rows decides a run, and one that goes on must equal one without a stop"
+_ORDER = "the order of the rows decides a run, and a resumed one must equal one without a stop"
 _STOPS = "Ctrl-C and SIGTERM save a checkpoint by themselves"
 
 REFUSED: Mapping[str, str] = MappingProxyType(
@@ -88,7 +88,7 @@ REFUSED: Mapping[str, str] = MappingProxyType(
         "use_cache": "training takes no cache, and answers always do",
         "neftune_noise_alpha": "the frozen model's embeddings get no noise: --prefix_dropout is what keeps a prefix from "
         "learning by heart",
-        "auto_find_batch_size": "a run that starts anew with another batch size is another run: when memory runs out, the "
+        "auto_find_batch_size": "a run that starts over with another batch size is another run: when memory runs out, the "
         "message says what to lower; gradient checkpointing comes on by itself",
         "eval_do_concat_batches": _ANSWERS,
         "eval_use_gather_object": _ANSWERS,

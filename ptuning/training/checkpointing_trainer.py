@@ -28,7 +28,7 @@ from ptuning.core.errors import OutputError, UserError
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.reading import guarded
 from ptuning.methods.method import TuningMethod
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.training.running_loss import RunningLoss
 
@@ -45,7 +45,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
     """
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     method: TuningMethod
     args: TuningArguments
     adapter_settings: dict[str, Any]

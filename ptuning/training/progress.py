@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from ptuning.core.atomic import LineFile, replace_when_whole
+from ptuning.core.progress import OpenProgress, Progress
 from ptuning.core.reading import parse_json
 
 logger = logging.getLogger(__name__)
@@ -29,16 +29,16 @@ class TrainingProgress(TrainerCallback):
     lines up to its checkpoint.
 
     Args:
-        bar: draw a bar; None: where standard error is a terminal.
+        open_bar: opens a bar that counts steps; None: every log line is one of the log instead.
     """
 
-    def __init__(self, bar: bool | None = None) -> None:
-        self.with_bar = sys.stderr.isatty() if bar is None else bar
+    def __init__(self, open_bar: OpenProgress | None = None) -> None:
         self.tokens = 0
-        self._bar: Any = None
+        self._open_bar = open_bar
+        self._bar: Progress | None = None
         self._began = self._tokens_at_log = 0.0
         self._last_log = 0.0
-        self._first_step = 0
+        self._first_step = self._shown_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, and the log at the step where the run begins."""
@@ -47,12 +47,9 @@ class TrainingProgress(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self.keep_lines(args, state)
-        if self.with_bar:
-            from tqdm.auto import tqdm
-
-            self._bar = tqdm(
-                total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True, desc="tuning"
-            )
+        if self._open_bar is not None:
+            self._bar = self._open_bar("tuning", state.max_steps, done=state.global_step, unit="step")
+        self._shown_step = state.global_step
 
     def keep_lines(self, args: Any, state: Any) -> None:
         """Drop the lines that an earlier run logged after the point from which this one goes on: behind its step, or at
@@ -63,7 +60,8 @@ class TrainingProgress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Advance the bar."""
         if self._bar is not None:
-            self._bar.update(state.global_step - self._bar.n)
+            self._bar.advance(state.global_step - self._shown_step)
+            self._shown_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write a log line everywhere."""
@@ -97,9 +95,9 @@ class TrainingProgress(TrainerCallback):
             logger.info("%d/%d %s%s", state.global_step, state.max_steps, shown, pace)
         elif "loss" in logs:
             values = f"loss {logs['loss']:.4g}, lr {logs.get('learning_rate', 0):.3g}, {rate:.0f} tokens/s"
-            self._bar.set_postfix_str(values)
+            self._bar.note(values)
         else:
-            self._bar.write(f"step {state.global_step}: {shown}", file=sys.stderr)
+            self._bar.line(f"step {state.global_step}: {shown}")
 
     def _remaining(self, state: Any, now: float) -> str:
         done = state.global_step - self._first_step

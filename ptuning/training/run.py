@@ -15,11 +15,13 @@ import torch
 import transformers
 from transformers import set_seed
 
-from ptuning.checkpoint.preparation import base_model_name, model_config, prepare_model, prepare_tokenizer
+from ptuning.checkpoint.checkpoint import Checkpoint, open_named
+from ptuning.checkpoint.load import prepare_model
 from ptuning.checkpoint.run_checkpoints import barrier, checkpoints, set_aside, starting_point
 from ptuning.core.errors import StoppedError, TrainingError, UserError, is_out_of_memory
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.private_cache import keep_compiled_code_private
+from ptuning.core.progress import OpenProgress
 from ptuning.core.result_files import save_metrics
 from ptuning.core.version import __version__
 from ptuning.data.collator import TrainingCollator
@@ -31,7 +33,7 @@ from ptuning.data.run_rows import prepare_rows, prepare_training_rows
 from ptuning.memory.advice import out_of_memory_message, settle_checkpointing
 from ptuning.methods.method import TuningMethod
 from ptuning.methods.registry import METHODS
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
@@ -54,7 +56,7 @@ _DECIDING_WHERE_GIVEN = (
     "dataloader_drop_last",
 )
 
-ScoreRows = Callable[[ChatGLMForConditionalGeneration, Any, Sequence[Row]], dict[str, float]]
+ScoreRows = Callable[[ChatGLMNetwork, Any, Sequence[Row]], dict[str, float]]
 """Answers rows with a model and its tokenizer and gives scores by name: how a run looks at answers while it trains."""
 
 
@@ -65,13 +67,13 @@ class PreparedRun:
     Attributes:
         arguments: with the checkpoint that training starts from, if any.
         start: the checkpoint to resume from; None for a new run.
-        tokenizer: of the model.
+        base: the model to be tuned, opened, with that prefix.
         rows: to train on; ``validation`` likewise, empty for none.
     """
 
     arguments: Arguments
     start: str | None
-    tokenizer: Any
+    base: Checkpoint
     rows: list[Row]
     validation: list[Row]
 
@@ -87,7 +89,7 @@ class TunedRun:
         is_first_process: whether this process is the one that evaluates and reports.
     """
 
-    model: ChatGLMForConditionalGeneration
+    model: ChatGLMNetwork
     checkpoint: Path | None
     metrics: dict[str, float]
     is_first_process: bool
@@ -112,20 +114,24 @@ def prepare_tuning(arguments: Arguments) -> PreparedRun:
     _settle_learning_rate(training, method, arguments.given)
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
-    tokenizer = prepare_tokenizer(arguments.model)
-    check_against_model(arguments.model, training, arguments.given, model_config(arguments.model))
+    base = open_named(arguments.model)
+    _ = base.tokenizer  # what is wrong with it is told before rows are read
+    check_against_model(arguments.model, training, arguments.given, base.config)
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
-    return PreparedRun(arguments, start, tokenizer, rows, validation)
+    return PreparedRun(arguments, start, base, rows, validation)
 
 
-def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) -> TunedRun:
+def tune(
+    run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows, open_bar: OpenProgress | None = None
+) -> TunedRun:
     """Load the model, train, and save.
 
     Args:
         run: what is ready.
         place: the claim on the output folder; None in all processes but the first.
         score_rows: see :data:`ScoreRows`.
+        open_bar: opens a bar that counts steps; None: log lines instead.
 
     Raises:
         UserError: examples or checkpoints that do not fit.
@@ -134,10 +140,10 @@ def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) ->
         OutputError: the output folder went away, or cannot be written any more; what was saved stays.
     """
     arguments, data, training = run.arguments, run.arguments.data, run.arguments.training
-    examples = prepare_examples(run.tokenizer, run.rows, data, "training rows")
-    eval_examples = prepare_examples(run.tokenizer, run.validation, data, "validation rows") if run.validation else None
+    examples = prepare_examples(run.base.tokenizer, run.rows, data, "training rows")
+    eval_examples = prepare_examples(run.base.tokenizer, run.validation, data, "validation rows") if run.validation else None
     check_steps(training, METHODS[arguments.method], len(examples), None if eval_examples is None else len(eval_examples))
-    trainer = _trainer(run, examples, eval_examples, score_rows)
+    trainer = _trainer(run, examples, eval_examples, score_rows, open_bar)
     trainer.place = place
     folder = Path(str(training.output_dir))
     if place is not None:
@@ -159,14 +165,18 @@ def tune(run: PreparedRun, place: OutputFolder | None, score_rows: ScoreRows) ->
 
 
 def _trainer(
-    run: PreparedRun, examples: PackedExamples, eval_examples: PackedExamples | None, score_rows: ScoreRows
+    run: PreparedRun,
+    examples: PackedExamples,
+    eval_examples: PackedExamples | None,
+    score_rows: ScoreRows,
+    open_bar: OpenProgress | None,
 ) -> TuningTrainer:
     """Load the model with what training starts from, and put the trainer around it."""
     arguments, training, method = run.arguments, run.arguments.training, METHODS[run.arguments.method]
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
     set_seed(training.seed)  # before the model: what is new is drawn from it
-    model = prepare_model(arguments.model, new=method)
+    model = prepare_model(ChatGLMNetwork, run.base, arguments.model, new=method)
     method.begin_training(model, training)
     settle_checkpointing(model, arguments, examples)
     return TuningTrainer(
@@ -174,11 +184,12 @@ def _trainer(
         method,
         training,
         examples,
-        _collator(run.tokenizer, arguments.data),
+        _collator(run.base.tokenizer, arguments.data),
         eval_examples,
-        adapter_settings(arguments, model, history=any(row.history is not None for row in run.rows)),
+        adapter_settings(arguments, run.base.name, model, history=any(row.history is not None for row in run.rows)),
         run_description(arguments, examples),
         _scorer(model, run, score_rows),
+        open_bar,
     )
 
 
@@ -240,7 +251,7 @@ def _train(trainer: TuningTrainer, start: str | None, arguments: Arguments, coun
 
 
 def _scorer(
-    model: ChatGLMForConditionalGeneration, run: PreparedRun, score_rows: ScoreRows
+    model: ChatGLMNetwork, run: PreparedRun, score_rows: ScoreRows
 ) -> Callable[[], dict[str, float]] | None:
     """Scores of a sample of the validation rows, for every evaluation during training."""
     training, rows = run.arguments.training, run.validation
@@ -253,7 +264,7 @@ def _scorer(
         was_training = model.training
         model.eval()
         try:
-            return score_rows(model, run.tokenizer, sample)
+            return score_rows(model, run.base.tokenizer, sample)
         finally:
             model.train(was_training)
 
@@ -283,13 +294,12 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def adapter_settings(arguments: Arguments, model: ChatGLMForConditionalGeneration, *, history: bool) -> dict[str, Any]:
+def adapter_settings(arguments: Arguments, base: str, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
     """What a checkpoint says of the run that made it: all that is needed to chat with it.
 
-    ``history``: the training rows have earlier rounds, whatever form they came in.
+    ``base`` names the base model; ``history``: the training rows have earlier rounds, whatever form they came in.
     """
     data = arguments.data
-    base = base_model_name(arguments.model)
     return {
         "base_model": os.path.abspath(base) if os.path.isdir(base) else base,
         "base_fingerprint": model.base_fingerprint,

@@ -24,11 +24,14 @@ from ptuning.training.optimiser_checks import check_optimiser, check_schedule, p
 
 logger = logging.getLogger(__name__)
 
-SCORES = ("bleu-4", "rouge-1", "rouge-2", "rouge-l")
-"""What ``--metric_for_best_model`` may name beside the loss, where answers are scored."""
 
 def check_combinations(
-    model: ModelArguments, data: DataArguments, training: Any, given: Mapping[str, Any], method: TuningMethod
+    model: ModelArguments,
+    data: DataArguments,
+    training: Any,
+    given: Mapping[str, Any],
+    scores: Mapping[str, bool],
+    method: TuningMethod,
 ) -> None:
     """Refuse settings of a training run that contradict each other or would be taken and ignored.
 
@@ -37,13 +40,15 @@ def check_combinations(
         data: rows and lengths.
         training: with ``do_train``.
         given: what was named by the user.
+        scores: what ``--metric_for_best_model`` may name beside the loss, where answers are scored, and whether higher is
+            better.
         method: how the run tunes.
 
     Raises:
         UserError: with the flags.
     """
     _check_lengths_of_run(training)
-    _check_evaluations(data, training)
+    _check_evaluations(data, training, given, scores)
     _check_loading(training)
     _check_checkpointing(training)
     _check_packages(training.report_to)
@@ -78,7 +83,9 @@ def _check_lengths_of_run(training: Any) -> None:
         raise UserError(f"--num_train_epochs {training.num_train_epochs:g}: no step would be taken; must be more than 0")
 
 
-def _check_evaluations(data: DataArguments, training: Any) -> None:
+def _check_evaluations(
+    data: DataArguments, training: Any, given: Mapping[str, Any], scores: Mapping[str, bool]
+) -> None:
     """What asks for evaluations while training, and by what the best of them is told."""
     watched = plain(training.eval_strategy) != "no"
     for name, asked in (
@@ -96,12 +103,12 @@ def _check_evaluations(data: DataArguments, training: Any) -> None:
         return
     metric = training.metric_for_best_model.removeprefix("eval_")
     scored = training.predict_with_generate and data.validation_file is not None
-    allowed = ["eval_loss", *(f"eval_{name}" for name in SCORES if scored)]
+    allowed = ["eval_loss", *(f"eval_{name}" for name in scores if scored)]
     if f"eval_{metric}" not in allowed:
-        more = "" if scored else f"; {', '.join(SCORES)} need --predict_with_generate and --validation_file"
+        more = "" if scored else f"; {', '.join(scores)} need --predict_with_generate and --validation_file"
         raise UserError(f"--metric_for_best_model {shown(metric)}: allowed are {', '.join(allowed)}{more}")
-    greater = metric != "loss"
-    if training.greater_is_better is None:
+    greater = scores.get(metric, False)  # False: the loss
+    if given.get("greater_is_better") is None:  # transformers takes every name but a loss for one of which more is better
         training.greater_is_better = greater
     if training.greater_is_better != greater:
         raise UserError(

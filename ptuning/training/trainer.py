@@ -18,12 +18,13 @@ from transformers.trainer_utils import TrainOutput
 
 from ptuning.checkpoint.run_checkpoints import changes_since, checkpoints, clear_staging, read_run, remove_old
 from ptuning.core.errors import TrainingError, UserError
+from ptuning.core.progress import OpenProgress
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.preprocess import Example
 from ptuning.kernels.allocator import keep_freed_memory
 from ptuning.kernels.dispatch import settings
 from ptuning.methods.method import TuningMethod
-from ptuning.model.network import ChatGLMForConditionalGeneration
+from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.run_checks import clear_errors
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.settings.training_fields import FORCED
@@ -71,12 +72,13 @@ class TuningTrainer(CheckpointingTrainer):
         eval_examples: for the validation loss.
         adapter_settings: what a checkpoint says of the run: base model, prompt settings.
         description: settings and rows of the run; what differs when a run goes on is named.
-        scorer: gives BLEU-4 and ROUGE for every evaluation while training.
+        scorer: gives scores of answers for every evaluation while training.
+        open_bar: opens a bar that counts steps, unless ``--disable_tqdm``; None: log lines instead.
     """
 
     def __init__(
         self,
-        model: ChatGLMForConditionalGeneration,
+        model: ChatGLMNetwork,
         method: TuningMethod,
         args: TuningArguments,
         examples: Sequence[Example],
@@ -85,6 +87,7 @@ class TuningTrainer(CheckpointingTrainer):
         adapter_settings: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
         scorer: Scorer | None = None,
+        open_bar: OpenProgress | None = None,
     ) -> None:
         if not method.is_active(model):
             raise UserError(method.words.nothing_to_train)
@@ -94,7 +97,7 @@ class TuningTrainer(CheckpointingTrainer):
         self.examples = examples
         self.scorer = scorer
         self.stop = StopOnSignal()
-        self.progress = TrainingProgress(False if args.disable_tqdm else None)
+        self.progress = TrainingProgress(None if args.disable_tqdm else open_bar)
         self._pending: list[tuple[Tensor, Tensor]] = []
         self._losses = RunningLoss()
         _prepare(args)

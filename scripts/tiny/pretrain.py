@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import AdamW, Muon
 
+from ptuning.engine.chat_model import ChatGLMForConditionalGeneration
 from ptuning.model.config import ChatGLMConfig
-from ptuning.model.network import ChatGLMForConditionalGeneration
 from scripts.tiny.corpus import SEED, Sample, samples
 from scripts.tiny.vocabulary import mark_whitespace
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from ptuning.evaluation.metrics import word_tokenizer
+from ptuning.evaluation.metrics.words import word_tokenizer
 from scripts.tiny.corpus import samples
 from scripts.tiny.world import CLAUSES, KINDS, VOICES
 

@@ -303,6 +303,7 @@ def test_a_list_grows_by_single_files(tmp_path):
     assert what_disagrees(tmp_path, contents=False) == "一.txt is missing (files.json lists it)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

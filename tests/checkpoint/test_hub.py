@@ -102,6 +102,7 @@ def test_weights_under_other_names_do_not_pass_for_safetensors(hub, tmp_path):
     assert set(found["files"]) == SMALL | BIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [REPOSITORY, "someone/bin-only"])
 def test_offline_the_cache_serves(hub, tmp_path, name):
     (first,) = call(tmp_path, hub.url, ask(name))
@@ -112,6 +113,7 @@ def test_offline_the_cache_serves(hub, tmp_path, name):
     assert first == flag == environment
 
 
+@pytest.mark.slow
 def test_a_hub_out_of_reach_is_replaced_by_the_cache(hub, tmp_path):
     """The endpoint is another one now, as a mirror that went away: a copy in the cache is as good as ever."""
     (first,) = call(tmp_path, hub.url, ask())
@@ -119,6 +121,7 @@ def test_a_hub_out_of_reach_is_replaced_by_the_cache(hub, tmp_path):
     assert first == again
 
 
+@pytest.mark.slow
 def test_what_the_hub_does_not_give_ends_in_one_line(hub, tmp_path):
     unknown, odd = call(tmp_path, hub.url, ask("someone/unknown"), ask("some one/-x-"))
     (unreachable,) = call(tmp_path, "http://127.0.0.1:9", ask())
@@ -133,6 +136,7 @@ def test_what_the_hub_does_not_give_ends_in_one_line(hub, tmp_path):
     assert "someone/unknown" in unknown["error"]
 
 
+@pytest.mark.slow
 def test_a_whole_model_comes_from_the_hub(hub, tmp_path):
     """load_model, load_tokenizer and transformers' Auto classes, online and then offline; remote code is never imported.
 

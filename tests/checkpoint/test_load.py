@@ -89,7 +89,7 @@ def test_a_tokenizer_larger_than_the_model(tmp_path):
 
 
 def test_releases_are_named_at_their_real_sizes(golden):
-    from ptuning.checkpoint.load import check_vocabulary
+    from ptuning.checkpoint.checkpoint import check_vocabulary
 
     class Pieces:
         bos_token_id, eos_token_id, gmask_token_id = 150004, 150005, 150001

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import ptuning
+from ptuning.checkpoint.checkpoint import choose_quantization, read_config
 from ptuning.checkpoint.weight_files import find_weights
-from ptuning.checkpoint.weights import choose_quantization, read_config
 from ptuning.core.errors import UserError
 
 PREFIX = "transformer.prefix_encoder."
@@ -154,9 +154,9 @@ def test_missing_tensors_are_named(tmp_path):
 
 def test_missing_tensors_are_found_before_the_weights_are_read(tmp_path, monkeypatch):
     """An index or a header names them all, so nobody waits for 13 GB to be told."""
-    from ptuning.checkpoint import weights
+    from ptuning.checkpoint import filling
 
-    monkeypatch.setattr(weights, "_fill", lambda *args: pytest.fail("a weight was read"))
+    monkeypatch.setattr(filling, "_fill", lambda *args: pytest.fail("a weight was read"))
     state = golden_state()
     del state["lm_head.weight"]
     for form, shards in (("safetensors", 1), ("bin", 2), ("bin", 1)):
@@ -456,6 +456,7 @@ for folder, bits in ((sys.argv[3], 4), (sys.argv[2], 0), (sys.argv[3], 0)):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="measured with Linux's /proc and glibc")
 def test_peak_memory_is_the_model_and_one_shard(tmp_path):
     sizes = {"hidden_size": 1024, "num_attention_heads": 8, "inner_hidden_size": 8192, "num_layers": 5}

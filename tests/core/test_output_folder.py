@@ -59,6 +59,7 @@ def started(argv, out, folder, lines=1):
 # ---- the claim
 
 
+@pytest.mark.slow
 @posix
 def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(command, tmp_path, rows_file):
     folder = tmp_path / "run"
@@ -83,6 +84,7 @@ def test_a_second_run_is_refused_and_a_killed_one_blocks_nobody(command, tmp_pat
     assert not list(folder.glob("old-*"))
 
 
+@pytest.mark.slow
 @posix
 def test_the_target_of_quantising_is_claimed_too(tmp_path, capsys):
     target = tmp_path / "new" / "int4"
@@ -136,6 +138,7 @@ def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
         place.check()
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("what", ["removed", "replaced"])
 def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(command, tmp_path, what):
@@ -233,6 +236,7 @@ def test_prepared_rows_that_cannot_be_kept_are_no_error(tmp_path, caplog):
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 @posix
 def test_quantising_on_a_full_disk_leaves_nothing(tmp_path):
     run = Command(["quantize", "tiny-chatglm", tmp_path / "int8", "--bits", 8], tmp_path / "out", limit_file=100_000)
@@ -257,6 +261,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", place], check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_keeps_the_earlier_checkpoints_and_the_run_goes_on_later(small_disk, command, tmp_path):
     place, grow = small_disk
     settings = {"max_steps": 12, "save_steps": 2, "logging_steps": 1}
@@ -287,6 +292,7 @@ def steps(folder):
     return [{name: value for name, value in line.items() if not name.endswith(clocks)} for line in lines]
 
 
+@pytest.mark.slow
 @posix
 def test_a_run_killed_in_its_last_evaluation_logs_every_line_once(command, tmp_path, rows_file):
     settings = {"max_steps": 3, "save_steps": 1, "logging_steps": 1, "do_eval": True, "validation_file": rows_file}
@@ -324,6 +330,7 @@ def many_rows(tmp_path):
 in_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 
 
+@pytest.mark.slow
 @in_proc
 @pytest.mark.parametrize("work", ["tokenising", "batches"])
 def test_a_process_of_a_run_that_is_killed_is_one_line(command, tmp_path, many_rows, work):
@@ -345,6 +352,7 @@ def test_a_process_of_a_run_that_is_killed_is_one_line(command, tmp_path, many_r
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 @in_proc
 def test_nobody_is_left_behind_when_a_run_is_killed_while_it_tokenises(command, tmp_path, many_rows):
     run = Command(["train", *command(tmp_path / "run", **many_rows)], tmp_path / "out")

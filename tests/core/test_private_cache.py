@@ -189,7 +189,7 @@ def test_what_libraries_compile_is_kept_where_nobody_else_writes(home, monkeypat
     assert "home: other users can write to it" in caplog.text
 
 
-# ---- the compiled kernel -------------------------------------------------------------------------------------------------
+# ---- the native kernel ---------------------------------------------------------------------------------------------------
 
 PLANTED = """
 #include <stdio.h>
@@ -205,15 +205,12 @@ print("loaded")
 
 
 @pytest.fixture(scope="module")
-def compilers(tmp_path_factory):
+def compilers(quick_compiler):
     """A compiler that does not take long, and a library that tells when it is loaded."""
-    folder = tmp_path_factory.mktemp("compiler")
-    compiler = folder / "cc"
-    compiler.write_text(f'#!/bin/sh\nexec {shutil.which("cc")} "$@" -O0\n', encoding="ascii")
-    compiler.chmod(0o755)
-    (folder / "planted.c").write_text(PLANTED, encoding="ascii")
-    subprocess.run([compiler, "-shared", "-fPIC", folder / "planted.c", "-o", folder / "planted.so"], check=True)
-    return folder
+    (quick_compiler / "planted.c").write_text(PLANTED, encoding="ascii")
+    command = [quick_compiler / "cc", "-shared", "-fPIC", quick_compiler / "planted.c", "-o", quick_compiler / "planted.so"]
+    subprocess.run(command, check=True, env=os.environ | {"TMPDIR": "/nowhere"})
+    return quick_compiler
 
 
 def start(compilers, home, **changes):
@@ -252,7 +249,7 @@ def test_a_library_is_loaded_as_it_was_compiled_or_not_at_all(compilers, home):
     assert start(compilers, home) == ""
     for damaged in (whole[: len(whole) // 2], whole[:-1] + b"\1"):
         kept.write_bytes(damaged)
-        assert start(compilers, home) == f"the compiled kernel is compiled anew ({kept}: not what was compiled)\n"
+        assert start(compilers, home) == f"the native kernel is compiled anew ({kept}: not what was compiled)\n"
         assert kept.read_bytes() == whole
     kept.chmod(0o722)
     assert "other users can write to it (mode 0722)" in start(compilers, home)
@@ -286,7 +283,7 @@ def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(comp
     for place, mode in ((home, 0o777), (home / ".cache", 0o775)):
         place.chmod(mode)
         said = start(compilers, home)
-        assert said.startswith("the compiled kernel is not kept, but compiled at every start (")
+        assert said.startswith("the native kernel is not kept, but compiled at every start (")
         assert f"{place}: other users can write to it (mode 0{mode:o}" in said
         assert len(said.splitlines()) == 1
         place.chmod(0o755)
@@ -297,7 +294,7 @@ def test_nothing_is_loaded_from_a_folder_below_one_that_others_can_write_to(comp
 @pytest.mark.parametrize("changes", [{"HOME": "relative"}, {"XDG_CACHE_HOME": "/dev/null/x"}], ids=str)
 def test_a_machine_without_a_folder_for_caches_compiles_every_time(compilers, home, changes):
     said = start(compilers, home, **changes)
-    assert said.startswith("the compiled kernel is not kept, but compiled at every start (")
+    assert said.startswith("the native kernel is not kept, but compiled at every start (")
     assert len(said.splitlines()) == 1
 
 

@@ -10,9 +10,10 @@ from ptuning.core.errors import UserError
 from ptuning.data import examples as made
 from ptuning.data.example_store import FILES_KEPT, PackedExamples, pack, read_arrays, write_arrays
 from ptuning.data.examples import prepare_examples
-from ptuning.data.preprocess import prompt_ids, training_example
+from ptuning.data.preprocess import training_example
 from ptuning.data.rows import Row, read_rows
 from ptuning.data.run_rows import prepare_training_rows
+from ptuning.data.truncation import prompt_ids
 from ptuning.settings.arguments import DataArguments
 
 LIMITS = {"max_source_length": 24, "max_target_length": 20}
@@ -88,7 +89,7 @@ def test_a_damaged_file_is_made_anew(tokenizer, rows, cache, damage, caplog):
     broken = {"cut": whole[:-9], "bit": whole[:-9] + bytes([whole[-9] ^ 4]) + whole[-8:], "nonsense": b"x" * 50}[damage]
     path.write_bytes(broken)
     assert prepare_examples(tokenizer, rows, DataArguments(**LIMITS), "rows") == first
-    assert "are made anew" in caplog.text
+    assert "are prepared again" in caplog.text
     assert path.read_bytes() == whole
 
 
@@ -109,8 +110,8 @@ def test_rows_that_others_could_have_prepared_are_not_learnt(tokenizer, rows, ca
     examples = prepare_examples(tokenizer, rows, DataArguments(**LIMITS), "rows")
     (path,) = cache.glob("*.safetensors")
     write_arrays(path, pack(examples[:1], [0]))  # whole, under the right name, and not ours
-    not_kept, anew = "cannot be kept", "made anew"
-    for place, mode, said in ((cache.parent, 0o777, not_kept), (cache, 0o770, not_kept), (path, 0o666, anew)):
+    not_kept, again = "cannot be kept", "prepared again"
+    for place, mode, said in ((cache.parent, 0o777, not_kept), (cache, 0o770, not_kept), (path, 0o666, again)):
         before = place.stat().st_mode
         place.chmod(mode)
         caplog.clear()
@@ -140,8 +141,8 @@ def test_the_log_counts_what_was_cut(tokenizer, caplog):
     history = [("一问", "一答")] * 9
     some = [Row("短", "短", history, "x:1"), Row("长" * 50, "短", None, "x:2"), Row("短", "长" * 50, None, "x:3")]
     prepare_examples(tokenizer, some, DataArguments(**LIMITS), "rows")
-    assert "limit 24: 1 lost earlier rounds, 1 were cut; reply tokens" in caplog.text
-    assert "limit 20: 1 cut, without an end token" in caplog.text
+    assert "limit 24: 1 lost earlier rounds, 1 were truncated; reply tokens" in caplog.text
+    assert "limit 20: 1 truncated, without an end token" in caplog.text
 
 
 def test_rows_with_long_replies_are_dropped_on_request(tokenizer, caplog):

@@ -87,8 +87,8 @@ def test_samples_show_what_bears_the_loss_and_what_was_cut(tokenizer, tmp_path):
     assert (whole.context, whole.learnt, whole.remark) == ("短问[gMASK]", "<sop> 短答<eop>", "")
     assert whole.learnt_tokens == len(tokenizer.encode_text("短答")) + 2
     assert "oldest rounds left out" in rounds.remark
-    assert "cut to 30" in prompt.remark
-    assert "cut, no end token" in reply.remark
+    assert "truncated to 30" in prompt.remark
+    assert "truncated, without an end token" in reply.remark
     assert not reply.learnt.endswith("<eop>")
     assert len(inspect_file(tokenizer, data, samples=0).samples) == 0
 

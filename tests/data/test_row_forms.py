@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
+from ptuning.core.choices import RowFormat, values_of
 from ptuning.core.errors import UserError
-from ptuning.data.row_forms import ROW_FORMATS
 from ptuning.data.rows import Row, every_round, mixed, read_rows
 
 
@@ -161,7 +161,7 @@ def test_a_form_that_does_not_fit(tmp_path, record, options, message):
 def test_every_form_has_a_name_in_the_settings():
     from ptuning.settings.arguments import DataArguments
 
-    for name in ROW_FORMATS:
+    for name in values_of(RowFormat):
         assert DataArguments(row_format=name).row_format == name
 
 

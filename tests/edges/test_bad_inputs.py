@@ -79,8 +79,8 @@ FILES = [
 ]  # fmt: skip
 
 BROKEN = [
-    row_file("cut off", GOOD[:-9], "rows.json:4:", "unexpected end of file", "cut off"),
-    row_file("array cut off", f"[{ROW},\n{ROW}", "rows.json:2:", "unexpected end of file"),
+    row_file("truncated", GOOD[:-9], "rows.json:4:", "unexpected end of file", "truncated"),
+    row_file("array truncated", f"[{ROW},\n{ROW}", "rows.json:2:", "unexpected end of file"),
     row_file("missing comma", '{"content": "a" "summary": "b"}', "rows.json:1:17", "correct this row"),
     row_file("unescaped quotes", '{"content": "他说"好"", "summary": "b"}', "rows.json:1:17", '\\"'),
     row_file("line break in a text", '{"content": "a\nb", "summary": "c"}', "rows.json:1:", "end of line", "\\n"),
@@ -160,7 +160,7 @@ LIMITS_AND_FLAGS = [
     flag("a broken validation file", "--do_train --do_eval --validation_file dev.json", "dev.json:1:1",
          files={"dev.json": "x"}),
     flag("a broken test file", "--do_train --do_predict --test_file test.json", "test.json:2:13", "no closing quote",
-         "cut off", files={"test.json": ROW + '\n{"content": "'}),
+         "truncated", files={"test.json": ROW + '\n{"content": "'}),
 ]  # fmt: skip
 
 OTHER_VERBS = [

@@ -1,16 +1,18 @@
 """A quantised model is tuned and answers where there is nothing: no compiler, no PATH, no importable CUDA package."""
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from processes import forked_from_one
+from runs import small_run
 
 ROOT = Path(__file__).resolve().parents[2]
+BITS = (4, 8)
 ANSWERING = """
 import sys, torch, ptuning
+
+pytestmark = pytest.mark.slow
 for name in ("triton", "cpm_kernels"):
     try:
         __import__(name)
@@ -27,39 +29,29 @@ for dtype in ("float32", "bfloat16", "float16"):
 """
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_tuning_and_answering_need_no_compiler_and_no_cuda_package(golden, golden_cases, tmp_path, bits):
-    broken = tmp_path / "broken"
+TUNING = "import sys; from ptuning.edges.cli import main; sys.exit(main(['train', *sys.argv[1:]]))"
+
+
+@pytest.fixture(scope="module")
+def done(golden, rows_file, tmp_path_factory):
+    """bits -> the processes that tuned and answered: forked from one that finds nothing."""
+    place = tmp_path_factory.mktemp("bare")
+    broken = place / "broken"
     broken.mkdir()
     for name in ("triton", "cpm_kernels"):
         (broken / f"{name}.py").write_text("raise ImportError('made unimportable')\n", encoding="utf-8")
-    rows = [{"content": row["prompt"], "summary": row["response"]} for row in golden_cases["train_rows"]]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    (tmp_path / "train.json").write_text(lines, encoding="utf-8")
     kept = {key: value for key, value in os.environ.items() if key not in ("PATH", "CC", "CXX", "CUDA_HOME", "CUDA_PATH")}
     environment = {**kept, "PATH": "", "PYTHONPATH": os.pathsep.join((str(broken), str(ROOT)))}
+    cases = []
+    for bits in BITS:
+        settings = {"quantization_bit": bits, "pre_seq_len": 4, "max_steps": 3, "gradient_accumulation_steps": None}
+        argv = small_run(golden / "model", rows_file, f"run-{bits}", **settings)
+        cases += [(TUNING, argv, place), (ANSWERING, [golden / "model", f"run-{bits}/checkpoint-3", bits], place)]
+    made = forked_from_one("import ptuning.training.run", cases, place, cwd=place, env=environment)
+    return dict(zip(BITS, (made[:2], made[2:]), strict=True))
 
-    def run(*words):
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, check=False
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
 
-    settings = {
-        "model_name_or_path": golden / "model",
-        "train_file": "train.json",
-        "prompt_column": "content",
-        "response_column": "summary",
-        "output_dir": "run",
-        "pre_seq_len": 4,
-        "quantization_bit": bits,
-        "max_source_length": 24,
-        "max_target_length": 32,
-        "per_device_train_batch_size": 2,
-        "max_steps": 3,
-        "learning_rate": "2e-2",
-        "device": "cpu",
-    }
-    flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-    run("-m", "ptuning", "train", "--do_train", "True", *flags)
-    run("-c", ANSWERING, str(golden / "model"), "run/checkpoint-3", str(bits))
+@pytest.mark.parametrize("bits", BITS)
+def test_tuning_and_answering_need_no_compiler_and_no_cuda_package(done, bits):
+    for process in done[bits]:
+        assert process.returncode == 0, process.stderr[-2000:]

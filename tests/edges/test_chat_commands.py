@@ -78,7 +78,7 @@ def test_set_history_and_the_list(commands):
         ("/set do_sample maybe", "neither true nor false"),
         ("/set history maybe", "allowed are on, off, auto"),
         ("/prefix nosuch", "there are model, golden"),
-        ("/base golden", "/base takes nothing more"),
+        ("/base golden", "/base takes no argument"),
         ("/save", "name a file"),
         ("/save talk.txt", "ends in .json or .jsonl"),
         ("/save talk.jsonl", "nothing to save"),
@@ -128,7 +128,7 @@ def test_a_file_that_is_there_is_not_overwritten_but_our_own_is(commands, tmp_pa
     commands.run("/set max_new_tokens 3")
     list(commands.conversation.ask("你好"))
     (tmp_path / "mine.json").write_text("[]")
-    with pytest.raises(UserError, match="there is such a file already"):
+    with pytest.raises(UserError, match="the file exists already"):
         commands.run(f"/save {tmp_path / 'mine.json'}")
     for rounds in (1, 2):
         assert f"{rounds} rounds" in commands.run(f"/save {tmp_path / 'talk of 今天.jsonl'}")

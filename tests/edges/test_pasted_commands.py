@@ -10,7 +10,7 @@ from ptuning.core.paths import path_argument
 from ptuning.edges.results import print_result
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import ScoredAnswer
-from ptuning.evaluation.report.report import command_of
+from ptuning.evaluation.report.run_settings import command_of
 from ptuning.evaluation.rescoring import rescore
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
 
@@ -94,6 +94,6 @@ def test_samples_show_the_prediction(capsys, with_base):
     models = [*([model("base model", "原来的", True)] if with_base else []), model("file", "得到的", False)]
     print_result(RunResult(Path(), None, [], models), written=False)
     said = capsys.readouterr().out
-    assert "  wanted   想要的\n" in said
-    assert ("  prefix   得到的\n" if with_base else "  answer   得到的\n") in said
-    assert ("  base     原来的\n" in said) == with_base
+    assert "  reference  想要的\n" in said
+    assert ("  prefix     得到的\n" if with_base else "  answer     得到的\n") in said
+    assert ("  base       原来的\n" in said) == with_base

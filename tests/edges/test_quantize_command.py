@@ -20,6 +20,7 @@ def run(*argv):
     return main(["quantize", *map(str, argv)])
 
 
+@pytest.mark.slow
 def test_a_command_line_makes_a_model_that_talks(tmp_path):
     command = [sys.executable, "-m", "ptuning", "quantize", MODEL, str(tmp_path / "q4"), "--bits", "4", "--embeddings"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)

@@ -14,6 +14,8 @@ import pytest
 from processes import Command
 from servers import running
 
+pytestmark = pytest.mark.slow
+
 DATA = Path(__file__).resolve().parents[2] / "data" / "adgen-tiny"
 ROWS, LIMIT, CLIENTS = 50, 24, 8  # a limit that cuts some of the answers and not others
 

@@ -177,7 +177,7 @@ def nothing_loaded(tmp_path, monkeypatch, capfd):
     """Run a command line in a folder with rows.json: its one line on standard error. A model may not be loaded."""
     (tmp_path / "rows.json").write_text(GOOD, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ptuning.checkpoint.load.from_pretrained", lambda *args, **kwargs: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("ptuning.checkpoint.load.build", lambda *args, **kwargs: pytest.fail("a model was loaded"))
     before = everything_in(tmp_path)
 
     def run(argv):
@@ -275,7 +275,7 @@ def test_functions_check_their_sizes_themselves(tiny, sizes, message):
 
 
 def test_a_batch_larger_than_the_rows_takes_no_room_for_what_is_not_there(tiny):
-    from ptuning.data.preprocess import prompt_ids
+    from ptuning.data.truncation import prompt_ids
 
     prompts = [prompt_ids(tiny[1], "你好")]
     answers = list(generate_answers(*tiny, prompts, [2], batch_size=10**12, preset=PRESETS["greedy"]))
@@ -304,6 +304,7 @@ WORKING = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", WORKING)
 def test_what_is_said_to_work_does(command, tmp_path, flags):
     """Settings of the table that no other test trains with."""

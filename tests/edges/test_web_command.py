@@ -100,6 +100,7 @@ def published(server, query, model="one", history=(), tokens=20, **more):
 ENDLESS = {"penalty": 0.3}  # what stands there already is preferred: <eop> never comes
 
 
+@pytest.mark.slow
 def test_an_answer_arrives_in_pieces_and_is_that_of_the_api(server, client):
     job = client.submit("你好", *wishes(tokens=150, **ENDLESS), api_name="/send")
     job.result()
@@ -113,6 +114,7 @@ def test_an_answer_arrives_in_pieces_and_is_that_of_the_api(server, client):
     assert len(second) == 4
 
 
+@pytest.mark.slow
 def test_sessions_do_not_mix(server, client):
     with contextlib.closing(Client(server[0], verbose=False)) as other:
         assert len(say(client, "你好", tokens=3)[0][0]) == 2
@@ -120,12 +122,14 @@ def test_sessions_do_not_mix(server, client):
         assert say(client, "你是谁", tokens=3)[0][0][::2] == ["你好", "你是谁"]
 
 
+@pytest.mark.slow
 def test_side_by_side_answers_twice(server, client):
     chats, notes, error, _ = say(client, "讲个故事", "one", BASE, tokens=20)
     assert [chat[-1] for chat in chats] == [published(server, "讲个故事", name) for name in ("one", BASE)]
     assert ("one" in notes[0], BASE in notes[1], error) == (True, True, "")
 
 
+@pytest.mark.slow
 def test_stop_frees_the_row(server, client):
     job = client.submit("你好", *wishes(**ENDLESS), api_name="/send")
     wait_for(lambda: health(server)["running"] == 1)
@@ -136,6 +140,7 @@ def test_stop_frees_the_row(server, client):
     assert "已停止" in notes[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 2])
 def test_leaving_the_page_cancels_its_answers(server, columns):
     """As a browser's page does it: it holds a connection that ends with the page."""
@@ -151,6 +156,7 @@ def test_leaving_the_page_cancels_its_answers(server, columns):
     wait_for(lambda: health(server)["running"] == 0, seconds=2)
 
 
+@pytest.mark.slow
 def test_retry_and_clear(server, client):
     say(client, "你好", BASE, tokens=10)
     chats = talk(client.predict(*wishes("one", tokens=10), api_name="/retry"))[0]
@@ -159,6 +165,7 @@ def test_retry_and_clear(server, client):
     assert say(client, "   ")[0] == [[], []]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_answered_is_a_message_and_the_question_comes_back(server, client):
     for query, given, message in (
         ("你好", {"max_length": 0}, "最大长度 0 容不下任何回答"),
@@ -175,6 +182,7 @@ PLACES = {"max_length": 3, "top_p": 4, "temperature": 5, "max_new_tokens": 7, "t
           "no_repeat_ngram_size": 10, "seed": 11}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "value", "message"), [
     ("max_length", -5, "最大长度 -5 容不下任何回答"), ("max_length", 1.5, "max_length 1.5 was given"),
     ("max_length", 1e300, "max_length 1e+300 was given"), ("top_p", 0, "top_p 0"), ("top_p", 1.01, "top_p 1.01"),
@@ -195,6 +203,7 @@ def test_a_setting_out_of_range_is_told_on_the_page(server, client, name, value,
     assert health(server)["running"] == 0
 
 
+@pytest.mark.slow
 def test_a_question_that_no_model_can_hold_is_told_and_not_carried_around(server, client):
     """Typed into the page (private, so by its number), and sent straight to the function."""
     events = httpx.get(f"{server[0]}/config").json()["dependencies"]
@@ -212,6 +221,7 @@ def test_a_question_that_no_model_can_hold_is_told_and_not_carried_around(server
     assert len(say(client, "你好", tokens=3)[0][0]) == 2
 
 
+@pytest.mark.slow
 def test_a_prefix_comes_and_goes_while_the_page_is_open(server, place, client):
     def admin(method, path, **more):
         return httpx.request(method, f"{server[0]}/admin/prefixes{path}", headers=ADMIN, **more).status_code
@@ -229,6 +239,7 @@ def test_a_prefix_comes_and_goes_while_the_page_is_open(server, place, client):
     assert chosen("late")[0]["value"] == "one"
 
 
+@pytest.mark.slow
 def test_reports_below_the_root_open_and_nothing_else(client):
     assert client.predict(None, api_name="/reports")["choices"] == [["run", "run"]]
     assert "&lt;h1&gt;a report&lt;/h1&gt;" in client.predict("run", api_name="/open_report")
@@ -236,6 +247,7 @@ def test_reports_below_the_root_open_and_nothing_else(client):
         assert "打不开" in client.predict(trick, api_name="/open_report")
 
 
+@pytest.mark.slow
 def test_language_of_the_browser_and_of_the_switch(server):
     for header, label in (("zh-CN,zh;q=0.9", "发送"), ("de-DE,de", "Send")):
         with contextlib.closing(Client(server[0], verbose=False, headers={"accept-language": header})) as client:
@@ -245,6 +257,7 @@ def test_language_of_the_browser_and_of_the_switch(server):
         assert "maximum length" in say(client, "你好", max_length=0)[2]
 
 
+@pytest.mark.slow
 def test_answers_of_the_page_are_in_the_figures(server, client):
     def requests():
         text = httpx.get(f"{server[0]}/metrics").text
@@ -255,6 +268,7 @@ def test_answers_of_the_page_are_in_the_figures(server, client):
     assert requests() == before + 2
 
 
+@pytest.mark.slow
 def test_nothing_outside_of_this_machine_is_asked(server, place, client):
     """After everything above, and gradio's start."""
     say(client, "你好", tokens=2)
@@ -263,6 +277,7 @@ def test_nothing_outside_of_this_machine_is_asked(server, place, client):
     assert not [line for line in lines if not re.search(r"127\.0\.0\.1|'::1'|'localhost'|socketpair", line)]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_it_although_a_page_is_open(server, client):
     """The last test of this server: pages keep a connection open that would never end by itself."""
     process = server[1]
@@ -316,6 +331,7 @@ def test_strangers_are_warned_of(caplog, given, said):
     assert ("closed" in caplog.text) == ("auth" in given)
 
 
+@pytest.mark.slow
 def test_without_gradio_one_line_says_what_to_install(tmp_path):
     (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError('No module named gradio', name='gradio')")
     path = os.pathsep.join([str(tmp_path), str(ROOT)])

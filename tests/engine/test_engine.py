@@ -1,21 +1,24 @@
 """The engine: a batch answers as each request alone would, whoever joins, leaves, fails or waits beside it."""
 
 import random
+from dataclasses import replace
 from threading import Thread
 
 import pytest
 import torch
 from prefixes import random_encoder
+from sampling import greedy
 
 import ptuning
+from ptuning.core import limits
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, QueueFullError, Request, Sampling
+from ptuning.engine.request import QueueFullError, Request
+from ptuning.engine.sampling_params import GREEDY, SamplingParams
 from ptuning.engine.text_stream import reply_text
 from ptuning.engine.worker import EngineWorker
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch, screening
 
 WORDS = ["你好", "今天", "天气", "怎么样", "hello", "what", "is", "a", "shirt", "裙子", "类型", "材质", "1", "2", "，。！"]
 
@@ -35,7 +38,7 @@ def tiny_parts():
 @pytest.fixture
 def screened(monkeypatch):
     """Heads of every size are screened."""
-    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(limits, "MIN_SCREENED", 0)
     if not screening.fits(torch.zeros(16, 32)):
         pytest.skip("no C compiler, or a CPU without AVX2")
 
@@ -62,13 +65,13 @@ def alone(model, tokenizer, ids, new_tokens, encoder=None, **settings):
 @pytest.fixture
 def kernel(request):
     """The kernel of the whole process, put back afterwards."""
-    choose.configure(kernel=request.param)
+    dispatch.configure(kernel=request.param)
     yield
-    choose.configure()
+    dispatch.configure()
 
 
 @pytest.mark.parametrize("parts", ["golden_parts", "tiny_parts"])
-@pytest.mark.parametrize("kernel", ["auto", "plain"], indirect=True)
+@pytest.mark.parametrize("kernel", ["auto", "reference"], indirect=True)
 def test_a_batch_answers_as_each_request_alone(parts, kernel, request):
     """Base and prefixes of two lengths mixed, fewer rows than requests, every length: token for token as alone."""
     model, tokenizer = request.getfixturevalue(parts)
@@ -78,7 +81,7 @@ def test_a_batch_answers_as_each_request_alone(parts, kernel, request):
     asked = [
         (ids, number % 5, 4 + 7 * number % 23) for number, ids in enumerate(prompts_of(tokenizer, 18))
     ]
-    requests = [Request(ids, prefixes[which], GREEDY, limit) for ids, which, limit in asked]
+    requests = [Request(ids, prefixes[which], greedy(limit)) for ids, which, limit in asked]
     found = {one.index: one for one in engine.run(requests)}
     for index, (ids, which, limit) in enumerate(asked):
         assert found[index].ids == alone(model, tokenizer, ids, limit, encoders[which]), index
@@ -94,13 +97,13 @@ def test_the_attached_prefix_gives_the_chat_answer(golden_parts, golden_cases):
     prefix = engine.add_prefix("golden", model.prefix_key_values())
     for query in ("你好", "第二问\n换行"):
         ids = prompt_ids(tokenizer, query)
-        (found,) = engine.run([Request(ids, prefix, max_new_tokens=40)])
+        (found,) = engine.run([Request(ids, prefix, greedy(40))])
         assert found.text == model.chat(tokenizer, query, max_new_tokens=40, do_sample=False)[0]
 
 
 def test_base_rows_are_bit_identical_beside_prefix_rows(tiny_parts):
     """What a prefix does to its row never reaches another: scores of a base row with and without prefixes loaded."""
-    from ptuning.engine import engine as core
+    from ptuning.engine import runner as core
 
     model, tokenizer = tiny_parts
     ids = prompts_of(tokenizer, 1)[0]
@@ -112,7 +115,7 @@ def test_base_rows_are_bit_identical_beside_prefix_rows(tiny_parts):
         original = core.decode_step
         core.decode_step = lambda *args: seen.append(original(*args)) or seen[-1]
         try:
-            list(engine.run([Request(ids, None, max_new_tokens=5), Request(ids, prefix, max_new_tokens=5)]))
+            list(engine.run([Request(ids, None, greedy(5)), Request(ids, prefix, greedy(5))]))
         finally:
             core.decode_step = original
         return [step[0] for step in seen]
@@ -125,8 +128,8 @@ def test_base_rows_are_bit_identical_beside_prefix_rows(tiny_parts):
 def test_penalties_are_those_of_transformers(tiny_parts, settings):
     model, tokenizer = tiny_parts
     prompts = prompts_of(tokenizer, 6, seed=3)
-    plain = Request(prompts[0], max_new_tokens=15)
-    requests = [plain, *(Request(ids, None, Sampling(temperature=0, **settings), 15) for ids in prompts)]
+    plain = Request(prompts[0], sampling=greedy(15))
+    requests = [plain, *(Request(ids, None, greedy(15, **settings)) for ids in prompts)]
     found = {one.index: one.ids for one in Engine(model, tokenizer, max_rows=4).run(requests)}
     for index, ids in enumerate(prompts, 1):
         assert found[index] == alone(model, tokenizer, ids, 15, **settings)
@@ -137,12 +140,13 @@ def test_a_seed_gives_the_same_answer_whatever_is_beside_it(tiny_parts):
     model, tokenizer = tiny_parts
     ids = prompts_of(tokenizer, 1, seed=5)[0]
     asked = [
-        Request(ids, None, Sampling(seed=7, temperature=1.5, top_p=1.0, top_k=0), 20),
-        Request(ids, None, Sampling(seed=7, temperature=1.5, top_p=0.9, top_k=20), 20),
-        Request(ids, None, Sampling(seed=8, temperature=1.5, top_p=0.9, top_k=20), 20),
+        Request(ids, None, SamplingParams(seed=7, temperature=1.5, top_p=1.0, top_k=0, max_new_tokens=20)),
+        Request(ids, None, SamplingParams(seed=7, temperature=1.5, top_p=0.9, top_k=20, max_new_tokens=20)),
+        Request(ids, None, SamplingParams(seed=8, temperature=1.5, top_p=0.9, top_k=20, max_new_tokens=20)),
     ]
     solo = [next(iter(Engine(model, tokenizer).run([one]))).ids for one in asked]
-    others = [Request(p, None, Sampling(top_k=k, seed=k), 9) for k, p in enumerate(prompts_of(tokenizer, 9, seed=6))]
+    prompts = enumerate(prompts_of(tokenizer, 9, seed=6))
+    others = [Request(one, None, SamplingParams(top_k=k, seed=k, max_new_tokens=9)) for k, one in prompts]
     found = {one.index: one.ids for one in Engine(model, tokenizer, max_rows=6).run([*others, *asked])}
     assert [found[9], found[10], found[11]] == solo
     assert solo[1] != solo[2]
@@ -152,10 +156,10 @@ def test_requests_join_and_leave_at_token_steps(tiny_parts):
     model, tokenizer = tiny_parts
     one, two = prompts_of(tokenizer, 2, seed=9)
     engine = Engine(model, tokenizer, max_rows=2)
-    (first,) = engine.submit([Request(one, max_new_tokens=12)])
+    (first,) = engine.submit([Request(one, sampling=greedy(12))])
     for _ in range(4):
         engine.step()
-    (second,) = engine.submit([Request(two, max_new_tokens=3)])
+    (second,) = engine.submit([Request(two, sampling=greedy(3))])
     while second.finish_reason is None:
         engine.step()
     assert first.finish_reason is None
@@ -169,20 +173,21 @@ def test_cancelling_frees_the_row_within_one_step(tiny_parts):
     model, tokenizer = tiny_parts
     prompts = prompts_of(tokenizer, 3, seed=11)
     engine = Engine(model, tokenizer, max_rows=2)
-    made = engine.submit([Request(ids, max_new_tokens=200, sampling=Sampling(temperature=2.0, seed=1)) for ids in prompts])
+    sampling = SamplingParams(temperature=2.0, seed=1, max_new_tokens=200)
+    made = engine.submit([Request(ids, sampling=sampling) for ids in prompts])
     engine.step()
     made[0].cancel()
     made[2].cancel()
     engine.step()
     assert [one.finish_reason for one in made] == ["cancelled", None, "cancelled"]
-    assert len(engine.rows) == 1
+    assert len(engine.running) == 1
     made[1].cancel()
     assert engine.step() is False
 
 
 def test_a_full_queue_refuses_and_recovers(tiny_parts):
     model, tokenizer = tiny_parts
-    request = Request(prompts_of(tokenizer, 1)[0], max_new_tokens=2)
+    request = Request(prompts_of(tokenizer, 1)[0], sampling=greedy(2))
     engine = Engine(model, tokenizer, max_rows=1, max_waiting=2)
     engine.submit([request, request])
     with pytest.raises(QueueFullError, match="limit is 2"):
@@ -205,13 +210,13 @@ def test_broken_scores_end_that_request_alone(tiny_parts, when, head, request):
     poison, other = (engine.add_prefix(name, healthy(model.dtype)) for name in ("poison", "other"))
     prompts = prompts_of(tokenizer, 6, seed=2)
     prefixes = [None, poison, other, None, other, None]
-    requests = [Request(ids, prefix, max_new_tokens=12) for ids, prefix in zip(prompts, prefixes, strict=True)]
+    requests = [Request(ids, prefix, greedy(12)) for ids, prefix in zip(prompts, prefixes, strict=True)]
     made = engine.submit(requests)
     steps = 0
     while steps == 0 or engine.step():
         if steps == (0 if when == "in the prompt" else 3):
             with torch.inference_mode():
-                for value in engine.bank.by_length[4].values:
+                for value in engine.runner.prefix_pool.by_length[4].values:
                     value[poison.position].fill_(torch.inf)
         steps += 1
     assert made[1].finish_reason == "error"
@@ -226,13 +231,13 @@ def test_broken_scores_end_that_request_alone(tiny_parts, when, head, request):
 def test_the_cache_is_not_made_anew_per_token(tiny_parts):
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=4)
-    sampling = Sampling(temperature=3.0, top_p=1.0, seed=3)
-    list(engine.run([Request(ids, None, sampling, 300) for ids in prompts_of(tokenizer, 4)]))
-    grown, pointers = engine.cache.growths, [tensor.data_ptr() for tensor in engine.cache.keys]
+    sampling = SamplingParams(temperature=3.0, top_p=1.0, seed=3)
+    list(engine.run([Request(ids, None, replace(sampling, max_new_tokens=300)) for ids in prompts_of(tokenizer, 4)]))
+    grown, pointers = engine.runner.cache.growths, [tensor.data_ptr() for tensor in engine.runner.cache.keys]
     assert grown <= 4
-    list(engine.run([Request(ids, None, sampling, 100) for ids in prompts_of(tokenizer, 8)]))
-    assert engine.cache.growths == grown
-    assert [tensor.data_ptr() for tensor in engine.cache.keys] == pointers
+    list(engine.run([Request(ids, None, replace(sampling, max_new_tokens=100)) for ids in prompts_of(tokenizer, 8)]))
+    assert engine.runner.cache.growths == grown
+    assert [tensor.data_ptr() for tensor in engine.runner.cache.keys] == pointers
 
 
 def test_the_cache_of_known_requests_is_made_once(tiny_parts):
@@ -240,10 +245,11 @@ def test_the_cache_of_known_requests_is_made_once(tiny_parts):
     model, tokenizer = tiny_parts
     engine = Engine(model, tokenizer, max_rows=8)
     prompts = prompts_of(tokenizer, 5)
-    requests = [Request(ids, None, Sampling(temperature=3.0, top_p=1.0, seed=3), 300) for ids in prompts]
+    sampling = SamplingParams(temperature=3.0, top_p=1.0, seed=3, max_new_tokens=300)
+    requests = [Request(ids, None, sampling) for ids in prompts]
     list(engine.run(requests))
-    assert engine.cache.growths == 1
-    assert (engine.cache.rows, engine.cache.columns) == (5, max(map(len, prompts)) + 301)
+    assert engine.runner.cache.growths == 1
+    assert (engine.runner.cache.rows, engine.runner.cache.columns) == (5, max(map(len, prompts)) + 301)
 
 
 def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
@@ -255,7 +261,7 @@ def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: waits.append(1) or tolist(self))
     try:
-        list(engine.run([Request(ids, max_new_tokens=6) for ids in prompts_of(tokenizer, 4, seed=4)]))
+        list(engine.run([Request(ids, sampling=greedy(6)) for ids in prompts_of(tokenizer, 4, seed=4)]))
     finally:
         handle.remove()
     assert all(len(shape) == 2 or shape[1] == 1 for shape in shapes)  # [rows, V] or [rows, 1, V]: the last position only
@@ -266,13 +272,14 @@ def test_one_forward_and_one_wait_per_token(tiny_parts, monkeypatch):
 def test_a_screened_head_gives_the_same_tokens(tiny_parts, screened, monkeypatch):
     """Greedy rows, rows with top_k of different sizes and a prefix beside them; the head itself is never asked."""
     model, tokenizer = tiny_parts
-    settings = [GREEDY, Sampling(seed=3), Sampling(top_k=5, top_p=1.0, temperature=2.0, seed=4), Sampling(top_k=9, seed=5)]
+    hot = SamplingParams(top_k=5, top_p=1.0, temperature=2.0, seed=4)
+    settings = [GREEDY, SamplingParams(seed=3), hot, SamplingParams(top_k=9, seed=5)]
 
     def answers(whole):
         engine = Engine(model, tokenizer, max_rows=3)
         prefix = engine.add_prefix("p", random_encoder(model.config, 6, 1)(model.dtype))
         requests = [
-            Request(ids, prefix if number % 2 else None, settings[number % 4], 12)
+            Request(ids, prefix if number % 2 else None, replace(settings[number % 4], max_new_tokens=12))
             for number, ids in enumerate(prompts_of(tokenizer, 9, seed=6))
         ]
         asked = []
@@ -298,8 +305,9 @@ def test_rows_that_need_all_scores_get_them(tiny_parts, screened, setting):
     handle = model.lm_head.register_forward_hook(lambda *args: asked.append(1))
     engine = Engine(model, tokenizer, max_rows=2)
     try:
-        requests = [Request(ids, None, Sampling(seed=1, **setting), 4) for ids in prompts_of(tokenizer, 2)]
-        list(engine.run([*requests, Request(requests[0].prompt_ids, max_new_tokens=4)]))
+        sampling = SamplingParams(seed=1, **setting, max_new_tokens=4)
+        requests = [Request(ids, None, sampling) for ids in prompts_of(tokenizer, 2)]
+        list(engine.run([*requests, Request(requests[0].prompt_ids, sampling=greedy(4))]))
     finally:
         handle.remove()
     assert len(asked) >= 4
@@ -312,23 +320,24 @@ def test_prefixes_come_and_go(tiny_parts):
     ids = prompts_of(tokenizer, 1)[0]
     wanted = [alone(model, tokenizer, ids, 6, encoder) for encoder in encoders]
     shared = [engine.add_prefix(str(number), encoder(model.dtype)) for number, encoder in enumerate(encoders)]
-    waiting = engine.submit([Request(ids, prefix, max_new_tokens=6) for prefix in (shared[1], shared[3], shared[1])])
+    waiting = engine.submit([Request(ids, prefix, greedy(6)) for prefix in (shared[1], shared[3], shared[1])])
     engine.step()
     late = engine.submit([Request(ids, shared[1])] * 2)
     engine.remove_prefix(shared[1])  # two rows read it still, and two requests wait for it: one too many fits now
     engine.remove_prefix(shared[0])
     with pytest.raises(UserError, match="unloaded"):
         engine.submit([Request(ids, shared[1])])
-    (other,) = engine.submit([Request(ids, shared[2], max_new_tokens=6)])
+    (other,) = engine.submit([Request(ids, shared[2], greedy(6))])
     while engine.step():
         pass
     assert [one.ids for one in waiting] == [wanted[1], wanted[3], wanted[1]]
     assert other.ids == wanted[2]
     assert [one.finish_reason for one in late] == ["error", "error"]
-    assert [entry.name for bank in engine.bank.by_length.values() for entry in bank.entries] in (["2", "3"], ["3", "2"])
+    pool = engine.runner.prefix_pool
+    assert [entry.name for bank in pool.by_length.values() for entry in bank.entries] in (["2", "3"], ["3", "2"])
     for prefix in (shared[2], shared[3]):
         engine.remove_prefix(prefix)
-    assert not engine.bank.by_length
+    assert not pool.by_length
 
 
 def test_many_rows_of_one_prefix_and_few_of_others(tiny_parts):
@@ -339,7 +348,7 @@ def test_many_rows_of_one_prefix_and_few_of_others(tiny_parts):
     shared = [engine.add_prefix(str(number), encoder(model.dtype)) for number, encoder in enumerate(encoders)]
     order = [0, 1, 2, *[3] * 15, 4, 5, 6, 7]
     ids = prompts_of(tokenizer, 1, seed=8)[0]
-    found = {one.index: one.ids for one in engine.run([Request(ids, shared[which], max_new_tokens=5) for which in order])}
+    found = {one.index: one.ids for one in engine.run([Request(ids, shared[which], greedy(5)) for which in order])}
     wanted = [alone(model, tokenizer, ids, 5, encoder) for encoder in encoders]
     assert [found[index] for index in range(len(order))] == [wanted[which] for which in order]
 
@@ -351,7 +360,7 @@ def test_a_worker_answers_threads(tiny_parts):
     prompts, answers = prompts_of(tokenizer, 8, seed=12), {}
 
     def ask(number):
-        (made,) = engine.submit([Request(prompts[number], max_new_tokens=10, stream=True)])
+        (made,) = engine.submit([Request(prompts[number], sampling=greedy(10), stream=True)])
         answers[number] = "".join(made.pieces()), made
 
     threads = [Thread(target=ask, args=(number,)) for number in range(8)]
@@ -362,7 +371,8 @@ def test_a_worker_answers_threads(tiny_parts):
         thread.join()
     for number, (text, made) in answers.items():
         assert text == made.text == reply_text(tokenizer, alone(model, tokenizer, prompts[number], 10))
-    (endless,) = engine.submit([Request(prompts[0], prefix, Sampling(temperature=5.0, top_p=1.0, top_k=0), stream=True)])
+    sampling = SamplingParams(temperature=5.0, top_p=1.0, top_k=0)
+    (endless,) = engine.submit([Request(prompts[0], prefix, sampling, stream=True)])
     pieces = endless.pieces()
     next(pieces)
     pieces.close()  # the reader goes away
@@ -378,7 +388,7 @@ def test_a_worker_answers_threads(tiny_parts):
 )
 def test_settings_out_of_range_are_named(change, message):
     with pytest.raises(UserError, match=message):
-        Sampling(**change)
+        SamplingParams(**change)
 
 
 def test_prompts_that_cannot_be_answered_are_refused(tiny_parts):
@@ -387,6 +397,6 @@ def test_prompts_that_cannot_be_answered_are_refused(tiny_parts):
         engine.submit([Request([5, 6, 7])])
     with pytest.raises(UserError, match="the limit of prompt and answer is 30"):
         engine.submit([Request(prompt_ids(tiny_parts[1], "你好" * 30))])
-    (found,) = Engine(*tiny_parts, max_length=6).run([Request(prompt_ids(tiny_parts[1], "你好"), max_new_tokens=500)])
+    (found,) = Engine(*tiny_parts, max_length=6).run([Request(prompt_ids(tiny_parts[1], "你好"), sampling=greedy(500))])
     assert len(found.ids) + len(found.request.prompt_ids) == 6
     assert found.finish_reason == "length"

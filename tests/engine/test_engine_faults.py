@@ -7,31 +7,34 @@ those of a run without faults, token for token; nothing is left behind, and the 
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from threading import Thread
 
 import pytest
 import torch
 from prefixes import random_encoder
+from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine import cache as slot_cache
-from ptuning.engine import engine as core
-from ptuning.engine import text_stream
+from ptuning.engine import runner as core
+from ptuning.engine import scheduler, text_stream
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Generation, Request, Sampling
+from ptuning.engine.request import Generation, Request
+from ptuning.engine.sampling_params import GREEDY, SamplingParams
 from ptuning.engine.worker import EngineWorker
 
 CLIENTS, TOKENS, CULPRIT = 16, 14, 5
 MARK = "坏"  # a stop text of the culprit alone
 SETTINGS = (
     GREEDY,
-    Sampling(seed=3),
-    Sampling(temperature=1.5, top_p=0.9, top_k=0, seed=4),
-    Sampling(temperature=0, repetition_penalty=1.3),
-    Sampling(seed=5, repetition_penalty=1.2, top_k=7),
-    Sampling(seed=6, no_repeat_ngram_size=2),
+    SamplingParams(seed=3),
+    SamplingParams(temperature=1.5, top_p=0.9, top_k=0, seed=4),
+    SamplingParams(temperature=0, repetition_penalty=1.3),
+    SamplingParams(seed=5, repetition_penalty=1.2, top_k=7),
+    SamplingParams(seed=6, no_repeat_ngram_size=2),
 )
 
 
@@ -47,7 +50,7 @@ class Batch:
     def __init__(self, parts, max_rows=8):
         self.model, self.tokenizer = parts
         self.engine = Engine(*parts, max_rows=max_rows, max_length=400)
-        self.engine.end_ids = frozenset()  # nobody ends early, so that faults come while all are there
+        self.engine.scheduler.end_ids = frozenset()  # nobody ends early, so that faults come while all are there
         names = ("shared", "culprit's", "longer")
         self.prefixes = [
             self.engine.add_prefix(name, random_encoder(self.model.config, length, length)(self.model.dtype))
@@ -61,11 +64,12 @@ class Batch:
     def _request(self, number):
         if number == CULPRIT:
             ids = prompt_ids(self.tokenizer, "长" * 150)
-            return Request(ids, self.prefixes[1], Sampling(seed=9), TOKENS + 4, (MARK,), stream=True)
+            sampling = SamplingParams(seed=9, max_new_tokens=TOKENS + 4, stop=(MARK,))
+            return Request(ids, self.prefixes[1], sampling, stream=True)
         prefix = (None, self.prefixes[0], self.prefixes[2])[number % 3]
         ids = prompt_ids(self.tokenizer, "你好今天怎么样"[: 1 + number % 7] + str(number))
         limit = TOKENS - number % 5
-        return Request(ids, prefix, SETTINGS[number % len(SETTINGS)], limit, stream=number % 2 == 0)
+        return Request(ids, prefix, replace(SETTINGS[number % len(SETTINGS)], max_new_tokens=limit), stream=number % 2 == 0)
 
     def ask(self, number, listener=None):
         """One client: waits for its whole answer."""
@@ -83,11 +87,11 @@ class Batch:
     def answers(self):
         return [(one.ids, one.finish_reason, text) for one, text in zip(self.made, self.texts, strict=True)]
 
-    def is_culprits(self, choice):
-        return any(row._prompt_ids is self.culprit.prompt_ids for row in choice)
+    def is_culprits(self, samplers):
+        return any(row._prompt_ids is self.culprit.prompt_ids for row in samplers)
 
     def reads_culprit(self, cache):
-        rows = self.engine.rows[cache.first : cache.first + cache.rows]
+        rows = self.engine.running[cache.first : cache.first + cache.rows]
         return any(row.generation.request is self.culprit for row in rows) and self.tokens_of_culprit() >= 3
 
     def tokens_of_culprit(self):
@@ -111,10 +115,10 @@ def run_clients(batch, listener=None):
 
 def nothing_is_left(engine):
     assert engine.idle
-    assert not engine.rows
+    assert not engine.running
     assert not engine.waiting
-    assert {entry.rows for bank in engine.bank.by_length.values() for entry in bank.entries} <= {0}
-    assert {bank.in_use for bank in engine.bank.by_length.values()} <= {0}
+    assert {entry.rows for bank in engine.runner.prefix_pool.by_length.values() for entry in bank.entries} <= {0}
+    assert {bank.in_use for bank in engine.runner.prefix_pool.by_length.values()} <= {0}
 
 
 def still_answers(batch, wanted):
@@ -156,16 +160,16 @@ def raising(monkeypatch, owner, name, when, error, after=False):
     monkeypatch.setattr(owner, name, wrapped)
 
 
-def row_choice(batch, patch, error):
-    raising(patch, core, "RowChoice", lambda request, *_: request is batch.culprit, error)
+def row_sampler(batch, patch, error):
+    raising(patch, scheduler, "RowSampler", lambda request, *_: request is batch.culprit, error)
 
 
-def choice_while_reading(batch, patch, error):
-    raising(patch, core, "Choice", lambda rows, _: batch.is_culprits(rows), error)
+def sampler_while_reading(batch, patch, error):
+    raising(patch, core, "Sampler", lambda rows, _: batch.is_culprits(rows), error)
 
 
-def choice_while_decoding(batch, patch, error):
-    raising(patch, core, "Choice", lambda rows, _: batch.is_culprits(rows) and batch.tokens_of_culprit() >= 1, error)
+def sampler_while_decoding(batch, patch, error):
+    raising(patch, core, "Sampler", lambda rows, _: batch.is_culprits(rows) and batch.tokens_of_culprit() >= 1, error)
 
 
 def prefix_reads(batch, patch, error):
@@ -173,20 +177,20 @@ def prefix_reads(batch, patch, error):
 
 
 def bank_take(batch, patch, error):
-    raising(patch, batch.engine.bank, "take", lambda prefix: prefix is batch.prefixes[1], error)
+    raising(patch, batch.engine.runner.prefix_pool, "acquire", lambda prefix: prefix is batch.prefixes[1], error)
 
 
 def bank_take_done(batch, patch, error):
-    raising(patch, batch.engine.bank, "take", lambda prefix: prefix is batch.prefixes[1], error, after=True)
+    raising(patch, batch.engine.runner.prefix_pool, "acquire", lambda prefix: prefix is batch.prefixes[1], error, after=True)
 
 
 def reserve_while_reading(batch, patch, error):
-    raising(patch, batch.engine.cache, "reserve", lambda rows, columns: columns > 100, error)
+    raising(patch, batch.engine.runner.cache, "reserve", lambda rows, columns: columns > 100, error)
 
 
 def reserve_while_decoding(batch, patch, error):
     length = len(batch.culprit.prompt_ids)
-    raising(patch, batch.engine.cache, "reserve", lambda rows, columns: columns > length + 4, error)
+    raising(patch, batch.engine.runner.cache, "reserve", lambda rows, columns: columns > length + 4, error)
 
 
 def memory_while_growing(batch, patch, error):
@@ -201,7 +205,7 @@ def memory_while_growing(batch, patch, error):
 
 
 def text_stream_made(batch, patch, error):
-    raising(patch, core, "TextStream", lambda tokenizer, stop: MARK in stop, error)
+    raising(patch, scheduler, "TextStream", lambda tokenizer, stop: MARK in stop, error)
 
 
 def the_prefill(batch, patch, error):
@@ -232,16 +236,16 @@ class FirstRows:
 
 
 def head_while_reading(batch, patch, error):
-    raising(patch, batch.engine.head, "choose", lambda choice, states: batch.is_culprits(choice.rows), error)
+    raising(patch, batch.engine.runner.head, "sample", lambda sampler, states: batch.is_culprits(sampler.rows), error)
 
 
 def head_done_while_decoding(batch, patch, error):
     """Random numbers are drawn and tokens are marked as seen: nobody else may notice."""
 
-    def when(choice, states):
-        return batch.is_culprits(choice.rows) and batch.tokens_of_culprit() >= 2
+    def when(sampler, states):
+        return batch.is_culprits(sampler.rows) and batch.tokens_of_culprit() >= 2
 
-    raising(patch, batch.engine.head, "choose", when, error, after=True)
+    raising(patch, batch.engine.runner.head, "sample", when, error, after=True)
 
 
 def text_of_a_token(batch, patch, error):
@@ -268,17 +272,17 @@ def the_tokenizer(batch, patch, error):
 
 
 def a_token_is_remembered(batch, patch, error):
-    original = core.RowChoice.add
+    original = scheduler.RowSampler.add
     count = []
 
-    def add(choice, token):
-        if choice._prompt_ids is batch.culprit.prompt_ids:
+    def add(sampler, token):
+        if sampler._prompt_ids is batch.culprit.prompt_ids:
             count.append(1)
             if len(count) > 3:
                 raise error
-        return original(choice, token)
+        return original(sampler, token)
 
-    patch.setattr(core.RowChoice, "add", add)
+    patch.setattr(scheduler.RowSampler, "add", add)
 
 
 def listener(batch, patch, error):
@@ -304,8 +308,9 @@ def listener_leaves(batch, patch, error):
 
 
 STAGES = [
-    row_choice, choice_while_reading, choice_while_decoding, prefix_reads, bank_take, bank_take_done, reserve_while_reading,
-    reserve_while_decoding, memory_while_growing, text_stream_made, the_prefill, the_decode_step, the_decode_step_done,
+    row_sampler, sampler_while_reading, sampler_while_decoding, prefix_reads, bank_take, bank_take_done,
+    reserve_while_reading, reserve_while_decoding, memory_while_growing, text_stream_made, the_prefill, the_decode_step,
+    the_decode_step_done,
     step_cache, head_while_reading, head_done_while_decoding, text_of_a_token, the_tokenizer, a_token_is_remembered,
     listener, listener_later, listener_leaves,
 ]  # fmt: skip
@@ -351,7 +356,8 @@ def test_a_fault_while_rows_leave(parts, undisturbed, monkeypatch, where, times)
 
     with monkeypatch.context() as patch:
         fault = RuntimeError("the device failed")
-        owner, name = (batch.engine.cache if where in ("move", "wipe") else batch.engine.bank), where.split()[0]
+        runner, name = batch.engine.runner, where.split()[0]
+        owner = runner.cache if where in ("move", "wipe") else runner.prefix_pool
         raising(patch, owner, name, when, fault, after="done" in where)
         if where == "wipe":  # only the slots of broken rows are wiped
             the_decode_step(batch, patch, fault)
@@ -400,7 +406,7 @@ def test_one_of_several_that_are_admitted_together(parts, undisturbed, monkeypat
     assert [one.ids for one in again] == [ids for ids, _, _ in undisturbed]
 
 
-@pytest.mark.parametrize("name", ["prefill", "decode_step", "Choice", "StepCache"])
+@pytest.mark.parametrize("name", ["prefill", "decode_step", "Sampler", "StepCache"])
 def test_a_fault_that_comes_every_time_ends_everybody_and_does_not_spin(parts, monkeypatch, name):
     batch = Batch(parts)
     calls = []
@@ -462,14 +468,14 @@ def test_a_cache_that_cannot_even_be_kept_ends_who_runs(parts, undisturbed, monk
     short = [number for number in range(CLIENTS) if number != CULPRIT]
     requests = [batch.requests[number] for number in short[:3]]
     if when == "a row grows":
-        requests.append(Request(batch.requests[1].prompt_ids, max_new_tokens=200))
+        requests.append(Request(batch.requests[1].prompt_ids, sampling=greedy(200)))
     made = batch.engine.submit(requests)
     batch.engine.step()
     with monkeypatch.context() as patch:
         memory_while_growing(batch, patch, MemoryError("none left"))
         raising(patch, torch.Tensor, "clone", lambda tensor: tensor.dim() == 4, MemoryError("none at all"))
         late = batch.engine.submit([batch.culprit] if when == "a prompt is read" else [])
-        while batch.engine.rows:
+        while batch.engine.running:
             batch.engine.step()
     ended = made[3:] if when == "a row grows" else [*made, *late]
     assert [one.finish_reason for one in ended] == ["error"] * len(ended)
@@ -487,7 +493,8 @@ def test_a_fault_in_the_engine_itself_ends_who_runs_and_no_more(parts, undisturb
     worker = EngineWorker(batch.engine)
     made = batch.engine.submit(batch.requests)
     calls = []
-    raising(monkeypatch, batch.engine, "_let_go", lambda gone: calls.append(1) or len(calls) == 6, BaseException("odd"))
+    sixth = lambda gone: calls.append(1) or len(calls) == 6  # noqa: E731
+    raising(monkeypatch, batch.engine.scheduler, "_let_go", sixth, BaseException("odd"))
     worker.start()
     assert all(one.wait(60) for one in made)
     reasons = [one.finish_reason for one in made]
@@ -537,7 +544,7 @@ def test_admission_that_fails_outside_of_the_reading_leaves_the_running_rows_alo
     batch.engine.step()
     late = batch.engine.submit(batch.requests[3:5])
     with monkeypatch.context() as patch:
-        raising(patch, batch.engine, "_join", lambda *_: True, ValueError("odd"))
+        raising(patch, batch.engine.scheduler, "_join", lambda *_: True, ValueError("odd"))
         batch.engine.step()
     assert [one.finish_reason for one in late] == ["error", "error"]
     while batch.engine.step():
@@ -608,7 +615,7 @@ def test_a_request_that_comes_while_those_that_wait_are_looked_through(parts):
     """The other thread comes in between whenever it can: as late as it likes, but nothing breaks."""
     model, tokenizer = parts
     engine = Engine(model, tokenizer, max_rows=1)
-    request = Request(prompt_ids(tokenizer, "你好"), max_new_tokens=2)
+    request = Request(prompt_ids(tokenizer, "你好"), sampling=greedy(2))
     made, comers = engine.submit([request] * 3), []
 
     class Looked(Generation):
@@ -650,7 +657,7 @@ def test_threads_submit_and_cancel_while_another_steps(parts, hasty, driver):
     def with_prefixes(number):
         for turn in range(12):
             prefix = engine.add_prefix(f"{number}.{turn}", encoder)
-            found = engine.submit([Request(ids[turn % 3], prefix, GREEDY, 1 + turn % 4)] * (1 + turn % 3))
+            found = engine.submit([Request(ids[turn % 3], prefix, greedy(1 + turn % 4))] * (1 + turn % 3))
             made.extend(found)
             if turn % 4 == 3:
                 engine.cancel_all()
@@ -658,7 +665,7 @@ def test_threads_submit_and_cancel_while_another_steps(parts, hasty, driver):
 
     def many(number):
         for turn in range(150):
-            found = engine.submit([Request(ids[(turn + place) % 3], None, GREEDY, 2) for place in range(1 + turn % 3)])
+            found = engine.submit([Request(ids[(turn + place) % 3], None, greedy(2)) for place in range(1 + turn % 3)])
             made.extend(found)
             for generation in found[turn % 2 :] if turn % 10 == 0 else ():
                 generation.cancel()
@@ -689,7 +696,7 @@ def test_threads_submit_and_cancel_while_another_steps(parts, hasty, driver):
     assert {one.finish_reason for one in made} <= {"stop", "length", "cancelled", "error"}
     assert {one.error for one in made if one.error and "unloaded" not in one.error} == set()
     nothing_is_left(engine)
-    assert not engine.bank.by_length
+    assert not engine.runner.prefix_pool.by_length
 
 
 def test_nobody_waits_for_an_engine_that_stops(parts):
@@ -708,7 +715,7 @@ def test_nobody_waits_for_an_engine_that_stops(parts):
                 if number == 0:
                     engine.remove_prefix(engine.add_prefix("p", encoder))
                 else:
-                    made.extend(engine.submit([Request(ids, max_new_tokens=3, stream=True)]))
+                    made.extend(engine.submit([Request(ids, sampling=greedy(3), stream=True)]))
 
         with threads_of(3, work):
             ready.wait()
@@ -732,7 +739,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting(parts, monkeypatch):
     model, tokenizer = parts
     engine = Engine(model, tokenizer, max_rows=2)
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
-    made = engine.submit([Request(prompt_ids(tokenizer, "你好"), max_new_tokens=5)] * 4)
+    made = engine.submit([Request(prompt_ids(tokenizer, "你好"), sampling=greedy(5))] * 4)
     original, calls = engine.fail_all, []
     monkeypatch.setattr(engine, "step", lambda: 1 / 0)
 
@@ -768,7 +775,7 @@ def test_a_request_that_is_cancelled_while_others_are_dropped_ends_as_well(parts
 
     model, tokenizer = parts
     engine = Engine(model, tokenizer, max_rows=1)
-    first, late, last = engine.submit([Request(prompt_ids(tokenizer, "你好"), max_new_tokens=4)] * 3)
+    first, late, last = engine.submit([Request(prompt_ids(tokenizer, "你好"), sampling=greedy(4))] * 3)
     late.__class__ = Late
     first.cancel()
     while engine.step():

@@ -1,4 +1,4 @@
-"""The journal of answers: cut off at any byte it goes on; answers of other settings are never continued."""
+"""The journal of answers: truncated at any byte it resumes; answers of other settings are never continued."""
 
 import json
 import logging
@@ -14,8 +14,8 @@ ANSWERS = [ScoredAnswer(n, f"参考{n}", f"答\u2028{n}\n", "问", [], f"a:{n}",
 
 
 def journal(folder, **changes):
-    anew = changes.pop("anew", False)
-    return AnswerJournal(folder, SETTINGS | changes, 3, anew=anew)
+    start_over = changes.pop("start_over", False)
+    return AnswerJournal(folder, SETTINGS | changes, 3, start_over=start_over)
 
 
 def files(folder):
@@ -62,7 +62,7 @@ def test_cut_off_at_any_byte_it_goes_on(tmp_path, whole):
 
 
 def test_killed_a_second_time_nothing_more_is_lost(tmp_path):
-    """What is written behind a line that was cut in half stands on a line of its own."""
+    """What is written after a line that was cut in half stands on a line of its own."""
     first = journal(tmp_path)
     first.append(ANSWERS[:2])
     first.path.write_bytes(first.path.read_bytes()[:-5])
@@ -94,7 +94,7 @@ def test_other_settings_are_named_and_start_anew(tmp_path, caplog):
         kept.append(ANSWERS)
     with caplog.at_level(logging.WARNING), journal(tmp_path, generation="published", prefix="a" * 16) as kept:
         assert not kept.answers
-    assert f"(generation greedy → published, prefix none → {'a' * 16}); starting anew" in caplog.text
+    assert f"(generation greedy → published, prefix none → {'a' * 16}); starting over" in caplog.text
     assert not (tmp_path / PREVIOUS_FILE).exists()  # it was finished: replaced, as the published script does
 
 
@@ -102,7 +102,7 @@ def test_an_unfinished_one_of_other_settings_is_put_aside(tmp_path, caplog):
     with journal(tmp_path) as kept:
         kept.append(ANSWERS[:2])
     before = kept.path.read_bytes()
-    assert "2 of 3 rows are answered; the same command goes on from there" in caplog.text
+    assert "2 of 3 rows are answered; the same command resumes from there" in caplog.text
     with journal(tmp_path, prefix="other") as kept:
         assert not kept.answers
     assert (tmp_path / PREVIOUS_FILE).read_bytes() == before
@@ -117,7 +117,7 @@ def test_a_file_of_another_tool_is_put_aside(tmp_path):
 
 def test_anew_leaves_nothing_of_before(tmp_path):
     for _ in range(2):
-        with journal(tmp_path, anew=True) as kept:
+        with journal(tmp_path, start_over=True) as kept:
             assert not kept.answers
             kept.append(ANSWERS)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from ptuning import load_model, load_tokenizer
-from ptuning.data.preprocess import prompt_ids
 from ptuning.data.rows import Row
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.generation import PRESETS, generate_answers
-from ptuning.evaluation.metrics import score
+from ptuning.evaluation.metrics.scoring import score
 from ptuning.evaluation.predictions import evaluate_rows
 from ptuning.settings.arguments import DataArguments
 

@@ -14,9 +14,10 @@ import pytest
 from ptuning.data.rows import Row, Rows
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.evaluation.answers import ScoredAnswer
-from ptuning.evaluation.metrics import score_pair
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.report.published_figures import ADGEN, published_figures
-from ptuning.evaluation.report.report import command_of, write_report
+from ptuning.evaluation.report.report import write_report
+from ptuning.evaluation.report.run_settings import command_of
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of
 
 EVIL = '<script>document.title="owned"</script><img src=x onerror="document.title=\'owned\'"> & | `*_[a](b)'
@@ -120,7 +121,7 @@ def test_the_page_has_what_a_colleague_asks_for(page, folder):
     lines = [tag for tag, _ in page.tags if tag == "polyline"]
     assert len(lines) == 2  # training and validation
     assert sum(tag == "article" for tag, _ in page.tags) == 3 + 3 + 4
-    assert "cut off at the limit" in page.text
+    assert "truncated at the limit" in page.text
     assert "(empty)" in page.text
     assert (folder / "training_loss.png").is_file()
 
@@ -243,6 +244,7 @@ def browse(browser, page, profile, *flags):
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_browser_shows_it_without_a_complaint(browser, folder, tmp_path):
     done = browse(browser, folder / "report.html", tmp_path / "a", "--dump-dom")
     assert "CONSOLE" not in done.stderr, done.stderr

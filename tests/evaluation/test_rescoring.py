@@ -8,7 +8,7 @@ import pytest
 
 from ptuning.core.errors import UserError
 from ptuning.edges import evaluate
-from ptuning.evaluation.metrics import score
+from ptuning.evaluation.metrics.scoring import score
 from ptuning.evaluation.rescoring import rescore
 
 PAIRS = [("今天天气不错，很好", "今天天气很好"), ("新到的衬衫", ""), ("颜色清爽", "颜色颜色颜色颜色颜色颜色")]

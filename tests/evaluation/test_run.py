@@ -1,4 +1,4 @@
-"""Evaluation as a command in a process of its own: killed at any moment it goes on; several checkpoints, a general set."""
+"""Evaluation as a command in a process of its own: killed at any moment it resumes; several checkpoints, a general set."""
 
 import json
 import os
@@ -62,6 +62,7 @@ def predictions(folder):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", KILLS)
 def test_a_killed_evaluation_goes_on_and_scores_the_same(flags, golden, tmp_path, generation):
     settings = {"compare_base": True, "generation": generation, "ptuning_checkpoint": golden / "checkpoint-prefix"}
@@ -83,7 +84,7 @@ def test_a_killed_evaluation_goes_on_and_scores_the_same(flags, golden, tmp_path
             kills += 1
         assert predictions(tmp_path / "killed") == predictions(tmp_path / "straight")
         assert not list((tmp_path / "killed").rglob(".*"))
-    assert "going on with" in (tmp_path / "out").read_text(encoding="utf-8")
+    assert "resuming with" in (tmp_path / "out").read_text(encoding="utf-8")
 
 
 def answered(folder):
@@ -92,6 +93,7 @@ def answered(folder):
     return sum(file.read_bytes().count(b"\n") for file in files if file.exists())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX systems")
 def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_later(flags, golden, tmp_path):
     settings = {"ptuning_checkpoint": golden / "checkpoint-prefix", "max_predict_samples": 8}
@@ -103,7 +105,7 @@ def test_a_full_disk_is_one_line_and_the_evaluation_goes_on_later(flags, golden,
     assert "generated_predictions.jsonl: cannot be written (File too large); " in said.splitlines()[-1]
     kept = (tmp_path / "full" / "generated_predictions.jsonl").read_bytes()
     assert kept.endswith(b"\n")
-    assert f"going on with {kept.count(b'{') - kept.count(b'scores')} of 8 rows answered" in run(argv, tmp_path / "again")
+    assert f"resuming with {kept.count(b'{') - kept.count(b'scores')} of 8 rows answered" in run(argv, tmp_path / "again")
     run(flags(tmp_path / "straight", **settings), tmp_path / "straight-log")
     assert predictions(tmp_path / "full") == predictions(tmp_path / "straight")
 
@@ -125,6 +127,7 @@ def several(flags, golden, test_file, tmp_path_factory):
     return place, argv, run(argv, place)
 
 
+@pytest.mark.slow
 def test_every_checkpoint_has_its_answers_and_a_row_in_the_table(several):
     place, _, text = several
     table = json.loads((place / "out" / "comparison.json").read_text(encoding="utf-8"))
@@ -140,6 +143,7 @@ def test_every_checkpoint_has_its_answers_and_a_row_in_the_table(several):
     assert text.count("Loading prefix_encoder weight") == 3  # the first with the model, then both
 
 
+@pytest.mark.slow
 def test_a_checkpoint_alone_answers_as_among_others(several, flags, golden, tmp_path):
     place, _, _ = several
     run(flags(tmp_path / "alone", place / "run" / "checkpoint-20", "--max_predict_samples=6"), tmp_path)
@@ -147,6 +151,7 @@ def test_a_checkpoint_alone_answers_as_among_others(several, flags, golden, tmp_
     assert one == (place / "out" / "evaluation" / "checkpoint-20" / "generated_predictions.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_report_has_the_curve_over_steps_and_the_loss_of_the_run(several):
     place, _, _ = several
     page = (place / "out" / "report.html").read_text(encoding="utf-8")
@@ -155,12 +160,13 @@ def test_the_report_has_the_curve_over_steps_and_the_loss_of_the_run(several):
     assert (place / "out" / "training_loss.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_finished_evaluation_is_not_answered_again_unless_asked(several):
     place, argv, _ = several
     before = predictions(place / "out")
-    assert "going on with 6 of 6 rows answered" in run(argv, place)
+    assert "resuming with 6 of 6 rows answered" in run(argv, place)
     assert predictions(place / "out") == before
-    assert "going on with" not in run([*argv, "--overwrite_predictions"], place)
+    assert "resuming with" not in run([*argv, "--overwrite_predictions"], place)
     assert predictions(place / "out") == before
 
 
@@ -171,6 +177,7 @@ def test_names_tell_checkpoints_apart(tmp_path):
     assert _names([]) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -191,6 +198,7 @@ def test_mistakes_are_one_line_and_leave_nothing(flags, golden, tmp_path, words,
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("more", [{"per_device_eval_batch_size": 300}, {"per_device_eval_batch_size": 8, "num_beams": 256}])
 def test_memory_that_does_not_suffice_says_what_to_lower(flags, tmp_path, more):
     rows = tmp_path / "rows.json"

@@ -6,7 +6,8 @@ import pytest
 
 from ptuning.core.result_files import save_metrics
 from ptuning.evaluation.answers import ScoredAnswer
-from ptuning.evaluation.metrics import SCORE_NAMES, score_pair
+from ptuning.evaluation.metrics.registry import row_metrics
+from ptuning.evaluation.metrics.scoring import score_pair
 from ptuning.evaluation.run_result import RunResult, ScoredModel, evaluation_of, save_comparison, score_rows
 
 REFERENCES = ["今天天气不错，很好", "新到的衬衫", "颜色清爽讨喜", "请问要写什么"]
@@ -46,7 +47,7 @@ def test_differences_are_to_the_base_model_on_the_same_rows(models, tmp_path):
         (name, data) for data in ("test rows", "general set") for name in ("base model", "checkpoint-20")
     ]
     assert rows[0].differences == {}
-    for name in SCORE_NAMES:
+    for name in (metric.name for metric in row_metrics()):
         mean, low, high = rows[1].differences[name]
         assert mean == pytest.approx(models[1].task.metrics[name] - models[0].task.metrics[name])
         assert low <= mean <= high

@@ -36,10 +36,12 @@ def megabytes_given_by_the_system(setting):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_kept_memory_is_used_again():
     assert megabytes_given_by_the_system("keep_freed_memory") < 10
 
 
+@pytest.mark.slow
 def test_returned_memory_is_asked_for_anew():
     assert megabytes_given_by_the_system("return_freed_memory") > 300
 
@@ -60,6 +62,7 @@ for line in lines:
 """
 
 
+@pytest.mark.slow
 def test_weights_ask_for_large_pages():
     """The mark that the system puts on memory that was asked for so; whether it has such pages is its own affair."""
     if "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text(encoding="ascii"):

@@ -1,17 +1,16 @@
-"""The compiled attention of one new token of every row: what torch turns and attends to, over the row's own columns."""
+"""The native attention of one new token of every row: what torch turns and attends to, over the row's own columns."""
 
 import pytest
 import torch
 
 from ptuning.engine.prefix_attention import attention_with_sum
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.kernels import dispatch, native
 from ptuning.model.rotary import apply_rotary, rotary_table
 
 
 @pytest.fixture(autouse=True)
 def kernel():
-    if choose.start("compiled") is None:
+    if dispatch.start("native") is None:
         pytest.skip("no C compiler here; the reason is logged")
 
 
@@ -30,7 +29,7 @@ def attend(query, keys, values, lengths, rotary=None):
     keys, values = keys.clone(), values.clone()
     keys[at] = values[at] = torch.nan
     rotary = rotary or (torch.ones(rows, 1, 1, size), torch.zeros(rows, 1, 1, size))
-    made = compiled.attend(fused, rotary, keys, values, torch.tensor(lengths))
+    made = native.attend(fused, rotary, keys, values, torch.tensor(lengths))
     return made, keys, values
 
 
@@ -117,8 +116,8 @@ def test_scores_far_apart_vanish():
 
 
 def test_sizes_that_it_takes():
-    assert compiled.attends(64)
-    assert compiled.attends(256)
-    assert not compiled.attends(257)
-    assert not compiled.attends(512)
-    assert not compiled.attends(2)
+    assert native.attends(64)
+    assert native.attends(256)
+    assert not native.attends(257)
+    assert not native.attends(512)
+    assert not native.attends(2)

@@ -4,19 +4,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch, native
 from ptuning.kernels import gelu as module
-from ptuning.kernels import native as compiled
 from ptuning.kernels.gelu import gelu
 
 
-@pytest.fixture(params=["compiled", "plain"], autouse=True)
+@pytest.fixture(params=["native", "reference"], autouse=True)
 def kernel(request):
-    if request.param == "compiled" and choose.start("compiled") is None:
+    if request.param == "native" and dispatch.start("native") is None:
         pytest.skip("no C compiler here; the reason is logged")
-    choose.configure(kernel=request.param)
+    dispatch.configure(kernel=request.param)
     yield request.param
-    choose.configure()
+    dispatch.configure()
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (1,), (3, 5), (2, 1, 4099), (7, 4096)], ids=str)
@@ -40,7 +39,7 @@ def test_numbers_at_the_ends():
 def test_what_may_be_computed_anew_with_gradients_is_torchs(kernel, monkeypatch):
     """Gradient checkpointing: without gradients first, with them later, equal to the bit."""
     asked = []
-    monkeypatch.setattr(module.compiled, "gelu", lambda values: asked.append(values) or compiled.gelu(values))
+    monkeypatch.setattr(module.native, "gelu", lambda values: asked.append(values) or native.gelu(values))
     values = torch.tensor([0.5, -2.0], requires_grad=True)
     made = gelu(values)
     made.sum().backward()

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from ptuning.core import limits
 from ptuning.core.errors import UserError
-from ptuning.kernels import cpu
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import reference as plain
+from ptuning.kernels import cpu, dispatch
 from ptuning.kernels.cuda_source import NAMES, SOURCE
 from ptuning.kernels.packed import PackedWeight, dequantize_weight, tile_int4, untile_int4
 from ptuning.model.quantization import QuantizedLinear, quantize_weight
@@ -28,11 +27,11 @@ all_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
 @pytest.fixture(autouse=True)
 def default_settings(monkeypatch):
     """Every test starts from the default settings, with the cpu kernel on a CPU, and leaves none behind."""
-    monkeypatch.setenv(choose.KERNEL_VARIABLE, "cpu")
-    monkeypatch.delenv(choose.MEMORY_VARIABLE, raising=False)
-    choose.configure()
+    monkeypatch.setenv(dispatch.KERNEL_VARIABLE, "cpu")
+    monkeypatch.delenv(dispatch.MEMORY_VARIABLE, raising=False)
+    dispatch.configure()
     yield
-    choose._configured.clear()
+    dispatch._configured.clear()
 
 
 def packed_weight(bits, rows, columns, seed=0):
@@ -117,20 +116,19 @@ def test_cpu_kernels_give_the_dense_product(bits, dtype, shape):
     weight = packed_weight(bits, *shape)
     for form in forms(weight).values():
         for rows in (0, 1, 5, 33):
-            check(choose.CPU, form, dtype, rows)
-            check(choose.PLAIN, form, dtype, rows)
+            check(dispatch.CPU, form, dtype, rows)
+            check(dispatch.REFERENCE, form, dtype, rows)
 
 
 @bits_of_both
 def test_weights_cut_in_pieces_give_the_dense_product(bits, monkeypatch):
     """As above, with pieces so small that every loop runs several times and ends in a shorter piece."""
-    monkeypatch.setattr(cpu, "_AT_ONCE", 1 << 11)
-    monkeypatch.setattr(cpu, "_AT_ONCE_ACROSS", 1 << 11)
-    monkeypatch.setattr(plain, "_AT_ONCE_CPU", 1 << 11)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_CPU", 1 << 11)
+    monkeypatch.setattr(limits, "MAX_UNPACKED_ACROSS_CPU", 1 << 11)
     for form in forms(packed_weight(bits, 150, 96)).values():
         for dtype in TOLERANCE:
-            check(choose.CPU, form, dtype, 40)
-            check(choose.PLAIN, form, dtype, 40)
+            check(dispatch.CPU, form, dtype, 40)
+            check(dispatch.REFERENCE, form, dtype, 40)
 
 
 @bits_of_both
@@ -139,7 +137,7 @@ def test_golden_weights(golden_tensors, bits):
     dense = golden_tensors[f"quant.int{bits}.dequantised"]
     weight = PackedWeight(data, scale, bits, *dense.shape)
     inputs = torch.randn(3, dense.shape[1], generator=torch.Generator().manual_seed(0))
-    for kernel in (choose.PLAIN, choose.CPU):
+    for kernel in (dispatch.REFERENCE, dispatch.CPU):
         for form in forms(weight).values():
             torch.testing.assert_close(kernel.product(inputs, form, None), inputs @ dense.t(), rtol=0, atol=1e-5)
 
@@ -152,8 +150,8 @@ def test_triton_kernels_give_the_dense_product_under_the_interpreter(bits, dtype
 
     if not triton_kernels._is_interpreted():
         pytest.skip("Triton was imported without TRITON_INTERPRET=1")
-    kernel = choose.Kernel("triton", triton_kernels.product, triton_kernels.input_gradient, triton_kernels.refuse)
-    choose._prove(kernel, *triton_kernels.start())
+    kernel = dispatch.Kernel("triton", triton_kernels.product, triton_kernels.input_gradient, triton_kernels.refuse)
+    dispatch._prove(kernel, *triton_kernels.start())
     for shape in ((1, 2), (7, 6), (100, 96), (33, 600)):
         weight = packed_weight(bits, *shape)
         for rows in (1, 5, 16, 33):
@@ -170,7 +168,7 @@ def test_triton_kernels_give_the_dense_product_under_the_interpreter(bits, dtype
 def test_gpu_kernels_give_the_dense_product(name, dtype, bits):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    kernel = choose.start(name)
+    kernel = dispatch.start(name)
     if kernel is None:
         pytest.skip(f"the {name} kernel cannot start here; its reason is logged")
     for shape in (*SHAPES[:-1], (4096, 4096)):
@@ -178,7 +176,7 @@ def test_gpu_kernels_give_the_dense_product(name, dtype, bits):
         weight = weight._replace(data=weight.data.cuda(), scale=weight.scale.cuda())
         for rows in (1, 5, 16, 33, 200):
             check(kernel, weight, dtype, rows, device="cuda")
-    module = __import__(choose._MODULES[name], fromlist=["unpack"])
+    module = __import__(dispatch._MODULES[name], fromlist=["unpack"])
     made = module.unpack(weight.data, weight.scale, bits, dtype)
     assert torch.equal(made, dequantize_weight(weight.data, weight.scale, bits, dtype))
 
@@ -302,50 +300,65 @@ def test_what_would_not_gain_is_not_turned(rows, columns, dtype):
 # ---- settings ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_environment_chooses(monkeypatch):
-    monkeypatch.setenv(choose.KERNEL_VARIABLE, "plain")
-    monkeypatch.setenv(choose.MEMORY_VARIABLE, "fast:1.5")
-    monkeypatch.setenv(choose.PRECISION_VARIABLE, "high")
-    assert choose.configure() == choose.KernelSettings("plain", "fast", 1_500_000_000, "high")
-    monkeypatch.delenv(choose.PRECISION_VARIABLE)
+def test_the_environment_decides(monkeypatch):
+    monkeypatch.setenv(dispatch.KERNEL_VARIABLE, "reference")
+    monkeypatch.setenv(dispatch.MEMORY_VARIABLE, "fast:1.5")
+    monkeypatch.setenv(dispatch.PRECISION_VARIABLE, "high")
+    assert dispatch.configure() == dispatch.KernelSettings("reference", "fast", 1_500_000_000, "high")
+    monkeypatch.delenv(dispatch.PRECISION_VARIABLE)
     weight = packed_weight(4, 8, 8)
-    assert choose.choose(weight, torch.zeros(1, 8)) is choose.PLAIN
-    assert choose.configure(kernel="cpu", memory="lean") == choose.KernelSettings("cpu")
-    assert choose.choose(weight, torch.zeros(1, 8)) is choose.CPU
-    monkeypatch.delenv(choose.KERNEL_VARIABLE)
-    monkeypatch.delenv(choose.MEMORY_VARIABLE)
-    assert choose.configure() == choose.KernelSettings("auto", "lean", None)
-    assert choose.choose(weight, torch.zeros(1, 8)) is (choose.start("compiled") or choose.CPU)
+    assert dispatch.select(weight, torch.zeros(1, 8)) is dispatch.REFERENCE
+    assert dispatch.configure(kernel="cpu", memory="lean") == dispatch.KernelSettings("cpu")
+    assert dispatch.select(weight, torch.zeros(1, 8)) is dispatch.CPU
+    monkeypatch.delenv(dispatch.KERNEL_VARIABLE)
+    monkeypatch.delenv(dispatch.MEMORY_VARIABLE)
+    assert dispatch.configure() == dispatch.KernelSettings("auto", "lean", None)
+    assert dispatch.select(weight, torch.zeros(1, 8)) is (dispatch.start("native") or dispatch.CPU)
+
+
+@pytest.mark.parametrize(("given", "meant"), [("plain", "reference"), ("compiled", "native")])
+def test_former_names_of_kernels_are_understood(given, meant, monkeypatch):
+    monkeypatch.setenv(dispatch.KERNEL_VARIABLE, given)
+    assert dispatch.configure() == dispatch.KernelSettings(meant)
+    by_environment = dispatch.select(packed_weight(4, 8, 8), torch.zeros(1, 8))
+    assert dispatch.configure(kernel=given) == dispatch.configure(kernel=meant)
+    assert by_environment is dispatch.select(packed_weight(4, 8, 8), torch.zeros(1, 8))
+    assert by_environment.name in (meant, "cpu")  # native needs a C compiler
+
+
+def test_the_new_names_stand_in_the_error_message():
+    with pytest.raises(UserError, match="allowed are auto, reference, cpu, native, triton, cpm"):
+        dispatch.configure(kernel="cuda")
 
 
 def test_a_precision_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="allowed are highest, high, medium"):
-        choose.configure(precision="low")
+        dispatch.configure(precision="low")
 
 
 @pytest.mark.parametrize("kernel", ["cuda", ""])
 def test_kernels_that_do_not_exist_are_refused(kernel):
     with pytest.raises(UserError, match="allowed are"):
-        choose.configure(kernel=kernel)
+        dispatch.configure(kernel=kernel)
 
 
 @pytest.mark.parametrize("memory", ["huge", "fast:much", "fast:-1", "fast:nan", "lean:3"])
 def test_memory_settings_that_do_not_exist_are_refused(memory):
     with pytest.raises(UserError, match="allowed are"):
-        choose.configure(memory=memory)
+        dispatch.configure(memory=memory)
 
 
 @pytest.mark.parametrize("name", ["triton", "cpm"])
-def test_a_kernel_that_cannot_start_is_named_once_and_the_plain_one_is_used(name, caplog, monkeypatch):
+def test_a_kernel_that_cannot_start_is_named_once_and_the_reference_kernel_is_used(name, caplog, monkeypatch):
     if torch.cuda.is_available():
         pytest.skip("it may start here")
-    monkeypatch.setitem(choose._MODULES, name, "ptuning.kernels.that_is_not_there")
-    choose.start.cache_clear()
-    choose.configure(kernel=name)
+    monkeypatch.setitem(dispatch._MODULES, name, "ptuning.kernels.that_is_not_there")
+    dispatch.start.cache_clear()
+    dispatch.configure(kernel=name)
     made, inputs = linear(dtype=torch.float32), torch.randn(2, 512)
     with caplog.at_level(logging.INFO), torch.no_grad():
         out = [made(inputs) for _ in range(3)]
-    choose.start.cache_clear()
+    dispatch.start.cache_clear()
     dense = dequantize_weight(made.weight, made.weight_scale, 4)
     torch.testing.assert_close(out[2], inputs @ dense.t() + made.bias)
     said = [record.message for record in caplog.records]
@@ -361,11 +374,11 @@ def test_fast_memory_keeps_unpacked_weights_within_its_budget(bits, dtype):
     inputs = torch.randn(40, 512).to(dtype)
     with torch.no_grad():
         lean = [layer(inputs) for layer in layers]
-        choose.configure(memory=f"fast:{2.5 * size / 1e9}")
-        before = choose.RESIDENT.taken
+        dispatch.configure(memory=f"fast:{2.5 * size / 1e9}")
+        before = dispatch.RESIDENT.taken
         fast = [layer(inputs) for layer in layers]
         again = [layer(inputs) for layer in layers]
-    assert choose.RESIDENT.taken - before == 2 * size
+    assert dispatch.RESIDENT.taken - before == 2 * size
     assert [layer._resident is not None for layer in layers] == [True, True, False]
     for one, two, three in zip(lean, fast, again, strict=True):
         torch.testing.assert_close(one, two)
@@ -376,11 +389,11 @@ def test_fast_memory_keeps_unpacked_weights_within_its_budget(bits, dtype):
     torch.testing.assert_close(gradient_in.grad.float(), dense.sum(0).expand(40, -1), rtol=2**-6, atol=2**-7)
     layers[0].to(torch.float64)  # whatever changes the module lets its copy go
     del layers[1]
-    assert choose.RESIDENT.taken == before
+    assert dispatch.RESIDENT.taken == before
 
 
 def test_fast_memory_follows_a_changed_weight():
-    choose.configure(memory="fast:1")
+    dispatch.configure(memory="fast:1")
     made, inputs = linear(dtype=torch.float32), torch.randn(40, 512)
     with torch.no_grad():
         before = made(inputs)

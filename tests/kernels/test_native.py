@@ -1,4 +1,4 @@
-"""The compiled CPU kernel: the dense product whatever the shape, and a machine on which it cannot be compiled."""
+"""The native CPU kernel: the dense product whatever the shape, and a machine on which it cannot be compiled."""
 
 import os
 import stat
@@ -10,9 +10,7 @@ import pytest
 import torch
 from test_kernels import SHAPES, TOLERANCE, agree, check, packed_weight
 
-from ptuning.kernels import c_library
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import native as compiled
+from ptuning.kernels import c_library, dispatch, native
 from ptuning.kernels.packed import dequantize_weight
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +20,7 @@ bits_of_both = pytest.mark.parametrize("bits", [4, 8])
 @pytest.fixture(scope="module")
 def kernel():
     """The kernel, compiled here."""
-    made = choose.start("compiled")
+    made = dispatch.start("native")
     if made is None:
         pytest.skip("no C compiler here; the reason is logged")
     return made
@@ -31,8 +29,8 @@ def kernel():
 @pytest.fixture
 def configured():
     """The kernels' settings, put back afterwards."""
-    yield choose.configure
-    choose.configure()
+    yield dispatch.configure
+    dispatch.configure()
 
 
 @bits_of_both
@@ -81,7 +79,7 @@ def test_bands_and_folds_of_a_gradient_that_are_not_full(kernel, outputs, column
         check(kernel, packed_weight(4, outputs, columns), torch.float32, rows)
 
 
-@pytest.mark.parametrize("precision", choose.PRECISIONS)
+@pytest.mark.parametrize("precision", dispatch.PRECISIONS)
 def test_the_gradient_of_a_head(kernel, configured, precision):
     """One value near 1 among many tiny ones: all of them count, as they do in float32 (where the error is 3.5e-6)."""
     weight = packed_weight(4, 40000, 34)
@@ -184,7 +182,7 @@ def test_eight_bits_beside_an_outlier(kernel, configured):
 
 
 @bits_of_both
-@pytest.mark.parametrize("precision", choose.PRECISIONS)
+@pytest.mark.parametrize("precision", dispatch.PRECISIONS)
 @pytest.mark.parametrize("rows", [1, 6])
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_no_number_stays_none(kernel, configured, bits, precision, rows, broken):
@@ -208,7 +206,7 @@ def test_weights_of_half_precision(kernel, dtype):
         weight = (torch.randn(outputs, columns) * torch.logspace(-7, 3, columns)).to(dtype)
         for rows in (1, 4):
             inputs = torch.randn(rows, columns)
-            agree(compiled.half_product(inputs, weight), inputs.double() @ weight.double().t(), torch.float32)
+            agree(native.half_product(inputs, weight), inputs.double() @ weight.double().t(), torch.float32)
 
 
 def test_threads_do_not_change_a_result(kernel):
@@ -228,20 +226,21 @@ def test_threads_do_not_change_a_result(kernel):
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vector", [16, 64])
 def test_vectors_of_other_sizes(kernel, vector, tmp_path, monkeypatch):
     """What other processors compile gives the same here (the compiler splits longer vectors)."""
     flags = (*c_library._FLAGS, f"-DVECTOR_BYTES={vector}")
     monkeypatch.setattr(c_library, "_FLAGS", flags)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compiled._library.cache_clear()
+    native._library.cache_clear()
     try:
         for bits in (4, 8):
             for shape in ((7, 6), (100, 96), (65, 1024)):
                 for rows in (1, 3, 6):
                     check(kernel, packed_weight(bits, *shape), torch.float32, rows)
     finally:
-        compiled._library.cache_clear()
+        native._library.cache_clear()
 
 
 # ---- compiling -----------------------------------------------------------------------------------------------------------
@@ -249,21 +248,28 @@ def test_vectors_of_other_sizes(kernel, vector, tmp_path, monkeypatch):
 TRY = """
 import logging, sys, torch
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.model.quantization import QuantizedLinear
 made = QuantizedLinear.from_linear(torch.nn.Linear(64, 30), 4).eval()
 with torch.no_grad():
     made(torch.ones(2, 64)), made(torch.ones(1, 64))
-print("compiled" if choose.start("compiled") else "not compiled")
+print("compiled" if dispatch.start("native") else "not compiled")
 """
 
 
-def in_process(tmp_path, **changes):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PTUNING_")}
-    environment = kept | {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | changes
-    return subprocess.Popen(
-        [sys.executable, "-c", TRY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    )
+@pytest.fixture
+def in_process(tmp_path, quick_compiler):
+    """Starts a process that compiles for itself, with what the environment is to have beside."""
+
+    def start(**changes):
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PTUNING_")}
+        path = f"{quick_compiler}{os.pathsep}{os.environ['PATH']}"
+        environment = kept | {"PATH": path, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)} | changes
+        return subprocess.Popen(
+            [sys.executable, "-c", TRY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    return start
 
 
 def ended(process):
@@ -272,36 +278,40 @@ def ended(process):
     return out, error
 
 
-def test_processes_that_compile_at_once_keep_one_library(kernel, tmp_path):
-    for process in [in_process(tmp_path) for _ in range(3)]:
+@pytest.mark.slow
+def test_processes_that_compile_at_once_keep_one_library(kernel, in_process, tmp_path):
+    for process in [in_process() for _ in range(3)]:
         assert ended(process)[0] == "compiled\n"
     folder = tmp_path / "ptuning" / "kernels"
     (library,) = folder.iterdir()
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     library.write_bytes(b"damaged")
-    assert ended(in_process(tmp_path))[0] == "compiled\n"
+    assert ended(in_process())[0] == "compiled\n"
     assert library.stat().st_size > 10_000
     assert list(folder.iterdir()) == [library]
 
 
-def test_no_compiler_is_said_once(tmp_path):
-    out, error = ended(in_process(tmp_path, PATH=""))
+@pytest.mark.slow
+def test_no_compiler_is_said_once(in_process):
+    out, error = ended(in_process(PATH=""))
     assert out == "not compiled\n"
-    assert error == "the compiled kernel cannot start (RuntimeError: no C compiler on PATH (cc, gcc, clang))\n"
+    assert error == "the native kernel cannot start (RuntimeError: no C compiler on PATH (cc, gcc, clang))\n"
 
 
-def test_a_compiler_that_fails_is_said_once(tmp_path):
+@pytest.mark.slow
+def test_a_compiler_that_fails_is_said_once(in_process, tmp_path):
     fake = tmp_path / "bin" / "cc"
     fake.parent.mkdir()
     fake.write_text("#!/bin/sh\nwhile :; do case $1 in --version) exit 0;; '') break;; esac; shift; done\n"
                     "echo 'cc: error: no headers' >&2\nexit 1\n", encoding="ascii")
     fake.chmod(0o755)
-    out, error = ended(in_process(tmp_path, PATH=str(fake.parent)))
+    out, error = ended(in_process(PATH=str(fake.parent)))
     assert out == "not compiled\n"
-    assert error == f"the compiled kernel cannot start (RuntimeError: {fake} failed: cc: error: no headers)\n"
+    assert error == f"the native kernel cannot start (RuntimeError: {fake} failed: cc: error: no headers)\n"
     assert list((tmp_path / "ptuning" / "kernels").iterdir()) == []
 
 
-def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, tmp_path):
+@pytest.mark.slow
+def test_a_cache_folder_that_cannot_be_written_to_is_done_without(kernel, in_process, tmp_path):
     (tmp_path / "ptuning").write_text("a file in the way", encoding="ascii")
-    assert ended(in_process(tmp_path))[0] == "compiled\n"
+    assert ended(in_process())[0] == "compiled\n"

@@ -7,7 +7,7 @@ import torch
 from test_kernels import packed_weight
 
 import ptuning
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.kernels.onednn import LARGEST_ERROR, matmul_precision, prefer_onednn_products
 
 
@@ -139,9 +139,9 @@ def test_the_real_switch_after_loading(real_setting):
     assert (left @ right - exact).abs().max() < LARGEST_ERROR * exact.abs().max()
 
 
-def test_products_of_the_compiled_kernel_keep_their_precision(real_setting):
+def test_products_of_the_native_kernel_keep_their_precision(real_setting):
     """torch 2.13 raises when it is asked for its precision and the setting of one backend differs from that of all."""
-    kernel = choose.start("compiled")
+    kernel = dispatch.start("native")
     if kernel is None:
         pytest.skip("no C compiler here; the reason is logged")
     weight, inputs = packed_weight(4, 130, 1024), torch.randn(7, 1024)

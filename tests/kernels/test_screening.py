@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from ptuning.core import limits
 from ptuning.engine.head import Head
-from ptuning.kernels import dispatch as choose
-from ptuning.kernels import screening
+from ptuning.kernels import dispatch
 from ptuning.kernels.screening import ScreenedWeight, fits
 
 KINDS = [torch.float32, torch.float16, torch.bfloat16]
@@ -14,15 +14,15 @@ KINDS = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def every_size(monkeypatch):
     """Small weights are screened, too, where the library can do it at all."""
-    monkeypatch.setattr(screening, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(limits, "MIN_SCREENED", 0)
     if not fits(torch.zeros(16, 32)):
         pytest.skip("no C compiler, or a CPU without AVX2")
 
 
 @pytest.fixture
 def configured():
-    yield choose.configure
-    choose.configure()
+    yield dispatch.configure
+    dispatch.configure()
 
 
 def normal(*shape, seed=0, dtype=torch.float32):
@@ -142,7 +142,7 @@ def test_small_weights_are_not(monkeypatch):
 
 
 def test_no_kernel_no_screening(configured):
-    configured(kernel="plain")
+    configured(kernel="reference")
     assert not fits(normal(40, 64))
 
 
@@ -180,14 +180,14 @@ def test_a_head_of_half_precision_takes_memory_only_where_it_is_allowed(configur
     head._looked = False
     head.choose(choice, inputs)
     configured(memory="fast:0.001")
-    before = choose.RESIDENT.taken
+    before = dispatch.RESIDENT.taken
     head._looked = False
     tokens = head.choose(choice, inputs)
     assert choice.ways == ["all", "all", "some"]
     assert tokens.tolist() == (inputs @ weight.float().T).argmax(-1).tolist()
-    assert choose.RESIDENT.taken == before + 300 * 64
+    assert dispatch.RESIDENT.taken == before + 300 * 64
     del head
-    assert choose.RESIDENT.taken == before
+    assert dispatch.RESIDENT.taken == before
 
 
 def test_a_head_that_is_never_told_apart_is_given_up():

@@ -9,7 +9,7 @@ from runs import log_of, prefix_of
 from ptuning.checkpoint.placement import free_bytes
 from ptuning.edges.run_arguments import parse_arguments
 from ptuning.edges.tuning import run_tuning
-from ptuning.model.backbone import MLP
+from ptuning.model.layers import MLP
 
 PLENTY, LITTLE = 2**40, 2**10  # bytes
 STEPS, LAYERS = 3, 3
@@ -73,6 +73,7 @@ def test_a_settings_file_always_wins(run, tmp_path):
     assert run("run", LITTLE, file)[1:] == (STEPS * LAYERS, [])
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_with_less_memory_comes_out_the_same(run, tmp_path):
     straight, _, _ = run("straight", PLENTY, max_steps=6, save_steps=3)
     shutil.copytree(straight.parent / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
@@ -82,6 +83,7 @@ def test_a_run_that_goes_on_with_less_memory_comes_out_the_same(run, tmp_path):
     assert same_numbers(again, straight)
 
 
+@pytest.mark.slow
 def test_the_longest_row_decides_and_not_a_limit_that_none_reaches(run):
     free, long = 40 * 2**20, {"max_source_length": 1000, "max_target_length": 200}
     assert run("short", free)[2] == []

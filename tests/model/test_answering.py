@@ -12,9 +12,10 @@ from prefixes import random_encoder, save_random_prefix
 import ptuning
 from ptuning.checkpoint.load import load_answering_model
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import Request, Sampling
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.model.answering import AnsweringModel
 from ptuning.serving.chat_service import load_service
 from ptuning.settings.arguments import ServingArguments
@@ -38,6 +39,7 @@ print(json.dumps([code, sorted(set({NOT_NEEDED}) & (set(sys.modules) - before)),
 SETTINGS = ({}, {"quantization_bit": 4}, {"quantization_bit": 8, "dtype": "bfloat16"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], ["--quantization_bit", "4", "--dtype", "float32"]], ids=["float", "int4"])
 def test_a_chat_imports_neither_the_compiler_nor_the_whole_model(words, tmp_path):
     """From the start to the answer: nothing that was left out at the start may come with the first question."""
@@ -85,7 +87,7 @@ def test_both_answer_alike_with_and_without_a_prefix(settings):
         with model.prefix_disabled():
             assert model.prefix_key_values() is None
         ids = prompt_ids(tokenizer, "今天天气怎么样？")
-        requests = [Request(ids, one, Sampling(0.95, 0.7, seed=5), 12) for one in (None, prefix)]
+        requests = [Request(ids, one, SamplingParams(0.95, 0.7, seed=5, max_new_tokens=12)) for one in (None, prefix)]
         answers.append({done.index: done.ids for done in engine.run(requests)})
         assert model.detach_prefix() is not None
         assert model.prefix_encoder is None

@@ -5,24 +5,24 @@ import torch
 from checkpoints import make_checkpoint
 
 import ptuning
-from ptuning.kernels import dispatch as choose
+from ptuning.kernels import dispatch
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear
 
 
 @pytest.fixture(params=["auto", "cpu"])
 def kernel(request, monkeypatch):
     """Both ways of few rows, where both are there."""
-    monkeypatch.setenv(choose.KERNEL_VARIABLE, request.param)
-    choose.configure()
+    monkeypatch.setenv(dispatch.KERNEL_VARIABLE, request.param)
+    dispatch.configure()
     yield request.param
-    choose._configured.clear()
+    dispatch._configured.clear()
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 9])
 def test_product_and_gradient(kernel, stored, wide, rows, monkeypatch):
-    monkeypatch.setattr("ptuning.model.half_storage._AT_ONCE", 1 << 9)  # several pieces
+    monkeypatch.setattr("ptuning.core.limits.MAX_WIDENED", 1 << 9)  # several pieces
     torch.manual_seed(0)
     made = HalfLinear(64, 50, bias=False).to(stored).requires_grad_(False)
     inputs = torch.randn(rows, 64).to(wide).requires_grad_()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ptuning.model import loss as loss_module
+from ptuning.core import limits
 from ptuning.model.loss import target_loss, target_positions
 
 
@@ -29,7 +29,7 @@ def test_it_equals_the_published_formula(monkeypatch, pieces, learning):
     hidden, head = torch.randn(3, 7, 8, requires_grad=True), frozen().requires_grad_(learning)
     labels = torch.randint(0, 20, (3, 7))
     labels[0, :4], labels[2] = -100, -100
-    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 4 * 20 * 9 // pieces)
+    monkeypatch.setattr(limits, "MAX_LOGITS_BYTES", 4 * 20 * 9 // pieces)
     ours, expected = loss_of(hidden, labels, head), published(hidden, labels, head)
     torch.testing.assert_close(ours, expected)
     for of in (hidden, head.weight) if learning else (hidden,):
@@ -108,7 +108,7 @@ def test_smoothed_labels_equal_the_formula(monkeypatch, pieces, learning, smooth
     hidden, head = torch.randn(3, 7, 8, requires_grad=True), frozen().requires_grad_(learning)
     labels = torch.randint(0, 20, (3, 7))
     labels[0, :4], labels[2] = -100, -100
-    monkeypatch.setattr(loss_module, "_LOGITS_AT_ONCE", 4 * 20 * 9 // pieces)
+    monkeypatch.setattr(limits, "MAX_LOGITS_BYTES", 4 * 20 * 9 // pieces)
     ours = loss_of(hidden, labels, head, num_items, smoothing)
     expected = smoothed(hidden, labels, head, smoothing, num_items)
     torch.testing.assert_close(ours, expected)

@@ -1,10 +1,13 @@
 """The model against the published results, and against a second writing-down of the formulas on other sizes."""
 
+import copy
 import dataclasses
+import logging
 
 import pytest
 import torch
 from reference import forward as reference_forward
+from transformers import DynamicCache
 
 import ptuning
 from ptuning import ChatGLMConfig, ChatGLMForConditionalGeneration, UserError
@@ -197,6 +200,80 @@ def test_a_cache_step_equals_a_full_forward(prefix_length):
         close(one.logits, full[:, 9:10])
         rest = model(ids[:, 10:], past_key_values=one.past_key_values, use_cache=True)  # the cache knows the padding
         close(rest.logits, full[:, 10:])
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_cache_of_the_users_own_remembers_where_it_stands(copied):
+    """transformers' class, not ours; a copy goes on where the original stands."""
+    model = random_model(num_layers=2)
+    ids = torch.tensor([prompt(model.config, 6, 5)])
+    with torch.no_grad():
+        cache = DynamicCache()
+        model(ids[:, :9], past_key_values=cache, use_cache=True)
+        cache = copy.deepcopy(cache) if copied else cache
+        rest = model(ids[:, 9:], past_key_values=cache, use_cache=True)
+        close(rest.logits, model(ids).logits[:, 9:])
+    assert rest.past_key_values is cache
+
+
+def test_the_cache_has_its_older_and_its_newer_name():
+    model = random_model(num_layers=2)
+    ids = torch.tensor([prompt(model.config, 6, 5)])
+    with torch.no_grad():
+        first = model(ids[:, :9], use_cache=True)
+        assert first.cache is first.past_key_values is not None
+        older, newer = copy.deepcopy(first.cache), first.cache
+        steps = [model(ids[:, 9:], past_key_values=older), model(ids[:, 9:], cache=newer)]
+        assert model(ids, use_cache=False).cache is None
+    assert torch.equal(steps[0].logits, steps[1].logits)
+    assert steps[0].cache is older
+    assert steps[1].past_key_values is newer
+    with pytest.raises(AttributeError, match="'CausalLMOutput' object has no attribute 'caches'"):
+        _ = first.caches
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_generate_may_hand_the_cache_on_under_either_name(monkeypatch, name):
+    """Newer releases of transformers call it ``cache``; simulated here, where the installed one does not."""
+    model = random_model(num_layers=2)
+    ids, names = torch.tensor([prompt(model.config, 6, 1)]), []
+    settings = [{"do_sample": False}, {"do_sample": False, "num_beams": 3}]
+    before = [model.generate(ids, max_new_tokens=6, **one) for one in settings]
+    original = type(model).prepare_inputs_for_generation
+
+    def renamed(self, input_ids, **kwargs):
+        cache = next(kwargs.pop(one) for one in ("cache", "past_key_values") if kwargs.get(one) is not None)
+        inputs = original(self, input_ids, **kwargs, **{name: cache})
+        names.extend(set(inputs) & {"cache", "past_key_values"})
+        return inputs
+
+    monkeypatch.setattr(type(model), "prepare_inputs_for_generation", renamed)
+    for one, expected in zip(settings, before, strict=True):
+        assert torch.equal(model.generate(ids, max_new_tokens=6, **one), expected)
+    assert set(names) == {name}
+
+
+def test_generate_and_a_given_cache_warn_of_nothing(caplog, recwarn, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    model = random_model(num_layers=2)
+    ids = torch.tensor([prompt(model.config, 6, 1)])
+    model.generation_config.pad_token_id = model.config.pad_token_id
+    model.generate(ids, max_new_tokens=2, do_sample=False)
+    model.generate(ids, max_new_tokens=2, do_sample=False, num_beams=2)
+    with torch.no_grad():
+        step = model(ids, use_cache=True)
+        model(ids[:, -1:], past_key_values=step.past_key_values)
+    messages = [*caplog.messages, *(str(one.message) for one in recwarn)]
+    assert not [message for message in messages if "cache" in message or "past_key_values" in message]
+
+
+def test_a_cache_that_another_model_filled_needs_positions():
+    model = random_model(num_layers=1)
+    cache, config = DynamicCache(), model.config
+    states = torch.zeros(1, config.num_attention_heads, 4, config.head_dim)
+    cache.update(states, states, 0)
+    with pytest.raises(UserError, match="not filled by ChatGLM"):
+        model(torch.tensor([[20]]), past_key_values=cache)
 
 
 def test_a_cache_step_takes_published_positions(base, tensors):

@@ -30,16 +30,16 @@ def with_prefix(model, length=3):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("prefix_length", [0, 3])
-def test_wanted_states_equal_those_of_all_positions(side, prefix_length):
+def test_kept_states_equal_those_of_all_positions(side, prefix_length):
     model = random_model()
     ids, mask, labels = batch(model.config, side)
-    wanted = labels != -100
-    wanted[1] = False
+    keep = labels != -100
+    keep[1] = False
     prefix = with_prefix(model).prefix_key_values() if prefix_length else None
     with torch.no_grad():
         every = model.transformer(ids, mask, prefix_key_values=prefix).last_hidden_state
-        some = model.transformer(ids, mask, prefix_key_values=prefix, wanted=wanted).last_hidden_state
-    torch.testing.assert_close(some, every[wanted])
+        some = model.transformer(ids, mask, prefix_key_values=prefix, keep=keep).last_hidden_state
+    torch.testing.assert_close(some, every[keep])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -70,7 +70,7 @@ def test_padding_that_no_mask_tells_of_is_left_out_as_well():
     assert rows == [sum(needed)]
 
 
-def test_the_last_layer_ends_with_the_wanted_positions():
+def test_the_last_layer_ends_with_the_kept_positions():
     model = random_model()
     ids, mask, labels = batch(model.config, "right")
     rows = []

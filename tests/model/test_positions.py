@@ -1,14 +1,8 @@
-"""Positions and masks of a batch, written out by hand."""
+"""Positions of a batch, written out by hand."""
 
 import torch
 
-from ptuning.model.positions import (
-    SequenceState,
-    build_position_ids,
-    continue_positions,
-    prefix_lm_visibility,
-    step_visibility,
-)
+from ptuning.model.positions import advance, build_position_ids, continue_positions
 
 SOP, MASK, GMASK, PAD = 9, 7, 8, 3
 
@@ -39,35 +33,12 @@ def test_left_padding_is_not_counted():
 
 
 def test_new_tokens_go_on_in_the_block():
-    state = SequenceState(torch.tensor([[[2], [3]]]), None)
-    assert continue_positions(state, 2).tolist() == [[[2, 2], [4, 5]]]
+    assert continue_positions(torch.tensor([[[2], [3]]]), (0, 1), 2).tolist() == [[[2, 2], [4, 5]]]
 
 
-def test_the_context_is_seen_by_all_and_the_answer_is_causal():
-    seen = prefix_lm_visibility(torch.tensor([[20, GMASK, SOP, 22]]), None, SOP, 0)
-    assert seen.allowed[0, 0].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]
-    assert not seen.blind.any()
-
-
-def test_padding_is_hidden_as_a_column_and_blind_as_a_row():
-    real = torch.tensor([[False, True, True, True]])
-    seen = prefix_lm_visibility(torch.tensor([[PAD, GMASK, SOP, 22]]), real, SOP, 0)
-    assert seen.allowed[0, 0, 1:].int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
-    assert seen.blind[0, 0, :, 0].tolist() == [True, False, False, False]
-
-
-def test_every_row_sees_every_prefix_slot():
-    real = torch.tensor([[False, True, True, True]])
-    seen = prefix_lm_visibility(torch.tensor([[PAD, GMASK, SOP, 22]]), real, SOP, 2)
-    assert seen.allowed.shape == (1, 1, 4, 6)
-    assert seen.allowed[..., :2].all()
-    assert seen.blind is None
-
-
-def test_one_new_token_without_padding_needs_no_mask():
-    assert step_visibility(None, 1, 10, 3, torch.device("cpu")) == (None, None)
-
-
-def test_several_new_tokens_are_causal_behind_the_cache():
-    seen = step_visibility(None, 2, 4, 0, torch.device("cpu"))
-    assert seen.allowed[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+def test_positions_of_running_rows_move_on_in_place():
+    standing = torch.tensor([[2, 3], [7, 1]])
+    advance(standing[1:], (0, 1))
+    assert standing.tolist() == [[2, 3], [7, 2]]
+    advance(standing, (1, 0))
+    assert standing.tolist() == [[3, 3], [8, 2]]

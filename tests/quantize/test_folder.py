@@ -12,9 +12,9 @@ from checkpoints import GOLDEN, golden_config, golden_state, make_checkpoint, wr
 from safetensors.torch import load_file
 
 import ptuning
+from ptuning.checkpoint.checkpoint import read_config
 from ptuning.checkpoint.shard_writer import parse_size
 from ptuning.checkpoint.weight_files import find_weights
-from ptuning.checkpoint.weights import read_config
 from ptuning.core.errors import UserError
 from ptuning.methods.prefix_tensors import PREFIX_KEY
 from ptuning.model.quantization import quantize_weight
@@ -70,7 +70,7 @@ def test_the_folder_gives_the_published_logits(tmp_path, golden_tensors, bits):
 def test_large_weights_are_rounded_in_pieces(monkeypatch, bits):
     weight = torch.randn(37, 24, generator=torch.Generator().manual_seed(0))
     whole = quantize_weight(weight, bits)
-    monkeypatch.setattr("ptuning.model.quantization._ROUND_AT_ONCE", 100)
+    monkeypatch.setattr("ptuning.core.limits.MAX_ROUNDED", 100)
     assert all(torch.equal(one, other) for one, other in zip(quantize_weight(weight, bits), whole, strict=True))
 
 
@@ -238,6 +238,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss is in kilobytes on Linux only")
 def test_peak_memory_is_a_layer_and_the_shards(tmp_path):
     sizes = {"hidden_size": 512, "num_attention_heads": 8, "inner_hidden_size": 2048, "num_layers": 20}

@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from checkpoints import GOLDEN, golden_state, make_checkpoint
 import ptuning
 from ptuning.checkpoint.weight_files import find_weights
 from ptuning.core.errors import UserError
+from ptuning.core.progress import silent
 from ptuning.data.calibration_rows import RowSettings, calibration_ids
 from ptuning.model.quantization import dequantize_weight, quantize_weight
 from ptuning.quantize.calibration import CalibrationSettings, calibrate_checkpoint
@@ -139,7 +141,12 @@ def bold_model(folder):
     return make_checkpoint(folder, state=state)
 
 
-def calibrate(source, target, bits=4, embeddings=False, progress=None, **settings):
+def display(advance):
+    """A progress display that does this when it advances."""
+    return SimpleNamespace(advance=advance, close=lambda: None)
+
+
+def calibrate(source, target, bits=4, embeddings=False, progress=silent, **settings):
     job = plan_quantization(source, target, bits=bits, embeddings=embeddings, calibrated=True)
     return calibrate_checkpoint(job, rows(), CalibrationSettings(**settings), progress)
 
@@ -196,7 +203,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, caplog):
                 raise KeyboardInterrupt
 
         assert total == 12
-        return advance
+        return display(advance)
 
     calibrate(MODEL, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +217,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(tmp_path, caplog):
     def note(title, total, unit):
         left_now = {path.name: path.stat().st_mtime_ns for path in left.glob("*.safetensors")}
         assert left_now == made
-        return steps.append
+        return display(steps.append)
 
     with caplog.at_level("INFO", "ptuning"):
         calibrate(MODEL, tmp_path / "parts", progress=note)
@@ -229,7 +236,7 @@ def test_parts_of_other_settings_are_not_taken_over(tmp_path, caplog):
             if list((tmp_path / ".t.calibration").glob("layer-000*")):
                 raise KeyboardInterrupt
 
-        return advance
+        return display(advance)
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(MODEL, tmp_path / "t", progress=stop)
@@ -247,7 +254,7 @@ def test_a_finished_layer_that_is_damaged_is_rounded_again(tmp_path, caplog, dam
             if list((tmp_path / ".parts.calibration").glob("layer-001*")):
                 raise KeyboardInterrupt
 
-        return advance
+        return display(advance)
 
     with pytest.raises(KeyboardInterrupt):
         calibrate(MODEL, tmp_path / "parts", progress=stop_in_the_third_layer)

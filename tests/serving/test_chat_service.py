@@ -1,15 +1,17 @@
 """The service under the front ends: what is asked, what does not fit, what is left out, and how it starts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from prefixes import save_random_prefix
+from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import fitting_prompt_ids, prompt_ids
+from ptuning.data.truncation import fitting_prompt_ids, prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import GREEDY, Sampling
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import ChatService, Question, load_service
 from ptuning.serving.prefix_store import PrefixStore, UnknownPrefixError
 from ptuning.settings.arguments import ServingArguments
@@ -38,7 +40,7 @@ def test_answers_are_those_of_model_chat(service, parts):
     model, tokenizer = parts
     history = []
     for query in ("你好", "今天天气怎么样？"):
-        asked = service.ask(Question(query, history, sampling=GREEDY, max_new_tokens=16))
+        asked = service.ask(Question(query, history, sampling=greedy(16)))
         response, history = model.chat(tokenizer, query, history, max_new_tokens=16, do_sample=False)
         assert text_of(asked) == response
         assert asked.note is None
@@ -46,9 +48,9 @@ def test_answers_are_those_of_model_chat(service, parts):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_text_at_the_very_start_leaves_an_empty_answer(service, stream):
-    whole = text_of(service.ask(Question("你是谁", sampling=GREEDY, max_new_tokens=8)))
+    whole = text_of(service.ask(Question("你是谁", sampling=greedy(8))))
     for stop in (whole[0], whole[:3], whole[:1] + "\n", whole):
-        asked = service.ask(Question("你是谁", sampling=GREEDY, max_new_tokens=8, stop=("不会", stop), stream=stream))
+        asked = service.ask(Question("你是谁", sampling=greedy(8, stop=("不会", stop)), stream=stream))
         generation = asked.generations[0]
         if stream:
             assert "".join(generation.pieces()) == ("" if "\n" not in stop else whole)
@@ -58,14 +60,14 @@ def test_a_stop_text_at_the_very_start_leaves_an_empty_answer(service, stream):
 
 def test_max_length_counts_prompt_and_answer(service, parts):
     limit = len(prompt_ids(parts[1], "你好")) + 3
-    asked = service.ask(Question("你好", sampling=GREEDY, max_length=limit))
+    asked = service.ask(Question("你好", sampling=greedy(max_length=limit)))
     assert text_of(asked)
     assert len(asked.generations[0].ids) <= 3
 
 
 def test_the_oldest_rounds_go_and_it_is_said(service, parts):
     history = [(f"问题{number}", "回答。" * 8) for number in range(30)]
-    asked = service.ask(Question("最后？", history, sampling=GREEDY, max_new_tokens=20))
+    asked = service.ask(Question("最后？", history, sampling=greedy(20)))
     kept = history[asked.dropped_rounds :]
     assert 0 < asked.dropped_rounds < 30
     assert asked.generations[0].request.prompt_ids == prompt_ids(parts[1], "最后？", kept)
@@ -87,25 +89,25 @@ def test_the_rule_for_long_histories(parts, limit, room):
 
 
 def test_what_cannot_be_asked_is_refused(service):
-    for question, message in (
-        (Question("长" * 500), "the question has"),
-        (Question("长" * 500, [("a", "b")]), "without its history"),
-        (Question("x", choices=0), "n 0"),
-        (Question("x", max_length=0), "max_length 0"),
-        (Question("x", max_new_tokens=0), "max_new_tokens 0"),
-        (Question("x", stop=("",)), "stop text is empty"),
+    for asked, sampling, message in (
+        ({"query": "长" * 500}, {}, "the question has"),
+        ({"query": "长" * 500, "history": [("a", "b")]}, {}, "without its history"),
+        ({"query": "x", "choices": 0}, {}, "n 0"),
+        ({"query": "x"}, {"max_length": 0}, "max_length 0"),
+        ({"query": "x"}, {"max_new_tokens": 0}, "max_new_tokens 0"),
+        ({"query": "x"}, {"stop": ("",)}, "stop text is empty"),
     ):
         with pytest.raises(UserError, match=message):
-            service.ask(question)
+            service.ask(Question(**asked, sampling=SamplingParams(**sampling)))
     with pytest.raises(UnknownPrefixError):
         service.ask(Question("x", model="nobody"))
 
 
 def test_choices_have_seeds_of_their_own(service):
-    sampling = Sampling(temperature=2.0, top_p=1.0, seed=5)
-    asked = service.ask(Question("你好", sampling=sampling, max_new_tokens=12, choices=3))
+    sampling = SamplingParams(temperature=2.0, top_p=1.0, seed=5)
+    asked = service.ask(Question("你好", sampling=replace(sampling, max_new_tokens=12), choices=3))
     texts = [one.text for one in asked.generations if one.wait(30)]
-    again = service.ask(Question("你好", sampling=Sampling(2.0, 1.0, seed=6), max_new_tokens=12))
+    again = service.ask(Question("你好", sampling=SamplingParams(2.0, 1.0, seed=6, max_new_tokens=12)))
     assert len(set(texts)) > 1
     assert text_of(again) == texts[1]
 

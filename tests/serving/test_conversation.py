@@ -70,7 +70,7 @@ class Stopping:
         self.service, self.store, self.stop = service, service.store, stop
 
     def ask(self, question):
-        return self.service.ask(replace(question, stop=self.stop))
+        return self.service.ask(replace(question, sampling=replace(question.sampling, stop=self.stop)))
 
 
 def test_an_empty_answer_is_a_round(service, talk, tmp_path):

@@ -5,10 +5,12 @@ import shutil
 import pytest
 import torch
 from prefixes import save_random_prefix
+from sampling import greedy
 
 import ptuning
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request
 from ptuning.serving.prefix_store import PrefixStore, UnknownPrefixError, check_name, named_checkpoints
@@ -37,7 +39,8 @@ def folder(parts, tmp_path_factory):
 def test_base_is_always_there_and_the_first_prefix_is_the_default(store, folder):
     assert store.names() == ["tiny-chatglm"]
     assert store.get().shared is None
-    store.load_all([f"adgen={folder / 'checkpoint-2'}", str(folder)])
+    named = named_checkpoints(f"adgen={folder / 'checkpoint-2'}") + named_checkpoints(str(folder))
+    store.add_all([(name, read_adapter(path)) for name, path in named])
     assert store.names() == ["tiny-chatglm", "adgen", "checkpoint-1", "checkpoint-2"]
     assert store.get().name == "adgen"
     assert store.get("checkpoint-1").pre_seq_len == 4
@@ -49,13 +52,13 @@ def test_a_loaded_prefix_answers_as_the_model_with_it(store, folder, parts):
     stored = store.load("one", folder / "checkpoint-1")
     with_prefix = ptuning.load_model("tiny-chatglm", device="cpu", ptuning_checkpoint=folder / "checkpoint-1")
     ids = prompt_ids(tokenizer, "你好")
-    (found,) = store.engine.run([Request(ids, stored.shared, max_new_tokens=12)])
+    (found,) = store.engine.run([Request(ids, stored.shared, greedy(12))])
     whole = with_prefix.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
     assert found.ids == [token for token in whole if token != tokenizer.eos_token_id]
 
 
 def test_unloading_and_loading_again(store, folder):
-    store.load_all([f"one={folder / 'checkpoint-1'}"])
+    store.add_all([("one", read_adapter(folder / "checkpoint-1"))])
     store.unload("one")
     assert store.get().name == "tiny-chatglm"
     with pytest.raises(UnknownPrefixError, match="no model or prefix 'one'; there are tiny-chatglm"):
@@ -71,7 +74,7 @@ def test_taken_names_are_refused(store, folder):
     for name, whose in (("one", "checkpoint-1"), ("tiny-chatglm", "the base model")):
         with pytest.raises(UserError, match=f"the name {name} is taken by .*{whose}"):
             store.load(name, folder / "checkpoint-2")
-    assert len(store.engine.bank.by_length[4].entries) == 1
+    assert len(store.engine.runner.prefix_pool.by_length[4].entries) == 1
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a\\b", "..", ".hidden", "a..b", "-x", "a b", "x" * 101, "a\n", "a\0"])

@@ -1,17 +1,20 @@
 """The bounds of what can be set about an answer are the same at every door, and what stands within them is followed."""
 
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy
 import pytest
 import torch
+from sampling import greedy
 
 import ptuning
 from ptuning.core.errors import UserError
-from ptuning.data.preprocess import prompt_ids
+from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
-from ptuning.engine.request import Request, Sampling
+from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import ChatService, Question
 from ptuning.serving.prefix_store import PrefixStore
 from ptuning.settings.answer_limits import MAX_SEED, MAX_STOP_CHARACTERS, MAX_STOPS, SAMPLING, shown
@@ -48,12 +51,13 @@ def parts():
 
 
 def test_every_setting_has_its_cases():
-    assert set(BAD) == set(GOOD) == set(SAMPLING) == set(Sampling.__dataclass_fields__)
+    limits = {"max_length", "max_new_tokens", "stop"}
+    assert set(BAD) == set(GOOD) == set(SAMPLING) == set(SamplingParams.__dataclass_fields__) - limits
 
 
 @pytest.mark.parametrize(("name", "value"), cases(BAD))
 def test_what_stands_outside_is_refused_with_the_range(name, value):
-    for kind in (Sampling, AnswerArguments):
+    for kind in (SamplingParams, AnswerArguments):
         with pytest.raises(UserError) as caught:
             kind(**{name: value})
         message = str(caught.value)
@@ -68,9 +72,10 @@ def test_what_stands_outside_is_refused_with_the_range(name, value):
 def test_what_stands_within_gives_an_answer(parts, name, value):
     """By the engine and by transformers' generate, both of which take it as it is."""
     model, tokenizer = parts
-    sampling = Sampling(**{"seed": 1, name: value})
+    sampling = SamplingParams(**{"seed": 1, name: value})
     ids = prompt_ids(tokenizer, "你好")
-    found = list(Engine(model, tokenizer).run([Request(ids, None, sampling, 4), Request(ids, None, Sampling(seed=1), 4)]))
+    both = (replace(one, max_new_tokens=4) for one in (sampling, SamplingParams(seed=1)))
+    found = list(Engine(model, tokenizer).run([Request(ids, None, one) for one in both]))
     assert {one.finish_reason for one in found} <= {"length", "stop"}
     assert all(one.ids for one in found)
     assert type(getattr(sampling, name)) in (int, float, type(None))
@@ -83,7 +88,8 @@ def test_settings_at_their_edges_do_what_they_say(parts):
     ids = prompt_ids(tokenizer, "今天天气怎么样")
 
     def answer(**settings):
-        return next(iter(Engine(model, tokenizer).run([Request(ids, None, Sampling(seed=4, **settings), 12)]))).ids
+        request = Request(ids, None, SamplingParams(seed=4, **settings, max_new_tokens=12))
+        return next(iter(Engine(model, tokenizer).run([request]))).ids
 
     greedy = answer(temperature=0)
     assert answer(temperature=1e-30) == answer(top_p=5e-324) == answer(top_k=1) == greedy
@@ -132,15 +138,15 @@ def test_a_stream_has_no_beams(parts):
 )
 def test_stop_texts_have_bounds(stop, message):
     with pytest.raises(UserError, match=message):
-        Request([1, 2], stop=stop)
+        Request([1, 2], sampling=greedy(stop=stop))
 
 
 def test_stop_texts_at_their_bounds_are_followed(parts):
     model, tokenizer = parts
     ids = prompt_ids(tokenizer, "你好")
-    (whole,) = Engine(model, tokenizer).run([Request(ids, max_new_tokens=30)])
+    (whole,) = Engine(model, tokenizer).run([Request(ids, sampling=greedy(30))])
     near = [whole.text[:-1] + "x" * (MAX_STOP_CHARACTERS - len(whole.text) + 1) for _ in range(MAX_STOPS - 1)]
-    (found,) = Engine(model, tokenizer).run([Request(ids, max_new_tokens=30, stop=(*near, whole.text[3:5]), stream=True)])
+    (found,) = Engine(model, tokenizer).run([Request(ids, sampling=greedy(30, stop=(*near, whole.text[3:5])), stream=True)])
     assert found.text == whole.text[:3]
     assert found.finish_reason == "stop"
 
@@ -177,15 +183,19 @@ def test_nobody_may_wait(parts):
 )
 def test_questions_have_bounds(parts, change, message):
     engine = Engine(*parts)
+    sampling = {name: value for name, value in change.items() if name in SamplingParams.__dataclass_fields__}
+    others = {name: value for name, value in change.items() if name not in sampling}
     with pytest.raises(UserError, match=message):
-        ChatService(engine, PrefixStore(engine, "tiny-chatglm")).ask(Question("你好", **change))
+        ChatService(engine, PrefixStore(engine, "tiny-chatglm")).ask(
+            Question("你好", sampling=SamplingParams(**sampling), **others)
+        )
     assert not engine.waiting
 
 
 def test_seeds_of_choices_go_on_at_0(parts):
     engine = Engine(*parts)
     service = ChatService(engine, PrefixStore(engine, "tiny-chatglm"))
-    asked = service.ask(Question("你好", sampling=Sampling(seed=MAX_SEED), choices=3))
+    asked = service.ask(Question("你好", sampling=SamplingParams(seed=MAX_SEED), choices=3))
     assert [one.request.sampling.seed for one in asked.generations] == [MAX_SEED, 0, 1]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ptuning.core.errors import UserError
 from ptuning.settings.arguments import DataArguments, ModelArguments
+from ptuning.settings.parsing import SettingsParser
 
 
 def test_defaults_are_the_published_ones():
@@ -67,3 +68,15 @@ def test_layer_zero_needs_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_truncated_replies_is_the_clearer_name_of_cut_replies(tmp_path, capsys):
+    parser = SettingsParser({"rows": DataArguments}, prog="x", description="y")
+    for words in (["--truncated_replies", "drop"], ["--cut_replies=drop"], ["truncated-replies=drop"]):
+        assert parser.parse(words).values == {"cut_replies": "drop"}
+    (tmp_path / "a.json").write_text('{"truncated_replies": "no"}')
+    with pytest.raises(UserError, match=r"a.json:1: --cut_replies: 'no' is not one of open, drop, closed"):
+        parser.parse([str(tmp_path / "a.json")])
+    with pytest.raises(SystemExit):
+        parser.parse(["--help"])
+    assert "--truncated_replies open|drop|closed, --cut_replies" in capsys.readouterr().out

@@ -3,8 +3,11 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from runs import log_of, prefix_of, train
+
+pytestmark = pytest.mark.slow
 
 
 def test_two_processes_take_the_steps_of_one(command, tmp_path):

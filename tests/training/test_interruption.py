@@ -7,6 +7,8 @@ import pytest
 from processes import Command
 from runs import log_of, prefix_of, train
 
+pytestmark = pytest.mark.slow
+
 LONG = {"max_steps": 60, "save_steps": 500, "logging_steps": 7}
 
 

@@ -9,6 +9,8 @@ import pytest
 from processes import Command
 from runs import log_of, prefix_of
 
+pytestmark = pytest.mark.slow
+
 KILLS_A_CHAIN = 10
 
 

@@ -3,15 +3,14 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
+from processes import Command, finished
 from runs import log_of, prefix_of, train
 
 from ptuning import load_model
-from ptuning.checkpoint.preparation import prepare_tokenizer
+from ptuning.checkpoint.checkpoint import open_named
 from ptuning.data.collator import TrainingCollator
 from ptuning.data.examples import prepare_examples
 from ptuning.data.run_rows import prepare_rows
@@ -52,28 +51,29 @@ def test_a_checkpoint_holds_the_prefix_and_not_the_backbone(straight):
     assert sizes < 60_000  # three float32 copies of 5 x 192 numbers, and text
 
 
+KILL_AT_STEP_9 = """
+import os
+from transformers import TrainerCallback
+from ptuning.training.trainer import TuningTrainer
+class Kill(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9: os.kill(os.getpid(), 9)
+start = TuningTrainer.__init__
+def init(self, *args, **kwargs):
+    start(self, *args, **kwargs); self.add_callback(Kill())
+TuningTrainer.__init__ = init
+"""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("projection", [False, True])
 def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, projection):
     """Seven steps, a kill, and on to twelve from the last checkpoint: weights, optimiser and log are the same."""
     settings = {"prefix_projection": projection, "save_steps": 7, "logging_steps": 1}
     train(command(tmp_path / "straight", **settings))
     argv = command(tmp_path / "killed", **settings)
-    script = (
-        "import os, sys\n"
-        "from transformers import TrainerCallback\n"
-        "from ptuning.training.trainer import TuningTrainer\n"
-        "class Kill(TrainerCallback):\n"
-        "    def on_step_end(self, args, state, control, **kwargs):\n"
-        "        if state.global_step == 9: os.kill(os.getpid(), 9)\n"
-        "start = TuningTrainer.__init__\n"
-        "def init(self, *args, **kwargs):\n"
-        "    start(self, *args, **kwargs); self.add_callback(Kill())\n"
-        "TuningTrainer.__init__ = init\n"
-        "from ptuning.edges.cli import main\n"
-        "sys.exit(main(['train'] + sys.argv[1:]))\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, timeout=300)
-    assert killed.returncode == -9, killed.stderr
+    killed = Command(["train", *argv], tmp_path / "out", before=KILL_AT_STEP_9)
+    assert killed.wait() == -9, killed.text()
     assert [path.name for path in (tmp_path / "killed").glob("checkpoint-*")] == ["checkpoint-7"]
     train([*argv, "--resume_from_checkpoint", "auto"])
     for name, tensor in prefix_of(tmp_path / "straight" / "checkpoint-12").items():
@@ -91,7 +91,7 @@ def test_resuming_equals_a_run_without_a_stop_bit_for_bit(command, tmp_path, pro
 def test_answers_after_training_still_use_the_cache(command, tmp_path, golden):
     """transformers' Trainer switches it off; every token would then recompute the whole sequence."""
     arguments = parse_arguments(command(tmp_path / "run"), task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     rows = prepare_rows(arguments.data.train_file, arguments.data, None)
     examples = prepare_examples(tokenizer, rows, arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", pre_seq_len=5)
@@ -118,6 +118,7 @@ def test_the_published_form_is_written_on_request(command, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_length_grouping_checkpointing_and_bfloat16_run(command, tmp_path):
     for number, extra in enumerate(
         (
@@ -151,7 +152,7 @@ def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_f
     train(argv)
     results = json.loads((tmp_path / "run" / "eval_results.json").read_text())
     arguments = parse_arguments(argv, task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     examples = prepare_examples(tokenizer, prepare_rows(rows_file, arguments.data, None), arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path / "run" / "checkpoint-2")
     with torch.no_grad():
@@ -161,25 +162,25 @@ def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_f
 
 def test_several_processes_prepare_the_same_examples(command, tmp_path, rows_file):
     arguments = parse_arguments(command(tmp_path / "run"), task="train")
-    tokenizer = prepare_tokenizer(arguments.model)
+    tokenizer = open_named(arguments.model).tokenizer
     rows = prepare_rows(rows_file, arguments.data, None)
     alone = prepare_examples(tokenizer, rows, arguments.data, "rows")
     arguments.data.preprocessing_num_workers = 2
     assert prepare_examples(tokenizer, rows, arguments.data, "rows") == alone
 
 
-def test_training_again_into_a_used_folder_is_refused(command, straight):
+@pytest.mark.slow
+def test_training_again_into_a_used_folder_is_refused(command, straight, tmp_path):
     folder, _ = straight
     before = sorted(path.name for path in folder.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-m", "ptuning", "train", *command(folder)], capture_output=True, text=True, timeout=300
-    )
+    done = finished(["train", *command(folder)], tmp_path)
     assert done.returncode == 2
     assert "already holds a run, up to checkpoint-12" in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -194,7 +195,7 @@ def test_mistakes_end_in_one_line_before_anything_is_written(command, tmp_path, 
     for name, value in change.items():
         place = argv.index(f"--{name}")
         argv[place : place + 2] = [] if value is None else [f"--{name}", value]
-    done = subprocess.run([sys.executable, "-m", "ptuning", "train", *argv], capture_output=True, text=True, timeout=300)
+    done = finished(["train", *argv], tmp_path)
     assert done.returncode == 2
     assert words in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -208,15 +209,11 @@ def test_a_kill_between_saving_and_deleting_leaves_no_checkpoint_too_many(comman
     assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-12"]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_prefix_names_both(command, straight, tmp_path):
     folder, _ = straight
     shutil.copytree(folder, tmp_path / "run")
-    done = subprocess.run(
-        [sys.executable, "-m", "ptuning", "train", *command(tmp_path / "run", pre_seq_len=7, resume_from_checkpoint="auto")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = finished(["train", *command(tmp_path / "run", pre_seq_len=7, resume_from_checkpoint="auto")], tmp_path)
     assert done.returncode == 2
     assert "a prefix of 5 tokens" in done.stderr
     assert "trains 7" in done.stderr
@@ -238,6 +235,7 @@ def test_dialogues_are_trained_round_by_round_beside_other_rows(command, tmp_pat
     assert load_model(tmp_path / "run" / "checkpoint-1", device="cpu").prompt_settings["legacy"] is True
 
 
+@pytest.mark.slow
 def test_label_smoothing_learns_the_replies_and_not_something_else(command, tmp_path, rows_file):
     """As good as no smoothing gives the same run; some smoothing gives the loss that plain torch gives for its prefix."""
     settings = {

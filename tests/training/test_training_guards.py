@@ -11,6 +11,7 @@ from runs import log_of, prefix_of, train
 from ptuning.core.errors import TrainingError, UserError
 
 
+@pytest.mark.slow
 def test_overflow_ends_a_run_and_is_never_saved(command, tmp_path):
     """A rate beyond all reason overflows within a few steps: the run names step and rows and keeps what is good."""
     argv = command(
@@ -32,9 +33,9 @@ def test_overflow_ends_a_run_and_is_never_saved(command, tmp_path):
 
 def test_a_bad_row_is_named_and_the_last_good_checkpoint_kept(command, tmp_path, rows_file, monkeypatch):
     """One row's loss becomes infinite at step 3; the message names the two rows of its batch."""
-    from ptuning.model.network import ChatGLMForConditionalGeneration
+    from ptuning.model.network import ChatGLMNetwork
 
-    calls, forward = [], ChatGLMForConditionalGeneration.forward
+    calls, forward = [], ChatGLMNetwork.forward
 
     def broken(self, *args, **kwargs):
         output = forward(self, *args, **kwargs)
@@ -43,7 +44,7 @@ def test_a_bad_row_is_named_and_the_last_good_checkpoint_kept(command, tmp_path,
             output.loss = output.loss * math.inf
         return output
 
-    monkeypatch.setattr(ChatGLMForConditionalGeneration, "forward", broken)
+    monkeypatch.setattr(ChatGLMNetwork, "forward", broken)
     with pytest.raises(TrainingError) as caught:
         train(command(tmp_path / "run", save_steps=1))
     said = str(caught.value)
@@ -107,6 +108,7 @@ def test_overwriting_sets_the_old_checkpoints_aside(command, tmp_path):
     assert (tmp_path / "run" / "old-checkpoint-3" / "prefix_encoder.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_scores_during_training_choose_the_checkpoint_and_stop_early(command, tmp_path, rows_file):
     argv = command(
         tmp_path / "run", max_steps=12, save_steps=1, eval_steps=1, eval_strategy="steps", validation_file=rows_file,
@@ -124,6 +126,7 @@ def test_scores_during_training_choose_the_checkpoint_and_stop_early(command, tm
     assert sum("eval_bleu-4" in line for line in lines) == 4
 
 
+@pytest.mark.slow
 def test_scores_during_training_change_no_weight(command, tmp_path, rows_file):
     """Answering in between draws nothing from the random state of training."""
     settings = {"max_steps": 4, "save_steps": 4}
@@ -138,6 +141,7 @@ def test_scores_during_training_change_no_weight(command, tmp_path, rows_file):
     assert all(torch.equal(plain[name], scored[name]) for name in plain)
 
 
+@pytest.mark.slow
 def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):
     rows = tmp_path / "rows.json"
     rows.write_text(
@@ -163,6 +167,7 @@ def test_memory_that_does_not_suffice_says_what_to_lower(tmp_path):
     assert "Nothing was saved yet" in said
 
 
+@pytest.mark.slow
 def test_eight_rows_are_learnt_by_heart(tmp_path):
     """tiny-chatglm, eight rows: the loss falls under 0.1 and greedy answers are the references, word for word."""
     from pathlib import Path

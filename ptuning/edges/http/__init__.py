@@ -1,4 +1,4 @@
-"""Answers over HTTP: the published route, OpenAI's, health and metrics, and prefixes loaded while it runs.
+"""The HTTP API: the published route, OpenAI's routes, health and metrics, and prefixes that are loaded while it runs.
 
-Imported only when a server is started: FastAPI and its kind are an extra (``pip install ptuning[serve]``).
+Imported only when a server is started: FastAPI and the packages around it are an extra (``pip install ptuning[serve]``).
 """

@@ -1,7 +1,7 @@
-"""What a connection may cost while nothing is answered on it: time to send a request, time to read an answer, and a place.
+"""Limits of a connection: how long a client may take to send a request and to read the response, and how many may be open.
 
-uvicorn gives a kept connection five seconds, but a client that sends a request byte by byte, or opens a connection and sends
-nothing, as long as it likes.
+uvicorn closes an idle keep-alive connection after five seconds, but a client that sends its request byte by byte, or opens a
+connection and sends nothing, may take as long as it likes.
 """
 
 from __future__ import annotations
@@ -16,129 +16,130 @@ from ptuning.edges.http.errors import error_response
 
 logger = logging.getLogger(__name__)
 
-_MAX_READ = 16 * 1024  # bytes taken in at a time: a body in chunks of one byte must not hold the event loop up
-_OTHER_FILES = 200  # the model's, the program's, and what is opened for a moment
-_LINGER = 5.0  # seconds that a last answer may take to leave
+_MAX_READ = 16 * 1024  # bytes per read: a body in chunks of one byte must not block the event loop
+_OTHER_FILES = 200  # open files besides connections: the model's, the program's, temporary ones
+_LINGER = 5.0  # seconds that the last response may take to be sent
 
 
-class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """A connection with limits; those of :func:`timed_protocol`."""
+class LimitedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection with the limits of :func:`limited_protocol`."""
 
     seconds: float
     max_connections: int
 
-    _began = _ended = False
-    _sending: asyncio.TimerHandle | None = None
-    _reading: asyncio.TimerHandle | None = None
+    _request_started = _closed = False
+    _request_timer: asyncio.TimerHandle | None = None
+    _response_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        """Begin to count, and make room."""
+        """Start the timer of the first request; where there are too many connections, close an idle one or this one."""
         super().connection_made(transport)
         if hasattr(transport, "max_size"):
             transport.max_size = _MAX_READ
         self._await_request()
         if len(self.connections) > self.max_connections:
-            idle = [one for one in self.connections if one is not self and getattr(one, "idle", False)]
+            idle = [other for other in self.connections if other is not self and getattr(other, "idle", False)]
             if idle:
-                min(idle, key=lambda one: one.deadline).end()
+                min(idle, key=lambda connection: connection.deadline).close(None)
             else:
-                self.end(503, "the server has no room for more connections; try again a little later")
+                self.close(503, "the server has no room for more connections; try again a little later")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop to count."""
-        self._stop("_sending")
-        self._stop("_reading")
+        """Stop the timers."""
+        self._stop("_request_timer")
+        self._stop("_response_timer")
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Something of a request."""
-        if self._ended:
+        """Handle a part of a request; the timer stops once the request is complete."""
+        if self._closed:
             return
-        self._began = True
+        self._request_started = True
         super().data_received(data)
-        if self.answering:
-            self._stop("_sending")
+        if self.responding:
+            self._stop("_request_timer")
 
     def on_response_complete(self) -> None:
-        """An answer is over; the next request may come."""
+        """Start the timer of the next request."""
         super().on_response_complete()
-        if not self.answering and not self.transport.is_closing():
+        if not self.responding and not self.transport.is_closing():
             self._await_request()
 
     def pause_writing(self) -> None:
-        """The client does not read what it asked for."""
+        """The client does not read the response: start the timer that aborts the connection."""
         super().pause_writing()
-        self._stop("_reading")
-        self._reading = self.loop.call_later(self.seconds, self.transport.abort)
+        self._stop("_response_timer")
+        self._response_timer = self.loop.call_later(self.seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """It does."""
+        """The client reads on: stop that timer."""
         super().resume_writing()
-        self._stop("_reading")
+        self._stop("_response_timer")
 
     @property
-    def answering(self) -> bool:
-        """Whether a request came in whole and its answer is not over."""
+    def responding(self) -> bool:
+        """Whether a request has been received completely and its response is not finished."""
         return self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits for anything here."""
-        return (self.cycle is None or self.cycle.response_complete) and not self._ended
+        """Whether no request is in progress."""
+        return (self.cycle is None or self.cycle.response_complete) and not self._closed
 
     @property
     def deadline(self) -> float:
-        """By when the request has to be whole, in the event loop's time."""
-        return self._sending.when() if self._sending is not None else 0.0
+        """When the request has to be complete, in the event loop's time."""
+        return self._request_timer.when() if self._request_timer is not None else 0.0
 
-    def end(self, status: int | None = None, message: str = "") -> None:
-        """Close the connection, with a last word where one is given.
+    def close(self, status: int | None, message: str = "") -> None:
+        """Close the connection, with an error response first where a status is given.
 
-        What the client still sends is not looked at, but taken: otherwise it would not get to see the last word.
+        Whatever the client still sends is received and ignored; otherwise it might not get to see the response.
         """
-        if self.transport.is_closing() or self._ended:
+        if self.transport.is_closing() or self._closed:
             return
-        self._ended = True
+        self._closed = True
         self.connections.discard(self)
         self.loop.call_later(_LINGER, self.transport.abort)
         started = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if status is None or started or not self.transport.can_write_eof():
             self.transport.close()
             return
-        self.transport.write(_last_word(status, message))
+        self.transport.write(_raw_error_response(status, message))
         self.flow.resume_reading()
         self.transport.write_eof()
 
     def _await_request(self) -> None:
-        self._began = False
-        self._stop("_sending")
-        self._sending = self.loop.call_later(self.seconds, self._too_late)
+        self._request_started = False
+        self._stop("_request_timer")
+        self._request_timer = self.loop.call_later(self.seconds, self._request_timeout)
 
-    def _too_late(self) -> None:
-        if not self.answering:
-            self.end(408 if self._began else None, f"the request was not whole after {self.seconds:g} seconds")
+    def _request_timeout(self) -> None:
+        if not self.responding:
+            status = 408 if self._request_started else None
+            self.close(status, f"the request was not complete after {self.seconds:g} seconds")
 
-    def _stop(self, name: str) -> None:
-        timer = getattr(self, name)
+    def _stop(self, timer_name: str) -> None:
+        timer = getattr(self, timer_name)
         if timer is not None:
             timer.cancel()
-        setattr(self, name, None)
+        setattr(self, timer_name, None)
 
 
-def timed_protocol(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
+def limited_protocol(seconds: float, max_connections: int) -> type[asyncio.Protocol]:
     """uvicorn's protocol for one connection, with limits.
 
     Args:
-        seconds: in which a request has to be whole, from its first byte (or the connection's beginning) to the last of its
-            body; and in which a client that reads its answer slowly has to read on.
-        max_connections: at a time. For one more, the one that has been idle for the longest is closed; where all are busy,
-            the new one is refused.
+        seconds: for a request, from its first byte (or the start of the connection) to the last byte of its body; also for
+            a client that stopped reading its response to read on.
+        max_connections: open at a time. For one more, the connection that has been idle longest is closed; where all are
+            busy, the new one is rejected.
     """
-    return type("TimedProtocol", (TimedProtocol,), {"seconds": seconds, "max_connections": max_connections})
+    return type("LimitedProtocol", (LimitedProtocol,), {"seconds": seconds, "max_connections": max_connections})
 
 
-def _last_word(status: int, message: str) -> bytes:
-    """An error as it goes over the wire, for where no request is there that could be answered."""
+def _raw_error_response(status: int, message: str) -> bytes:
+    """The bytes of an error response, for a connection without a request that uvicorn could respond to."""
     response = error_response(status, message)
     response.headers["connection"] = "close"
     names = {408: "Request Timeout", 503: "Service Unavailable"}
@@ -147,19 +148,19 @@ def _last_word(status: int, message: str) -> bytes:
     return head + fields + b"\r\n" + bytes(response.body)
 
 
-def room_for(max_connections: int) -> int:
-    """How many connections the operating system lets the process have beside its files, at most ``max_connections``.
+def allowed_connections(max_connections: int) -> int:
+    """How many connections the operating system allows besides the process's other files, at most ``max_connections``.
 
-    The process's own limit is raised as far as it may be.
+    The limit of open files is raised as far as the process may.
     """
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return max_connections
-    wanted = max_connections + _OTHER_FILES
+    required = max_connections + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        raised = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < required:
+        raised = required if hard == resource.RLIM_INFINITY else min(required, hard)
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
             soft = raised

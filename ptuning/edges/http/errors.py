@@ -1,4 +1,4 @@
-"""Every error of the server in OpenAI's form: what was wrong, in which field, and a status that clients act on."""
+"""Every error of the server as OpenAI's clients expect it: a message, the field, and a status that clients act on."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from starlette.exceptions import HTTPException
 
 from ptuning.core.characters import whole_characters
 from ptuning.core.errors import GenerationError, UserError
-from ptuning.edges.http.words import words_for
+from ptuning.edges.http.validation_messages import validation_message
 from ptuning.engine.request import QueueFullError
 from ptuning.serving.prefix_store import UnknownPrefixError
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-CLIENT_GONE = 499  # what servers log for a client that went away; nobody reads it
-_MAX_MESSAGE = 1500  # characters; what was sent may be part of it
+CLIENT_GONE = 499  # by convention the status in logs for a client that disconnected; nobody receives it
+_MAX_MESSAGE = 1500  # characters; a message may quote what the client sent
 
 
 class ApiError(Exception):
-    """An answer with an error status.
+    """An error response.
 
     Args:
-        status: of HTTP.
+        status: HTTP status.
         message: for the user.
-        param: the field that is wrong.
+        param: the field that is wrong, if it is one.
         code: for programs.
     """
 
@@ -41,28 +41,27 @@ class ClientGoneError(Exception):
 
 
 def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """What OpenAI's clients expect of an error."""
+    """The JSON of an error, as OpenAI's clients expect it."""
     message = whole_characters(message if len(message) <= _MAX_MESSAGE else f"{message[:_MAX_MESSAGE]}…")
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def error_response(status: int, message: str, param: str | None = None, code: str | None = None) -> JSONResponse:
-    """The same as a response."""
+    """An error as a response, with the headers that belong to its status."""
     headers = {429: {"Retry-After": "1"}, 503: {"Retry-After": "5"}, 401: {"WWW-Authenticate": "Bearer"}}.get(status)
     return JSONResponse(error_body(status, message, param, code), status, headers)
 
 
 def validation_error(error: ValidationError | RequestValidationError, *, status: int) -> ApiError:
-    """The first thing that is wrong with a body, with its field."""
-    found = error.errors()[0]
-    field, what = words_for(found)
-    code = str(found["type"])
-    return ApiError(status, f"{field}: {what}" if field else f"the body {what}", field or None, code)
+    """The first of the errors that a schema found in a body."""
+    first = error.errors()[0]
+    field, phrase = validation_message(first)
+    return ApiError(status, f"{field}: {phrase}" if field else f"the body {phrase}", field or None, str(first["type"]))
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What an error below means over HTTP."""
+    """The HTTP form of an error that service or engine raised."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UnknownPrefixError):
@@ -75,19 +74,19 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def setting_error(error: UserError, *, status: int) -> ApiError:
-    """A setting that the engine refuses, by the name with which its message begins."""
+    """The error for a setting that the engine refuses; the message begins with the setting's name."""
     name = str(error).partition(" ")[0]
     return ApiError(status, str(error), name if name.isidentifier() else None)
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Give every error its form."""
+    """Register the handlers that turn exceptions into error responses."""
 
     async def known(_: Request, error: Exception) -> Response:
         if isinstance(error, ClientGoneError):
             return Response(status_code=CLIENT_GONE)
-        made = as_api_error(error)
-        return error_response(made.status, made.message, made.param, made.code)
+        api_error = as_api_error(error)
+        return error_response(api_error.status, api_error.message, api_error.param, api_error.code)
 
     async def invalid(request: Request, error: Exception) -> Response:
         status = 400 if request.url.path.startswith("/v1/") else 422
@@ -99,8 +98,8 @@ def add_handlers(app: FastAPI) -> None:
         response.headers.update(getattr(error, "headers", None) or {})
         return response
 
-    async def unexpected(_: Request, __: Exception) -> Response:  # Starlette raises it again, for the log
-        return error_response(500, "the server failed at this request; its log says why", code="internal_error")
+    async def unexpected(_: Request, __: Exception) -> Response:  # Starlette raises the error again, for the log
+        return error_response(500, "the server failed on this request; its log says why", code="internal_error")
 
     app.add_exception_handler(Exception, unexpected)
     for kind in (ApiError, ClientGoneError, UserError, QueueFullError, GenerationError):

@@ -1,4 +1,4 @@
-"""Names of hosts and origins as they stand in headers and settings, in one form that can be compared."""
+"""Hosts and origins, parsed from headers and settings into a form that can be compared."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 class Host(NamedTuple):
-    """A host's name, lower case and without a trailing dot (an address in its usual form), and its port, if one is named."""
+    """A host name in lower case without a trailing dot (an address in canonical form), and the port where one is given."""
 
     name: str
     port: int | None = None
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the name stands for this machine alone and cannot be made to point elsewhere."""
+        """Whether the name always means this machine, whatever DNS says."""
         return self.name == "localhost" or is_loopback_address(self.name)
 
 
 class Origin(NamedTuple):
-    """Where a web page comes from."""
+    """The origin of a web page: scheme, host and port."""
 
     scheme: str
     host: Host
 
     @property
     def port(self) -> int:
-        """The port, named or not."""
+        """The port, given or the scheme's default."""
         return self.host.port if self.host.port is not None else _DEFAULT_PORTS[self.scheme]
 
     def is_at(self, host: Host) -> bool:
-        """Whether a page of this origin was loaded from ``host``: a port that is not named there is the scheme's."""
+        """Whether a page of this origin was loaded from ``host``, whose port defaults to that of the scheme."""
         return self.host.name == host.name and self.port == (host.port or _DEFAULT_PORTS[self.scheme])
 
 
 def parse_host(text: str) -> Host | None:
     """The host of a ``Host`` header or a setting: ``name``, ``name:port``, ``[address]:port``; None for anything else."""
-    found = _HOST.fullmatch(text)
-    if not found:
+    match = _HOST.fullmatch(text)
+    if not match:
         return None
-    name, port = found[1].lower().removesuffix("."), found[2]
+    name, port = match[1].lower().removesuffix("."), match[2]
     if port and int(port) > 65535:
         return None
     if name.startswith("["):
@@ -60,7 +60,7 @@ def parse_host(text: str) -> Host | None:
         except ValueError:
             return None
         name = str(address.ipv4_mapped or address)
-    elif _NUMERIC_ADDRESS.fullmatch(name):  # 127.1, 0x7f000001: no name can look like that
+    elif _NUMERIC_ADDRESS.fullmatch(name):  # 127.1 or 0x7f000001: never a host name
         try:
             name = socket.inet_ntoa(socket.inet_aton(name))
         except OSError:
@@ -69,14 +69,14 @@ def parse_host(text: str) -> Host | None:
 
 
 def parse_origin(text: str) -> Origin | None:
-    """The origin of an ``Origin`` header; None for ``null`` and whatever else is no page of the web."""
-    found = _ORIGIN.fullmatch(text)
-    host = parse_host(found[2]) if found else None
-    return Origin(found[1].lower(), host) if found and host else None
+    """The origin of an ``Origin`` header; None for ``null`` and anything else that is not http or https."""
+    match = _ORIGIN.fullmatch(text)
+    host = parse_host(match[2]) if match else None
+    return Origin(match[1].lower(), host) if match and host else None
 
 
 def is_loopback_address(host: str) -> bool:
-    """Whether an address is one that only this machine reaches; a name never is."""
+    """Whether an address can be reached from this machine only; False for a name."""
     try:
         address = ipaddress.ip_address(host.strip("[]").partition("%")[0])
     except ValueError:
@@ -86,33 +86,33 @@ def is_loopback_address(host: str) -> bool:
 
 
 def allowed_host(text: str) -> str:
-    """A value of ``--allowed_hosts``: a name, ``name:port``, or ``*``.
+    """Check a value of ``--allowed_hosts``: a name, ``name:port``, or ``*``.
 
     Raises:
         UserError: anything else.
     """
     try:
-        plain = text.strip().encode("idna").decode() if not text.isascii() else text.strip()
+        value = text.strip().encode("idna").decode() if not text.isascii() else text.strip()
     except UnicodeError:
-        plain = ""
-    if plain == ANY or parse_host(plain):
-        return plain
+        value = ""
+    if value == ANY or parse_host(value):
+        return value
     raise UserError(f"--allowed_hosts {shown(text)}: allowed is a host's name as browsers send it (chat.example.com, "
                     "chat.example.com:8443), or * for any")  # fmt: skip
 
 
 def allowed_origin(text: str) -> str:
-    """A value of ``--cors_origins`` in the form in which browsers send it.
+    """A value of ``--cors_origins`` in the form that browsers send.
 
     Raises:
-        UserError: no origin.
+        UserError: it is not an origin.
     """
-    plain = text.strip().removesuffix("/").lower()
-    if plain in (ANY, "null"):
-        return plain
-    origin = parse_origin(plain)
+    value = text.strip().removesuffix("/").lower()
+    if value in (ANY, "null"):
+        return value
+    origin = parse_origin(value)
     if origin is None:
-        raise UserError(f"--cors_origins {shown(text)}: allowed is an origin with its scheme and without a path "
+        raise UserError(f"--cors_origins {shown(text)}: allowed is an origin with scheme and without path "
                         "(https://example.com, http://localhost:3000), or * for all")  # fmt: skip
     name = f"[{origin.host.name}]" if ":" in origin.host.name else origin.host.name
     port = "" if origin.port == _DEFAULT_PORTS[origin.scheme] else f":{origin.port}"
@@ -120,6 +120,6 @@ def allowed_origin(text: str) -> str:
 
 
 def hosts_of(texts: Sequence[str]) -> list[Host]:
-    """The hosts of allowed names and origins; ``*`` and ``null`` name none."""
-    found = (parse_host(text.rpartition("://")[2]) for text in texts)
-    return [host for host in found if host is not None]
+    """The hosts among the values of both flags; ``*`` and ``null`` name none."""
+    hosts = (parse_host(text.rpartition("://")[2]) for text in texts)
+    return [host for host in hosts if host is not None]

@@ -1,7 +1,7 @@
-"""From the bytes of a request to checked fields, away from the event loop, with one clear error for all else.
+"""From the bytes of a request to a validated schema, outside the event loop, with one clear error for anything else.
 
-What a body costs is bounded before it is parsed: Python parses JSON without letting any other thread run, so that the
-number of values in it holds everybody up, more than its bytes.
+The cost of a body is bounded before it is parsed: Python parses JSON without letting any other thread run, and how long that
+takes depends on the number of values in it more than on its bytes.
 """
 
 from __future__ import annotations
@@ -17,144 +17,145 @@ from pydantic import ValidationError
 
 from ptuning.core.reading import parse_json
 from ptuning.edges.http.errors import ApiError, validation_error
-from ptuning.edges.http.fields import Fields, settings_in_query
-from ptuning.edges.http.threads import away
+from ptuning.edges.http.strict_model import StrictModel, setting_in_query
+from ptuning.edges.http.worker_threads import run_in_worker
 
 MAX_VALUES = 200_000
-"""Values in a body, counted by the signs that begin or part them; as many take Python some 20 ms."""
-_SIGNS = (b",", b":", b"[", b"{")
-# A string that nothing ends goes to the end, so that this takes one pass over whatever it is given.
+"""Limit of the values in a body, counted by the delimiters before them; Python takes about 20 ms to parse so many."""
+_DELIMITERS = (b",", b":", b"[", b"{")
+# An unterminated string matches to the end of the data, so that one pass suffices whatever the data is.
 _TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|([\[{,:])', re.DOTALL)
 _JSON_TYPES = re.compile(r"application/(?:[\w.-]+\+)?json", re.IGNORECASE)
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
-Body = TypeVar("Body", bound=Fields)
+_MAGIC_BYTES = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
+Body = TypeVar("Body", bound=StrictModel)
 Result = TypeVar("Result")
 
 
 def has_too_many_values(data: bytes | bytearray) -> bool:
-    """Whether a JSON text would become more than :data:`MAX_VALUES` values. Signs within its strings do not count."""
-    if sum(map(data.count, _SIGNS)) <= MAX_VALUES:
+    """Whether a JSON text holds more than :data:`MAX_VALUES` values. Delimiters inside strings do not count."""
+    if sum(map(data.count, _DELIMITERS)) <= MAX_VALUES:
         return False
-    left = MAX_VALUES
+    remaining = MAX_VALUES
     for token in _TOKEN.finditer(data):
-        left -= token[1] is not None
-        if left < 0:
+        remaining -= token[1] is not None
+        if remaining < 0:
             return True
     return False
 
 
 @dataclass(frozen=True)
 class BodyReader(Generic[Body]):
-    """How a route takes its body.
+    """Reads and validates the bodies of one route.
 
     Attributes:
-        model: its fields.
-        status: of HTTP, for a body or a field that is wrong.
-        any_type: whether it is taken as JSON whatever the Content-Type says.
+        schema: of the body.
+        status: HTTP status for an invalid body or field.
+        any_type: whether the body is read as JSON whatever its Content-Type says.
     """
 
-    model: type[Body]
+    schema: type[Body]
     status: int = 400
     any_type: bool = False
 
     async def read(
         self, request: Request, use: Callable[[Body], Result], undo: Callable[[Result], None] | None = None
     ) -> Result:
-        """Read the body of a request and make something of it, both in one go and in another thread: so that not all of
-        many large bodies are there as Python's objects at a time, waiting for the second.
+        """Read the body of a request and process it, both in one worker thread and in one go: many large bodies would
+        otherwise wait for their processing as Python objects, all at the same time.
 
         Args:
-            request: its body was not read yet.
-            use: called with the body.
-            undo: called with what that gave, if nobody waits for it any more.
+            request: whose body has not been read yet.
+            use: processes the validated body; its result is returned.
+            undo: called with that result if the request was cancelled meanwhile.
 
         Raises:
-            ApiError: what is wrong with the body; and whatever ``use`` raises.
+            ApiError: the body is invalid; also whatever ``use`` raises.
         """
         self._check_query(list(request.query_params))
         self._check_headers(request)
         data = await request.body()
-        sent_as = request.headers.get("content-type")
-        return await away(len(data), lambda: use(self.parse(data, sent_as)), undo=undo)
+        content_type = request.headers.get("content-type")
+        return await run_in_worker(len(data), lambda: use(self.parse(data, content_type)), undo=undo)
 
-    def parse(self, data: bytes, sent_as: str | None = None) -> Body:
-        """The same from its bytes.
+    def parse(self, data: bytes, content_type: str | None = None) -> Body:
+        """Validate the bytes of a body.
 
         Raises:
-            ApiError: what is wrong with it.
+            ApiError: it is invalid.
         """
         text = self._text(data)
         try:
             value = parse_json(text, strict=True)
         except ValueError as error:
-            raise self._wrong(_why_no_json(error, sent_as)) from None
+            raise self._invalid(_json_error_message(error, content_type)) from None
         try:
-            return self.model.model_validate(value)
+            return self.schema.model_validate(value)
         except ValidationError as error:
             raise validation_error(error, status=self.status) from None
 
-    def _wrong(self, message: str) -> ApiError:
+    def _invalid(self, message: str) -> ApiError:
         return ApiError(self.status, message, code="invalid_json")
 
     def _check_query(self, names: Sequence[str]) -> None:
-        known: Collection[str] = self.model.model_fields
-        if name := settings_in_query(names, known):
-            raise ApiError(self.status, f"{name}: stands in the address; settings belong in the JSON body", name)
+        known: Collection[str] = self.schema.model_fields
+        if name := setting_in_query(names, known):
+            raise ApiError(self.status, f"{name}: is in the query string; settings belong in the JSON body", name)
 
     def _check_headers(self, request: Request) -> None:
-        """Refuse what says of itself that it is something else."""
-        packed = request.headers.get("content-encoding", "identity").strip().lower()
-        if packed not in ("", "identity"):
-            message = f"Content-Encoding: {packed[:40]} cannot be read; send the body as it is, without compressing it"
+        """Reject a body that its headers declare to be anything but uncompressed JSON in UTF-8."""
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            message = f"Content-Encoding: {encoding[:40]} cannot be read; send the body as it is, without compressing it"
             raise ApiError(415, message, code="unsupported_encoding")
-        sent_as = request.headers.get("content-type", "").strip()
-        kind, _, rest = sent_as.partition(";")
-        if not self.any_type and not _JSON_TYPES.fullmatch(kind.strip()):
-            was = f"{sent_as[:60]} was sent" if sent_as else "there is none"
-            message = f"the Content-Type header must be application/json; {was}"
-            raise ApiError(415 if sent_as else 400, message, code="unsupported_content_type")
-        charset = re.search(r"charset\s*=\s*\"?([\w.:-]+)", rest, re.IGNORECASE)
+        content_type = request.headers.get("content-type", "").strip()
+        media_type, _, parameters = content_type.partition(";")
+        if not self.any_type and not _JSON_TYPES.fullmatch(media_type.strip()):
+            given = f"{content_type[:60]} was sent" if content_type else "there is none"
+            message = f"the Content-Type header must be application/json; {given}"
+            raise ApiError(415 if content_type else 400, message, code="unsupported_content_type")
+        charset = re.search(r"charset\s*=\s*\"?([\w.:-]+)", parameters, re.IGNORECASE)
         if charset and charset[1].lower().replace("_", "-") not in ("utf-8", "utf8", "us-ascii", "ascii"):
             message = f"charset={charset[1][:40]} cannot be read; send the body as UTF-8"
             raise ApiError(415, message, code="unsupported_charset")
 
     def _text(self, data: bytes) -> str:
         if not data.strip():
-            raise self._wrong("the body is empty; a JSON object is needed")
-        for mark, name in _COMPRESSED.items():
-            if data.startswith(mark):
-                raise self._wrong(f"the body is compressed ({name}); send it as it is, without compressing it")
+            raise self._invalid("the body is empty; a JSON object is needed")
+        for magic, name in _MAGIC_BYTES.items():
+            if data.startswith(magic):
+                raise self._invalid(f"the body is compressed ({name}); send it as it is, without compressing it")
         try:
             return data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            what = f"{error.reason} at byte {error.start}"
-            raise self._wrong(f"the body is not UTF-8 text ({what}); send it as UTF-8, not as GBK or UTF-16") from None
+            reason = f"{error.reason} at byte {error.start}"
+            raise self._invalid(f"the body is not UTF-8 text ({reason}); send it as UTF-8, not as GBK or UTF-16") from None
 
 
-def _why_no_json(error: ValueError, sent_as: str | None) -> str:
-    """What is said of a body that is no JSON."""
+def _json_error_message(error: ValueError, content_type: str | None) -> str:
+    """The message for a body that is not JSON."""
     if isinstance(error, json.JSONDecodeError):
-        where = f"line {error.lineno} column {error.colno}"
-        kind = f"; it was sent as {sent_as[:60]}" if sent_as and not _JSON_TYPES.match(sent_as) else ""
-        return f"the body is no JSON: {error.msg} at {where}{kind}"
+        place = f"line {error.lineno} column {error.colno}"
+        is_declared = not content_type or _JSON_TYPES.match(content_type)
+        hint = "" if is_declared else f"; it was sent as {str(content_type)[:60]}"
+        return f"the body is not valid JSON: {error.msg} at {place}{hint}"
     if "digits" in str(error):
-        return "the body is no JSON that can be read: a number in it has too many digits"
-    return f"the body is no JSON that can be read: {error}"
+        return "the body cannot be read as JSON: a number in it has too many digits"
+    return f"the body cannot be read as JSON: {error}"
 
 
-def documented(model: type[Fields]) -> dict[str, Any]:
-    """What the schema of the API says of a body that a route reads itself."""
+def openapi_body(model: type[StrictModel]) -> dict[str, Any]:
+    """The entry in the OpenAPI schema for a body that a route reads by itself."""
     schema = model.model_json_schema()
-    schema = _inlined(schema, schema.pop("$defs", {}))
+    schema = _inline_definitions(schema, schema.pop("$defs", {}))
     return {"requestBody": {"content": {"application/json": {"schema": schema}}, "required": True}}
 
 
-def _inlined(schema: Any, definitions: dict[str, Any]) -> Any:
-    """A schema in which definitions stand where they were named; none of ours contains itself."""
+def _inline_definitions(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with every reference replaced by its definition; none of ours refers to itself."""
     if isinstance(schema, list):
-        return [_inlined(item, definitions) for item in schema]
+        return [_inline_definitions(item, definitions) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" in schema:
-        return _inlined(definitions[schema["$ref"].rpartition("/")[2]], definitions)
-    return {name: _inlined(item, definitions) for name, item in schema.items()}
+        return _inline_definitions(definitions[schema["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inline_definitions(item, definitions) for name, item in schema.items()}

@@ -1,4 +1,4 @@
-"""What a Prometheus server may ask for."""
+"""``/metrics``: figures for Prometheus."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
 class Metrics:
-    """The figures of one service, in a registry of its own.
+    """The metrics of one service, in a registry of their own.
 
     Args:
-        service: whose.
+        service: whose answers are counted.
     """
 
     def __init__(self, service: ChatService) -> None:
@@ -36,16 +36,16 @@ class Metrics:
         )
 
     def observe(self, generation: Generation) -> None:
-        """An answer is over."""
+        """Record the times of a finished answer."""
         if generation.first_token is not None:
             self.first_token.observe(generation.first_token - generation.submitted)
         if generation.finished is not None:
             self.duration.observe(generation.finished - generation.submitted)
 
     def collect(self) -> Iterator[Any]:
-        """What the engine counts, read when asked for."""
+        """The engine's counters, read at the moment of the request."""
         engine, counters = self.service.engine, self.service.engine.counters
-        yield GaugeMetricFamily("ptuning_requests_running", "Rows of the batch.", value=len(engine.rows))
+        yield GaugeMetricFamily("ptuning_requests_running", "Rows of the batch.", value=len(engine.running))
         yield GaugeMetricFamily("ptuning_requests_waiting", "Requests in the queue.", value=len(engine.waiting))
         yield GaugeMetricFamily("ptuning_rows", "Most rows that run at a time.", value=engine.max_rows)
         yield GaugeMetricFamily("ptuning_prefixes", "Prefixes loaded.", value=len(self.service.store.names()) - 1)
@@ -58,5 +58,5 @@ class Metrics:
         yield CounterMetricFamily("ptuning_steps", "Decode steps.", value=counters.steps)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

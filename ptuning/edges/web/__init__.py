@@ -1,2 +1,3 @@
-"""The web page: visits and their answers, texts in two languages, the reports, the page itself, and one address for page and
-API. Only ``page.py`` knows gradio."""
+"""The web page: its layout (``page.py``, the only file that knows gradio's components), the answers to its questions
+(``answers.py``) and its sessions, what protects it (``allowlist.py``, ``security_headers.py``), and the dispatcher that puts
+page and API at one address."""

@@ -1,41 +1,41 @@
-"""From a question on the page to its answer, piece by piece. Nothing here knows how a page looks."""
+"""From a question on the page to its answer, piece by piece. Nothing here knows what the page looks like."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ptuning.core.characters import whole_characters
 from ptuning.core.errors import QuestionTooLongError, UserError
-from ptuning.edges.http.inbox import Inbox, ask
+from ptuning.edges.http.answer_queue import AnswerQueue, submit
 from ptuning.edges.http.metrics import Metrics
-from ptuning.edges.web.visits import Column, Note, Pair, Run, Visit
+from ptuning.edges.web.sessions import Column, Note, PageSession, Pair, Run
 from ptuning.engine.request import Generation, QueueFullError
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.serving.chat_service import Asked, ChatService, Question
-from ptuning.serving.conversation import sampling_of
 from ptuning.serving.prefix_store import UnknownPrefixError
 from ptuning.settings.arguments import AnswerArguments
 
 HistoryUse = Literal["tuned", "always", "never"]
-_WHOLE = frozenset({"max_new_tokens", "top_k", "no_repeat_ngram_size", "seed"})
-"""Settings that are whole numbers; a page and whoever calls it like one may send any."""
-PAUSE = 0.04
-"""Seconds between two looks at an answer: a browser shows no more, and a fast model must not run ahead of it."""
+_WHOLE_NUMBERS = frozenset({"max_new_tokens", "top_k", "no_repeat_ngram_size", "seed"})
+"""Settings that are whole numbers; page and API clients may send fractions."""
+REFRESH_SECONDS = 0.04
+"""Between two updates of the page: a browser draws no faster, and updates must not pile up behind a fast model."""
 CHARACTERS_PER_TOKEN = 16
-"""More than any text has on the average: a question that is longer by this measure is refused before it is looked into."""
+"""More than any text has on average: a question that is longer by this measure is rejected without being tokenized."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """How the page wants to be answered.
+class AnswerOptions:
+    """The choices of the page for one question.
 
     Attributes:
         names: of the prefix or base model; two of them answer side by side.
-        settings: those of :class:`AnswerArguments` that are not as published.
-        max_length: prompt and answer together, in tokens; told apart, as the slider begins at 0.
-        history: tuned: as the prefix was tuned, with or without earlier rounds.
+        settings: of :class:`AnswerArguments`, where they differ from the defaults.
+        max_length: limit of prompt and answer together, in tokens; not among the settings, because the slider begins at 0.
+        history: whether earlier rounds are part of the prompt; ``tuned``: as the prefix was tuned.
     """
 
     names: tuple[str | None, ...] = (None,)
@@ -45,155 +45,163 @@ class Wishes:
 
 
 class Answers:
-    """Answers for every visit.
+    """Answers the questions of all page sessions.
 
     Args:
-        service: already answering.
-        metrics: of the API beside it.
+        service: already started.
+        metrics: of the API at the same address.
     """
 
     def __init__(self, service: ChatService, metrics: Metrics) -> None:
         self.service, self.metrics = service, metrics
         self.max_characters = CHARACTERS_PER_TOKEN * service.engine.max_length
-        """Of a question."""
+        """Limit of a question."""
 
-    async def send(self, visit: Visit, query: str, wishes: Wishes) -> AsyncIterator[None]:
-        """Ask; yields whenever the visit has something new to show. An empty question does nothing, nor does one while
-        another is being answered. Closing the iterator stops the answer within one step."""
-        if self.refuses(visit, query):
+    async def send(self, session: PageSession, query: str, options: AnswerOptions) -> AsyncIterator[None]:
+        """Answer a question; yields whenever the session has something new to show. Nothing happens for an empty question,
+        or while another one is being answered. Closing the iterator stops the answer within one step of the model."""
+        if self.reject_too_long(session, query):
             yield
             return
         query = whole_characters(query).strip()
-        if query and visit.run is None:
-            visit.compare(len(wishes.names) > 1)
-            async for _ in self._answered(visit, query, wishes, _rounds_of(visit)):
+        if query and session.run is None:
+            session.compare(len(options.names) > 1)
+            async for _ in self._answer(session, query, options, _rounds_of(session)):
                 yield
 
-    def refuses(self, visit: Visit, query: str) -> bool:
-        """Whether a question is longer than any that can be answered; the visit says so then."""
-        if len(query) <= self.max_characters or visit.run is not None:
+    def reject_too_long(self, session: PageSession, query: str) -> bool:
+        """Whether a question is longer than any that can be answered; the session then has the error."""
+        if len(query) <= self.max_characters or session.run is not None:
             return False
-        visit.error = "too_many_characters", (self.max_characters,)
+        session.error = "too_many_characters", (self.max_characters,)
         return True
 
-    async def retry(self, visit: Visit, wishes: Wishes) -> AsyncIterator[None]:
-        """Ask the last question again: the new answer takes the place of the old one, which comes back if there is none."""
-        if visit.run is None and visit.columns[0].rounds:
-            visit.compare(len(wishes.names) > 1)
-            before = _rounds_of(visit)
+    async def retry(self, session: PageSession, options: AnswerOptions) -> AsyncIterator[None]:
+        """Ask the last question again: the new answer replaces the old one, which returns if there is no new one."""
+        if session.run is None and session.columns[0].rounds:
+            session.compare(len(options.names) > 1)
+            before = _rounds_of(session)
             query = before[0][-1][0]
-            for column in _columns(visit):
+            for column in _columns(session):
                 if column.rounds and column.rounds[-1][0] == query:
                     column.rounds = column.rounds[:-1]
-            async for _ in self._answered(visit, query, wishes, before, returning=False):
+            async for _ in self._answer(session, query, options, before, return_query=False):
                 yield
 
-    async def _answered(
-        self, visit: Visit, query: str, wishes: Wishes, before: list[list[Pair]], returning: bool = True
+    async def _answer(
+        self, session: PageSession, query: str, options: AnswerOptions, before: list[list[Pair]], return_query: bool = True
     ) -> AsyncIterator[None]:
-        """Ask for every column and follow the answers to their end."""
-        run = visit.run = Run(query)
-        columns = _columns(visit)
-        visit.error = visit.returned = None
+        """Submit the question for every column and follow the answers to their end.
+
+        Args:
+            session: of the page.
+            query: the question.
+            options: for its answers.
+            before: the rounds of each column, restored where there is no answer.
+            return_query: whether a question without an answer goes back to the input.
+        """
+        run = session.run = Run(query)
+        columns = _columns(session)
+        session.error = session.returned = None
         for column in columns:
             column.query, column.generation, column.notes = query, None, []
         try:
             yield
-            inbox = Inbox(self.metrics)
-            await self._ask(run, columns, wishes, inbox)
-            async for _ in inbox.bunches(len(columns)):
-                if run.forgotten:
+            queue = AnswerQueue(self.metrics)
+            await self._submit(run, columns, options, queue)
+            async for _ in queue.batches(len(columns)):
+                if run.discarded:
                     return
                 yield
-                await asyncio.sleep(PAUSE)
+                await asyncio.sleep(REFRESH_SECONDS)
         except (UserError, QueueFullError) as error:
-            visit.error = _error_note(error)
+            session.error = _error_note(error)
         finally:
             run.stop()
-            if not run.forgotten:
-                _settle(visit, run, columns, before, returning)
+            if not run.discarded:
+                _finish(session, run, columns, before, return_query)
         yield
 
-    async def _ask(self, run: Run, columns: list[Column], wishes: Wishes, inbox: Inbox) -> None:
-        """All columns or none: two answers are compared only where both are made under the same conditions.
+    async def _submit(self, run: Run, columns: list[Column], options: AnswerOptions, queue: AnswerQueue) -> None:
+        """Submit the question for all columns.
 
         Raises:
-            UserError: something that no answer can come of.
-            QueueFullError: too many wait already.
+            UserError: it cannot be answered with these options.
+            QueueFullError: too many requests are waiting already.
         """
-        max_length = _whole("max_length", wishes.max_length)
+        max_length = _whole_number("max_length", options.max_length)
         if max_length < 2:
             raise _NoRoomError(max_length)
-        given = {name: _whole(name, value) if name in _WHOLE else value for name, value in wishes.settings.items()}
-        settings = AnswerArguments(**given)  # type: ignore[arg-type]
-        sampling = sampling_of(settings)
-        for column, name in zip(columns, wishes.names, strict=True):
-            alone = wishes.history == "never"
-            if wishes.history == "tuned":
-                alone = self.service.store.get(name).single_round
-            earlier = [] if alone else [pair for pair in column.rounds if pair[1]]
-            question = Question(
-                run.query, earlier, name, sampling, max_length, settings.max_new_tokens, stream=True
-            )
-            column.alone = alone and bool(column.rounds)
-            asked = await ask(self.service, question, inbox)
-            run.take(asked)
+        values = {
+            name: _whole_number(name, value) if name in _WHOLE_NUMBERS else value for name, value in options.settings.items()
+        }
+        settings = AnswerArguments(**values)  # type: ignore[arg-type]
+        sampling = SamplingParams.from_settings(**asdict(settings) | {"max_length": max_length})
+        for column, name in zip(columns, options.names, strict=True):
+            without_history = options.history == "never"
+            if options.history == "tuned":
+                without_history = self.service.store.get(name).single_round
+            earlier = [] if without_history else [pair for pair in column.rounds if pair[1]]
+            question = Question(run.query, earlier, name, sampling, stream=True)
+            column.without_history = without_history and bool(column.rounds)
+            asked = await submit(self.service, question, queue)
+            run.add(asked)
             column.generation = asked.generations[0]
 
 
 class _NoRoomError(UserError):
-    """max_length leaves no token for an answer."""
+    """max_length leaves no room for an answer."""
 
-    def __init__(self, given: int) -> None:
-        super().__init__(f"max_length {given} was given; allowed is 2 or more")
-        self.given = given
+    def __init__(self, max_length: int) -> None:
+        super().__init__(f"max_length {max_length} was given; allowed is 2 or more")
+        self.max_length = max_length
 
 
-def _whole(name: str, value: float) -> int:
-    """A number without a fraction.
+def _whole_number(name: str, value: float) -> int:
+    """A number without a fraction, as an integer.
 
     Raises:
-        UserError: it has one, or is so large that it has lost its last digits.
+        UserError: it has a fraction, or is so large that a float cannot hold its last digits.
     """
     if isinstance(value, float) and not (value.is_integer() and abs(value) < 2**53):
         raise UserError(f"{name} {value:g} was given; allowed are whole numbers")
     return int(value)
 
 
-def _columns(visit: Visit) -> list[Column]:
-    return list(visit.columns[: 2 if visit.comparing else 1])
+def _columns(session: PageSession) -> list[Column]:
+    return list(session.columns[: 2 if session.comparing else 1])
 
 
-def _rounds_of(visit: Visit) -> list[list[Pair]]:
-    return [list(column.rounds) for column in _columns(visit)]
+def _rounds_of(session: PageSession) -> list[list[Pair]]:
+    return [list(column.rounds) for column in _columns(session)]
 
 
-def _settle(visit: Visit, run: Run, columns: list[Column], before: list[list[Pair]], returning: bool) -> None:
-    """It is over: an answer joins its conversation, as far as it was given; a question that got none goes back."""
+def _finish(session: PageSession, run: Run, columns: list[Column], before: list[list[Pair]], return_query: bool) -> None:
+    """End a run: answers, even unfinished ones, join their conversations; a question without any goes back to the input."""
     answered = False
-    asked = iter(run.asked)
+    submitted = iter(run.asked)
     for column, rounds in zip(columns, before, strict=True):
-        made = next(asked, None) if visit.error is None else None
-        if made is not None:
-            column.notes = _notes(made, column.alone)
-        if made is not None and _is_answer(made.generations[0]):
-            gone = column.add(run.query, made.generations[0].text)
-            column.notes += [("forgotten", (gone,))] if gone else []
+        asked = next(submitted, None) if session.error is None else None
+        if asked is not None:
+            column.notes = _notes(asked, column.without_history)
+        if asked is not None and _is_answer(asked.generations[0]):
+            dropped = column.add(run.query, asked.generations[0].text)
+            column.notes += [("forgotten", (dropped,))] if dropped else []
             answered = True
         else:
             column.rounds = rounds
         column.query = column.generation = None
-    visit.returned = None if answered or not returning else run.query
-    visit.run = None
+    session.returned = None if answered or not return_query else run.query
+    session.run = None
 
 
 def _is_answer(generation: Generation) -> bool:
-    """Not one that was stopped before its first character, nor one that failed."""
+    """Whether a generation gave an answer: it did not fail, and was not stopped before its first character."""
     return generation.finish_reason != "error" and bool(generation.text or generation.finish_reason in ("stop", "length"))
 
 
-def _notes(asked: Asked, alone: bool) -> list[Note]:
-    """What there is to say about an answer: how it ended, what was left out, and what it cost."""
+def _notes(asked: Asked, without_history: bool) -> list[Note]:
+    """The notes below an answer: who gave it, its tokens and speed, what was left out, and how it ended."""
     generation = asked.generations[0]
     if generation.finish_reason == "error":
         return [("failed", (generation.error or "",))]
@@ -203,12 +211,12 @@ def _notes(asked: Asked, alone: bool) -> list[Note]:
         notes.append(("rate", (asked.prompt_tokens, tokens, (tokens - 1) / (last - first))))
     else:
         notes.append(("counts", (asked.prompt_tokens, tokens)))
-    if alone:
-        notes.append(("alone", ()))
+    if without_history:
+        notes.append(("without_history", ()))
     if asked.dropped_rounds:
         notes.append(("dropped", (asked.dropped_rounds,)))
     if generation.finish_reason == "length":
-        notes.append(("cut", ()))
+        notes.append(("truncated", ()))
     elif generation.finish_reason != "stop":
         notes.append(("stopped", ()))
     elif not generation.text:
@@ -217,11 +225,11 @@ def _notes(asked: Asked, alone: bool) -> list[Note]:
 
 
 def _error_note(error: UserError | QueueFullError) -> Note:
-    """The usual mistakes in the page's own words, the others in the service's."""
+    """The page's own text for the usual errors, the error's message for all others."""
     if isinstance(error, QueueFullError):
         return "busy", ()
     if isinstance(error, _NoRoomError):
-        return "no_room", (error.given,)
+        return "no_room", (error.max_length,)
     if isinstance(error, QuestionTooLongError):
         return "too_long", (error.tokens, error.limit)
     if isinstance(error, UnknownPrefixError):

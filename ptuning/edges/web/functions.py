@@ -1,7 +1,7 @@
-"""The functions of the page as a client may call them: how many values each takes, and of which kind.
+"""The page's functions that clients may call: the number and the types of their arguments.
 
-Whatever a body holds is checked here before gradio sees it. All inputs of the page are texts, numbers, switches or choices
-out of a few, so anything that has parts of its own is refused: gradio would take it for a file and fetch what it names.
+Every body is checked here before gradio sees it. All inputs of the page are strings, numbers, switches or choices of a few,
+so that any object or list is rejected: gradio might take it for a file and fetch what it names.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 KINDS = {
-    "textbox": "a text", "dropdown": "a text", "radio": "a text", "number": "a number", "slider": "a number",
+    "textbox": "a string", "dropdown": "a string", "radio": "a string", "number": "a number", "slider": "a number",
     "checkbox": "true or false",
 }  # fmt: skip
-"""Of gradio's components, those whose values have no parts."""
+"""gradio's components with scalar values, and the type of these in messages."""
 
-_FILE_NAMES = frozenset({"path", "url", "meta", "_type", "orig_name", "mime_type", "is_stream"})
-"""What gradio knows a file by."""
+_FILE_KEYS = frozenset({"path", "url", "meta", "_type", "orig_name", "mime_type", "is_stream"})
+"""Keys by which gradio recognizes a file."""
 
 
 class RefusedError(Exception):
-    """A request that goes no further.
+    """A request that is not passed on to gradio.
 
     Args:
-        status: of HTTP.
-        message: for the client: what is wrong, and what would be right.
+        status: HTTP status.
+        message: for the client: what is wrong, and what is allowed.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -37,12 +37,12 @@ class RefusedError(Exception):
 
 @dataclass(frozen=True)
 class Input:
-    """One value that a function takes; None is always allowed, and means that a field is empty.
+    """One argument of a function; None is always allowed and means an empty field.
 
     Attributes:
         name: for messages.
         kind: one of the values of :data:`KINDS`.
-        choices: the only values there are; empty: all.
+        choices: the allowed values; empty: all.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Input:
     choices: tuple[str, ...] = ()
 
     def check(self, value: Any) -> None:
-        """Refuse what is not of the kind.
+        """Check the type and the choices of a value.
 
         Raises:
             RefusedError: with what was given and what is allowed.
@@ -58,12 +58,12 @@ class Input:
         if value is None:
             return
         if isinstance(value, bool):
-            fine = self.kind == "true or false"
+            is_of_kind = self.kind == "true or false"
         elif isinstance(value, int | float):
-            fine = self.kind == "a number"
+            is_of_kind = self.kind == "a number"
         else:
-            fine = isinstance(value, str) and self.kind == "a text"
-        if not fine:
+            is_of_kind = isinstance(value, str) and self.kind == "a string"
+        if not is_of_kind:
             raise RefusedError(400, f"{self.name}: {_kind_of(value)} was given; allowed is {self.kind}")
         if isinstance(value, float) and not math.isfinite(value):
             raise RefusedError(400, f"{self.name}: {value} was given; allowed are finite numbers")
@@ -74,13 +74,13 @@ class Input:
 
 @dataclass(frozen=True)
 class Function:
-    """What a press on the page calls.
+    """A function that the page calls when a button is pressed.
 
     Attributes:
-        number: of gradio's.
-        name: the public one, or None.
-        streams: whether it answers in pieces, through the queue.
-        inputs: its values, in their order.
+        number: gradio's ``fn_index``.
+        name: the public name, or None.
+        streams: whether it answers in pieces, through gradio's queue.
+        inputs: its arguments, in their order.
     """
 
     number: int
@@ -89,46 +89,46 @@ class Function:
     inputs: tuple[Input, ...]
 
     def checked(self, data: Any, max_characters: int) -> list[Any]:
-        """The values, each of its kind.
+        """The arguments, each checked.
 
-        A text that is longer than any the page accepts is cut to one character more than that: it is still too long for
-        whoever reads it, and nothing larger is carried around for that.
+        A string that is longer than the page accepts is cut to one character above that limit: the function still rejects
+        it, and nothing larger is passed on.
 
         Args:
-            data: of the body.
-            max_characters: of a text.
+            data: the body's list of arguments.
+            max_characters: the limit of a string.
 
         Raises:
-            RefusedError: with the value that is wrong.
+            RefusedError: with the argument that is wrong.
         """
         if not isinstance(data, list):
             raise RefusedError(400, f"data: {_kind_of(data)} was given; allowed is a list")
         if len(data) != len(self.inputs):
-            names = ", ".join(one.name for one in self.inputs) or "none"
+            names = ", ".join(argument.name for argument in self.inputs) or "none"
             raise RefusedError(400, f"data: {len(data)} values were given; needed are {len(self.inputs)} ({names})")
-        for one, value in zip(self.inputs, data, strict=True):
-            one.check(value)
+        for argument, value in zip(self.inputs, data, strict=True):
+            argument.check(value)
         return [value[: max_characters + 1] if isinstance(value, str) else value for value in data]
 
 
 def functions_of(blocks: Any) -> dict[int, Function]:
-    """What a client may call, by gradio's numbers. What happens when a page is left is not among it: only its connection
-    tells that.
+    """The functions that a client may call, by gradio's numbers. The one for a closed page is not among them: gradio calls
+    it itself when the page's connection ends.
 
     Args:
-        blocks: gradio's, with the page laid out.
+        blocks: gradio's, with the page built.
 
     Raises:
-        KeyError: a component whose values have parts: nothing here knows how to check those.
+        KeyError: a component whose values are not scalars; they could not be checked here.
     """
-    found = {}
-    for number, one in blocks.fns.items():
-        if any(event == "unload" for _, event in one.targets):
+    functions = {}
+    for number, block_function in blocks.fns.items():
+        if any(event == "unload" for _, event in block_function.targets):
             continue
-        name = one.api_name if one.api_visibility == "public" else None
-        inputs = tuple(_input_of(block) for block in one.inputs)
-        found[number] = Function(number, name or None, bool(one.queue), inputs)
-    return found
+        name = block_function.api_name if block_function.api_visibility == "public" else None
+        inputs = tuple(_input_of(block) for block in block_function.inputs)
+        functions[number] = Function(number, name or None, bool(block_function.queue), inputs)
+    return functions
 
 
 def _input_of(block: Any) -> Input:
@@ -138,22 +138,22 @@ def _input_of(block: Any) -> Input:
 
 
 def refuse_files(body: Mapping[str, Any]) -> None:
-    """Refuse a body that holds a file or a path wherever it may stand, also where it would not be read.
+    """Reject a body with a file or path anywhere in it, even where nobody would read it.
 
     Raises:
-        RefusedError: it does.
+        RefusedError: it has one.
     """
-    waiting: list[Any] = [body]
-    while waiting:  # no recursion: the body decides how deep it is
-        value = waiting.pop()
+    unchecked: list[Any] = [body]
+    while unchecked:  # no recursion: the client decides how deeply a body is nested
+        value = unchecked.pop()
         if isinstance(value, dict):
-            if value is not body and _FILE_NAMES & value.keys():
+            if value is not body and _FILE_KEYS & value.keys():
                 raise RefusedError(400, "the body holds a file or a path; no function of the page takes one")
-            waiting += value.values()
+            unchecked += value.values()
         elif isinstance(value, list):
-            waiting += value
+            unchecked += value
 
 
 def _kind_of(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a number")

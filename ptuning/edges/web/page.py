@@ -1,4 +1,4 @@
-"""The page itself: where things stand, and what happens when they are pressed. What happens then is in ``answers.py``."""
+"""The page: its layout, and the handlers of its buttons. How a question gets its answer is in ``answers.py``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import gradio as gr
 
 from ptuning.core.errors import UserError
 from ptuning.edges.language import Language, LanguageChoice, language_of
-from ptuning.edges.web.answers import Answers, Wishes
+from ptuning.edges.web.answers import AnswerOptions, Answers
 from ptuning.edges.web.reports import framed, read_report, reports_below
 from ptuning.edges.web.safe_markdown import literal, safe_markdown
+from ptuning.edges.web.sessions import Column, PageSession, SessionStore
 from ptuning.edges.web.texts import Texts
-from ptuning.edges.web.visits import Column, Visit, Visits
 from ptuning.serving.chat_service import ChatService
 from ptuning.serving.prefix_store import StoredPrefix
 from ptuning.settings.arguments import AnswerArguments
@@ -31,38 +31,38 @@ _FORMULAS: list[dict[str, str | bool]] = [
 ]
 
 
-_EXPLAINED = (
+_SETTINGS_WITH_INFO = (
     "max_length", "top_p", "temperature", "history", "max_new_tokens", "top_k", "repetition_penalty",
     "no_repeat_ngram_size", "seed",
 )  # fmt: skip
-"""Settings that have a line of explanation below their name."""
+"""Settings that have a line of explanation below their label."""
 
-SETTLING = 0.3
-"""Seconds after the end of a stream in which no other is begun: its connection is being closed."""
+STREAM_PAUSE = 0.3
+"""Seconds after the end of a stream before another may begin: gradio is closing its connection."""
 
 
 class Page:
     """The page over one service.
 
     Args:
-        service: already answering.
-        answers: over the same service.
-        language: of everybody, or by each reader's browser.
-        report_root: reports below it can be opened.
+        service: already started.
+        answers: of the same service.
+        language: of the page; auto: that of each user's browser.
+        report_root: reports below this folder can be opened.
     """
 
     def __init__(self, service: ChatService, answers: Answers, language: LanguageChoice, report_root: Path) -> None:
         self.service, self.answers, self.language, self.report_root = service, answers, language, report_root
-        self.visits = Visits()
+        self.sessions = SessionStore()
         with gr.Blocks(title="ptuning · ChatGLM-6B", analytics_enabled=False, fill_width=True) as self.blocks:
-            self._lay_out(Texts("zh" if language == "auto" else language))
-            self._wire()
-        # As many at a time as there are readers: the engine has its own queue, and says so when it is full.
+            self._build(Texts("zh" if language == "auto" else language))
+            self._connect()
+        # No limit of concurrent events here: the engine has a queue of its own, and an error for when it is full.
         self.blocks.queue(default_concurrency_limit=None, api_open=True)
 
-    # ---- where things stand
+    # ---- layout
 
-    def _lay_out(self, texts: Texts) -> None:
+    def _build(self, texts: Texts) -> None:
         with gr.Row(elem_id="top"):
             self.heading = gr.HTML(self._heading(texts), elem_id="heading")
             self.languages = gr.Radio(
@@ -71,16 +71,16 @@ class Page:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab(texts("chat_tab"), id="chat") as self.chat_tab, gr.Row(elem_id="chat"):
                 with gr.Column(scale=7, min_width=300, elem_id="talk"):
-                    self._lay_out_talk(texts)
+                    self._build_talk(texts)
                 with gr.Column(scale=3, min_width=270, elem_id="settings"):
-                    self._lay_out_settings(texts)
+                    self._build_settings(texts)
             with gr.Tab(texts("reports_tab"), id="reports") as self.reports_tab:
-                self._lay_out_reports(texts)
+                self._build_reports(texts)
 
-    def _lay_out_talk(self, texts: Texts) -> None:
+    def _build_talk(self, texts: Texts) -> None:
         with gr.Row(elem_id="columns"):
-            made = [self._lay_out_column(texts, number) for number in (1, 2)]
-        self.columns, self.chats, self.notes = ([parts[place] for parts in made] for place in range(3))
+            built = [self._build_column(texts, number) for number in (1, 2)]
+        self.columns, self.chats, self.notes = ([parts[index] for parts in built] for index in range(3))
         self.message = gr.HTML("", elem_id="message", visible=False)
         self.box = gr.Textbox(
             lines=1, max_lines=7, show_label=False, container=False, autofocus=True, elem_id="question",
@@ -93,7 +93,7 @@ class Page:
             self.retry = gr.Button(texts("retry"), elem_id="retry", min_width=70)
             self.clear = gr.Button(texts("clear"), elem_id="clear", min_width=70)
 
-    def _lay_out_column(self, texts: Texts, number: int) -> tuple[Any, Any, Any]:
+    def _build_column(self, texts: Texts, number: int) -> tuple[Any, Any, Any]:
         with gr.Column(min_width=260, visible=number == 1, elem_id=f"column-{number}") as column:
             chat = gr.Chatbot(
                 label=self.service.store.default, height="100%", elem_id=f"chat-{number}", buttons=["copy"], layout="bubble",
@@ -102,7 +102,7 @@ class Page:
             note = gr.HTML("", elem_id=f"note-{number}", elem_classes="note")
         return column, chat, note
 
-    def _lay_out_settings(self, texts: Texts) -> None:
+    def _build_settings(self, texts: Texts) -> None:
         with gr.Row(elem_id="answered-by"):
             self.model = gr.Dropdown(
                 self._choices(texts), value=self.service.store.default, label=texts("model"), elem_id="model",
@@ -119,7 +119,7 @@ class Page:
         self.top_p = gr.Slider(0.01, 1, value=defaults.top_p, step=0.01, **_named(texts, "top_p"))
         self.temperature = gr.Slider(0, 1, value=defaults.temperature, step=0.01, **_named(texts, "temperature"))
         with gr.Accordion(texts("more"), open=False, elem_id="more") as self.more:
-            self.history = gr.Radio(_history_uses(texts), value="tuned", **_named(texts, "history"))
+            self.history = gr.Radio(_history_choices(texts), value="tuned", **_named(texts, "history"))
             self.max_new_tokens = gr.Number(0, precision=0, **_named(texts, "max_new_tokens"))
             self.top_k = gr.Number(defaults.top_k, precision=0, **_named(texts, "top_k"))
             self.repetition_penalty = gr.Number(
@@ -130,7 +130,7 @@ class Page:
             )
             self.seed = gr.Number(0, precision=0, **_named(texts, "seed"))
 
-    def _lay_out_reports(self, texts: Texts) -> None:
+    def _build_reports(self, texts: Texts) -> None:
         with gr.Row(elem_id="choose-report"):
             self.report = gr.Dropdown(
                 [], value=None, label=texts("report"), info=texts("report_info", self.report_root), elem_id="report",
@@ -139,10 +139,10 @@ class Page:
             self.open = gr.Button(texts("open"), variant="primary", elem_id="open", min_width=120, scale=1)
         self.report_page = gr.HTML("", elem_id="report-page")
 
-    # ---- what happens
+    # ---- events
 
-    def _wire(self) -> None:
-        asked = [
+    def _connect(self) -> None:
+        options = [
             self.model, self.compare, self.second, self.max_length, self.top_p, self.temperature, self.history,
             self.max_new_tokens, self.top_k, self.repetition_penalty, self.no_repeat_ngram_size, self.seed,
         ]
@@ -150,74 +150,74 @@ class Page:
         labels = [
             self.heading, self.languages, self.chat_tab, self.reports_tab, self.model, self.compare, self.second,
             self.clear, self.more, self.report, self.open, self.report_page,
-            *(getattr(self, name) for name in _EXPLAINED),
+            *(getattr(self, name) for name in _SETTINGS_WITH_INFO),
         ]  # fmt: skip
-        # All streams of a page come over one connection, which gradio ends with the last of them; what is asked in that
-        # moment is never heard of again. So only answers are streamed, and whatever is done at once goes its own way.
-        # What comes in is checked already (guard.py), and what is out of range is told in the page's words (answers.py):
-        # gradio's own conversion would answer such a mistake with a traceback in the log and nothing on the page.
+        # All streams of a page share one connection, which gradio closes after the last of them; an event that starts in
+        # that moment is lost. So only answers are streamed; everything else is a request of its own.
+        # Types are checked before (allowlist.py), and values out of range become a message on the page (answers.py).
+        # gradio's own preprocessing would turn such a value into a traceback in the log and show nothing on the page.
         every: dict[str, Any] = {"show_progress": "hidden", "preprocess": False}
         stream: dict[str, Any] = every | {"trigger_mode": "multiple"}
         quick: dict[str, Any] = every | {"queue": False}
-        taken = gr.on(
-            [self.box.submit, self.send.click], self._on_take, self.box, [self.box, self.asked],
+        submitted = gr.on(
+            [self.box.submit, self.send.click], self._on_submit, self.box, [self.box, self.asked],
             api_visibility="private", **quick,
         )  # fmt: skip
-        taken.then(self._on_send, [self.asked, *asked], talk, api_name="send", **stream)
-        self.retry.click(self._on_retry, asked, talk, api_name="retry", **stream)
+        submitted.then(self._on_send, [self.asked, *options], talk, api_name="send", **stream)
+        self.retry.click(self._on_retry, options, talk, api_name="retry", **stream)
         self.stop.click(self._on_stop, None, None, api_name="stop", **quick)
         self.clear.click(self._on_clear, None, talk, api_name="clear", **quick)
         self.compare.input(self._on_compare, self.compare, [*self.columns, self.second, *talk], api_name="compare", **quick)
-        chosen = [self.model, self.second]
-        self.refresh.click(self._on_refresh, chosen, [*chosen, *self.chats, self.heading], api_name="refresh", **quick)
-        gr.on([one.input for one in chosen], self._on_choose, chosen, self.chats, api_visibility="private", **quick)
-        self.languages.input(self._on_language, [self.languages, *chosen], [*labels, *talk], api_name="language", **quick)
+        models = [self.model, self.second]
+        self.refresh.click(self._on_refresh, models, [*models, *self.chats, self.heading], api_name="refresh", **quick)
+        gr.on([model.input for model in models], self._on_choose, models, self.chats, api_visibility="private", **quick)
+        self.languages.input(self._on_language, [self.languages, *models], [*labels, *talk], api_name="language", **quick)
         self.reports_tab.select(self._on_reports, self.report, self.report, api_name="reports", **quick)
         self.open.click(self._on_open, self.report, self.report_page, api_name="open_report", **quick)
         self.report.input(self._on_open, self.report, self.report_page, api_visibility="private", **quick)
-        self.blocks.load(self._on_load, chosen, [*labels, *talk], api_visibility="private", **quick)
+        self.blocks.load(self._on_load, models, [*labels, *talk], api_visibility="private", **quick)
         self.blocks.unload(self._on_leave)
 
-    async def _on_take(self, request: gr.Request, question: str | None) -> Updates:
-        """The question out of the input, if it can be asked now. A step of its own, because gradio's client may pass over
-        what a stream says for a moment only."""
-        visit = self._visit(request)[0]
+    async def _on_submit(self, request: gr.Request, question: str | None) -> Updates:
+        """Take the question out of the input if it can be asked now. This is an event of its own because gradio's client may
+        skip an update that a stream overwrites at once."""
+        session = self._session(request)[0]
         question = question or ""
-        if visit.run is not None or not question.strip() or self.answers.refuses(visit, question):
+        if session.run is not None or not question.strip() or self.answers.reject_too_long(session, question):
             return {self.box: gr.update(), self.asked: ""}
-        await asyncio.sleep(max(0.0, visit.ended + SETTLING - time.monotonic()))
+        await asyncio.sleep(max(0.0, session.ended + STREAM_PAUSE - time.monotonic()))
         return {self.box: "", self.asked: question}
 
-    async def _on_send(self, request: gr.Request, question: str, *wishes: Any) -> AsyncIterator[Updates]:
-        visit, texts = self._visit(request)
-        yield self._talk(visit, texts)
-        async for _ in self.answers.send(visit, question or "", _wishes(*wishes)):
-            yield self._talk(visit, texts)
-        visit.ended = time.monotonic()
+    async def _on_send(self, request: gr.Request, question: str, *options: Any) -> AsyncIterator[Updates]:
+        session, texts = self._session(request)
+        yield self._talk(session, texts)
+        async for _ in self.answers.send(session, question or "", _options(*options)):
+            yield self._talk(session, texts)
+        session.ended = time.monotonic()
 
-    async def _on_retry(self, request: gr.Request, *wishes: Any) -> AsyncIterator[Updates]:
-        visit, texts = self._visit(request)
-        yield self._talk(visit, texts)
-        async for _ in self.answers.retry(visit, _wishes(*wishes)):
-            yield self._talk(visit, texts)
-        visit.ended = time.monotonic()
+    async def _on_retry(self, request: gr.Request, *options: Any) -> AsyncIterator[Updates]:
+        session, texts = self._session(request)
+        yield self._talk(session, texts)
+        async for _ in self.answers.retry(session, _options(*options)):
+            yield self._talk(session, texts)
+        session.ended = time.monotonic()
 
     def _on_stop(self, request: gr.Request) -> None:
-        self._visit(request)[0].stop()
+        self._session(request)[0].stop()
 
     def _on_clear(self, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        visit.clear()
-        return self._talk(visit, texts)
+        session, texts = self._session(request)
+        session.clear()
+        return self._talk(session, texts)
 
     def _on_compare(self, on: bool, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        visit.compare(on)
-        shown: Updates = {self.columns[1]: gr.update(visible=on), self.second: gr.update(visible=on)}
-        return shown | self._talk(visit, texts)
+        session, texts = self._session(request)
+        session.compare(on)
+        columns: Updates = {self.columns[1]: gr.update(visible=on), self.second: gr.update(visible=on)}
+        return columns | self._talk(session, texts)
 
     def _on_refresh(self, model: str | None, second: str | None, request: gr.Request) -> Updates:
-        texts = self._visit(request)[1]
+        texts = self._session(request)[1]
         return self._models(texts, model, second) | {self.heading: self._heading(texts)}
 
     def _on_choose(self, model: str | None, second: str | None) -> Updates:
@@ -226,65 +226,66 @@ class Page:
     def _on_language(
         self, language: Language, model: str | None, second: str | None, request: gr.Request
     ) -> Updates:
-        visit, _ = self._visit(request)
-        visit.language = language
-        return self._everything(visit, Texts(language), model, second)
+        session, _ = self._session(request)
+        session.language = language
+        return self._everything(session, Texts(language), model, second)
 
     def _on_load(self, model: str | None, second: str | None, request: gr.Request) -> Updates:
-        visit, texts = self._visit(request)
-        return self._everything(visit, texts, model, second)
+        session, texts = self._session(request)
+        return self._everything(session, texts, model, second)
 
     def _on_leave(self, request: gr.Request) -> None:
-        self.visits.leave(request.session_hash)
+        self.sessions.leave(request.session_hash)
 
+    # Clients of gradio pass arguments by name: the parameters' names of public functions are part of the page's API.
     def _on_reports(self, chosen: str | None) -> Any:
         names = reports_below(self.report_root)
         return gr.update(choices=names, value=chosen or (names[0] if names else None))
 
     def _on_open(self, folder: str | None, request: gr.Request) -> str:
-        texts = self._visit(request)[1]
+        texts = self._session(request)[1]
         if not folder or not str(folder).strip():
             return _hint(texts("choose_report" if reports_below(self.report_root) else "no_report", self.report_root))
         try:
             return framed(read_report(self.report_root, str(folder)), str(folder))
         except UserError as error:
-            return _hint(texts("bad_report", error), wrong=True)
+            return _hint(texts("bad_report", error), is_error=True)
 
-    # ---- what is shown
+    # ---- updates of what the page shows
 
-    def _visit(self, request: gr.Request) -> tuple[Visit, Texts]:
-        visit = self.visits.of(request.session_hash)
-        if visit.language is not None:
-            return visit, Texts(visit.language)
+    def _session(self, request: gr.Request) -> tuple[PageSession, Texts]:
+        session = self.sessions.get(request.session_hash)
+        if session.language is not None:
+            return session, Texts(session.language)
         if self.language != "auto":
-            return visit, Texts(self.language)
-        return visit, Texts(language_of(dict(request.headers).get("accept-language")))
+            return session, Texts(self.language)
+        return session, Texts(language_of(dict(request.headers).get("accept-language")))
 
-    def _talk(self, visit: Visit, texts: Texts) -> Updates:
-        """The conversation as it stands, and what can be pressed now."""
-        busy = visit.run is not None
-        error = "" if visit.error is None else _hint(texts.note(visit.error), wrong=True)
-        shown: Updates = {self.message: gr.update(value=error, visible=bool(error))}
-        for column, chat, note in zip(visit.columns, self.chats, self.notes, strict=True):
-            shown[chat] = gr.update(value=_messages(column), placeholder=texts("greeting"))
-            shown[note] = _notes(column, texts)
-        shown[self.box] = gr.update() if visit.returned is None else gr.update(value=visit.returned)
-        visit.returned = None
-        shown[self.send] = gr.update(interactive=not busy, value=texts("send"))
-        shown[self.stop] = gr.update(interactive=busy, value=texts("stop"))
-        shown[self.retry] = gr.update(interactive=not busy and bool(visit.columns[0].rounds), value=texts("retry"))
-        return shown
+    def _talk(self, session: PageSession, texts: Texts) -> Updates:
+        """The conversation, and which buttons can be pressed now."""
+        busy = session.run is not None
+        error = "" if session.error is None else _hint(texts.note(session.error), is_error=True)
+        updates: Updates = {self.message: gr.update(value=error, visible=bool(error))}
+        for column, chat, note in zip(session.columns, self.chats, self.notes, strict=True):
+            updates[chat] = gr.update(value=_messages(column), placeholder=texts("greeting"))
+            updates[note] = _notes(column, texts)
+        updates[self.box] = gr.update() if session.returned is None else gr.update(value=session.returned)
+        session.returned = None
+        updates[self.send] = gr.update(interactive=not busy, value=texts("send"))
+        updates[self.stop] = gr.update(interactive=busy, value=texts("stop"))
+        updates[self.retry] = gr.update(interactive=not busy and bool(session.columns[0].rounds), value=texts("retry"))
+        return updates
 
-    def _everything(self, visit: Visit, texts: Texts, model: str | None, second: str | None) -> Updates:
-        shown = self._labels(texts) | self._talk(visit, texts)
+    def _everything(self, session: PageSession, texts: Texts, model: str | None, second: str | None) -> Updates:
+        updates = self._labels(texts) | self._talk(session, texts)
         more = self._models(texts, model, second) | {self.box: gr.update(placeholder=texts("ask_here"))}
         for component, update in more.items():
-            shown[component] = shown.get(component, {}) | update
-        return shown
+            updates[component] = updates.get(component, {}) | update
+        return updates
 
     def _labels(self, texts: Texts) -> Updates:
-        """Everything that has words on it."""
-        shown: Updates = {
+        """Everything whose text depends on the language."""
+        updates: Updates = {
             self.heading: self._heading(texts),
             self.languages: texts.language,
             self.chat_tab: gr.update(label=texts("chat_tab")),
@@ -296,15 +297,15 @@ class Page:
             self.open: texts("open"),
             self.report_page: gr.skip(),
         }
-        for name in _EXPLAINED:
-            shown[getattr(self, name)] = gr.update(label=texts(name), info=texts(f"{name}_info"))
-        shown[self.history] = gr.update(
-            label=texts("history"), info=texts("history_info"), choices=_history_uses(texts)
+        for name in _SETTINGS_WITH_INFO:
+            updates[getattr(self, name)] = gr.update(label=texts(name), info=texts(f"{name}_info"))
+        updates[self.history] = gr.update(
+            label=texts("history"), info=texts("history_info"), choices=_history_choices(texts)
         )
-        return shown
+        return updates
 
     def _models(self, texts: Texts, model: str | None, second: str | None) -> Updates:
-        """What can be chosen now; a choice that is gone becomes the default."""
+        """The models that can be chosen now; a selected one that was unloaded is replaced by the default."""
         names, choices = self.service.store.names(), self._choices(texts)
         first = model if model in names else self.service.store.default
         other = second if second in names else self._second_default()
@@ -315,15 +316,15 @@ class Page:
         }
 
     def _choices(self, texts: Texts) -> list[tuple[str, str]]:
-        def shown(one: StoredPrefix) -> str:
-            if one.words is None:
-                return texts("base", one.name)
-            return texts("tuned_model", one.name, one.words.short_label(texts.language, one.pre_seq_len))
+        def label(stored: StoredPrefix) -> str:
+            if stored.words is None:
+                return texts("base", stored.name)
+            return texts("tuned_model", stored.name, stored.words.short_label(texts.language, stored.pre_seq_len))
 
-        return [(shown(one), one.name) for one in self.service.store.all()]
+        return [(label(stored), stored.name) for stored in self.service.store.all()]
 
     def _second_default(self) -> str:
-        """The base model beside a prefix; beside the base model whatever there is."""
+        """The base model beside a prefix; the last loaded prefix beside the base model."""
         store = self.service.store
         return store.base_name if store.default != store.base_name else store.names()[-1]
 
@@ -333,39 +334,39 @@ class Page:
         return f"<h1>ptuning</h1><p>{html.escape(texts(kind, names[0], len(names) - 1))}</p>"
 
 
-def _wishes(
+def _options(
     model: str | None, compare: bool, second: str | None, max_length: float | None, top_p: float | None,
     temperature: float | None, history: Any, max_new_tokens: float | None, top_k: float | None,
     repetition_penalty: float | None, no_repeat_ngram_size: float | None, seed: float | None,
-) -> Wishes:  # fmt: skip
-    """The settings of the page; a field that was emptied is as published. gradio shows a number that is not given as 0, so
-    0 stands for none where 0 itself makes no sense."""
-    given = {
+) -> AnswerOptions:  # fmt: skip
+    """The page's settings as options; an empty field means the default. gradio shows an empty number as 0, so that 0 means
+    none for settings in which 0 would make no sense."""
+    values = {
         "top_p": top_p, "temperature": temperature, "max_new_tokens": max_new_tokens or None, "top_k": top_k,
         "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram_size, "seed": seed or None,
     }  # fmt: skip
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in values.items() if value is not None}
     names = (model, second) if compare else (model,)
-    return Wishes(names, settings, Wishes.max_length if max_length is None else max_length, history or "tuned")
+    return AnswerOptions(names, settings, AnswerOptions.max_length if max_length is None else max_length, history or "tuned")
 
 
 def _named(texts: Texts, name: str) -> dict[str, Any]:
-    """Name and explanation of a setting."""
+    """Label, explanation and element id of a setting."""
     return {"label": texts(name), "info": texts(f"{name}_info"), "elem_id": name}
 
 
-def _history_uses(texts: Texts) -> list[tuple[str, str]]:
+def _history_choices(texts: Texts) -> list[tuple[str, str]]:
     return [(texts(name), name) for name in ("tuned", "always", "never")]
 
 
 def _messages(column: Column) -> list[dict[str, str]]:
-    """Rounds in gradio's form; a reply that has not begun is no message yet."""
-    found = []
+    """The rounds as gradio's messages; a reply that has not begun is left out."""
+    messages = []
     for query, reply in column.shown():
-        found.append({"role": "user", "content": literal(query)})
+        messages.append({"role": "user", "content": literal(query)})
         if reply:
-            found.append({"role": "assistant", "content": safe_markdown(reply)})
-    return found
+            messages.append({"role": "assistant", "content": safe_markdown(reply)})
+    return messages
 
 
 def _notes(column: Column, texts: Texts) -> str:
@@ -375,5 +376,5 @@ def _notes(column: Column, texts: Texts) -> str:
     return " · ".join(f"<span>{html.escape(part)}</span>" for part in parts)
 
 
-def _hint(text: str, *, wrong: bool = False) -> str:
-    return f'<div class="hint{" wrong" if wrong else ""}">{html.escape(text)}</div>'
+def _hint(text: str, *, is_error: bool = False) -> str:
+    return f'<div class="hint{" wrong" if is_error else ""}">{html.escape(text)}</div>'

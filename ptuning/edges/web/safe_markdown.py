@@ -1,7 +1,7 @@
 """A model's answer as markdown that can show text, code and formulas, and nothing else.
 
-An answer is whatever somebody made the model say. The browser's side cleans what it renders as well; here nothing that
-could load or run anything leaves the server in the first place.
+An answer may be anything that a user made the model say. The browser sanitizes what it renders, too; here nothing that could
+load or run anything leaves the server in the first place.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _PUNCTUATION = str.maketrans({character: f"&#{ord(character)};" for character in
 
 @functools.lru_cache(maxsize=2048)
 def safe_markdown(text: str) -> str:
-    """The text with HTML as characters that are read, not as HTML, and pictures as their source.
+    """Escape HTML so that it is shown as text, and pictures so that their source is shown.
 
-    Code (between fences, between backticks) stays as it is: a renderer takes it literally. Where this function and a
-    renderer disagree about what is code, the renderer's own cleaning is still there.
+    Code (in fences and between backticks) stays as it is, because renderers take it literally. Where this function and a
+    renderer disagree about what is code, the renderer's own sanitizer still protects the page.
 
     Args:
         text: of an answer, finished or not.
@@ -31,51 +31,51 @@ def safe_markdown(text: str) -> str:
     lines: list[str] = []
     prose: list[str] = []
     fence = ""
-    for line in _DIAGRAM.sub(" ", text).split("\n"):  # a diagram would be drawn by a program: it is shown as its source
-        found = _FENCE.fullmatch(line)
-        marks, rest = (found[1], found[2]) if found else ("", "")
+    for line in _DIAGRAM.sub(" ", text).split("\n"):  # a diagram would be drawn by a program; its source is shown instead
+        match = _FENCE.fullmatch(line)
+        marks, rest = (match[1], match[2]) if match else ("", "")
         if fence:
             lines.append(line)
             if marks.startswith(fence) and not rest.strip():
                 fence = ""
         elif marks and not (marks[0] == "`" and "`" in rest):
-            lines += [*_prose(prose), _plain(line)]
+            lines += [*_escape_prose(prose), _escape(line)]
             prose, fence = [], marks
         else:
             prose.append(line)
-    return "\n".join([*lines, *_prose(prose)])
+    return "\n".join([*lines, *_escape_prose(prose)])
 
 
-def _prose(lines: list[str]) -> list[str]:
-    """Lines outside of fences; a code span may go over several of them, but not over a blank one."""
-    made: list[str] = []
+def _escape_prose(lines: list[str]) -> list[str]:
+    """Lines outside fences, escaped by paragraphs: a code span may extend over several lines, but not over a blank one."""
+    escaped: list[str] = []
     paragraph: list[str] = []
     for line in lines:
         if line.strip():
             paragraph.append(line)
             continue
-        made += [_escaped("\n".join(paragraph)), line] if paragraph else [line]
+        escaped += [_escape_paragraph("\n".join(paragraph)), line] if paragraph else [line]
         paragraph = []
-    return [*made, _escaped("\n".join(paragraph))] if paragraph else made
+    return [*escaped, _escape_paragraph("\n".join(paragraph))] if paragraph else escaped
 
 
-def _escaped(text: str) -> str:
-    """A paragraph with everything outside of its code spans escaped."""
-    made, position = [], 0
+def _escape_paragraph(text: str) -> str:
+    """A paragraph with everything outside its code spans escaped."""
+    parts, position = [], 0
     while (opening := _TICKS.search(text, position)) is not None:
-        made.append(_plain(text[position : opening.start()]))
-        ending = next((one for one in _TICKS.finditer(text, opening.end()) if one[0] == opening[0]), None)
-        position = opening.end() if ending is None else ending.end()
-        made.append(text[opening.start() : position])
-    return "".join([*made, _plain(text[position:])])
+        parts.append(_escape(text[position : opening.start()]))
+        closing = next((ticks for ticks in _TICKS.finditer(text, opening.end()) if ticks[0] == opening[0]), None)
+        position = opening.end() if closing is None else closing.end()
+        parts.append(text[opening.start() : position])
+    return "".join([*parts, _escape(text[position:])])
 
 
-def _plain(text: str) -> str:
-    """Only what would become a tag, an entity or a picture is changed, so that text which is copied is the model's own."""
+def _escape(text: str) -> str:
+    """Escape only what would become a tag, an entity or a picture, so that copied text is what the model wrote."""
     return _TAG.sub("&lt;", _ENTITY.sub("&amp;", text)).replace("![", "!\\[")
 
 
 def literal(text: str) -> str:
-    """A text that shows as it was typed, whatever it would mean as markdown."""
+    """A text that is shown as it was typed, whatever it would mean as markdown."""
     lines = (line.translate(_PUNCTUATION) for line in text.split("\n"))
-    return "\n".join(re.sub(r"^[ \t]+", lambda found: "&nbsp;" * len(found[0].expandtabs(4)), line) for line in lines)
+    return "\n".join(re.sub(r"^[ \t]+", lambda blanks: "&nbsp;" * len(blanks[0].expandtabs(4)), line) for line in lines)

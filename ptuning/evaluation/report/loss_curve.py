@@ -40,12 +40,12 @@ def read_log_history(folders: Iterable[Path]) -> list[dict[str, Any]]:
 
 def points_of(log_history: Sequence[Mapping[str, Any]], name: str) -> Points:
     """(step, value) of every finite value of that name, in the order of the steps; the last one of a step counts."""
-    found = {}
+    values = {}
     for entry in log_history:
         step, value = entry.get("step"), entry.get(name)
         if isinstance(step, int | float) and isinstance(value, int | float) and math.isfinite(value):
-            found[float(step)] = float(value)
-    return sorted(found.items())
+            values[float(step)] = float(value)
+    return sorted(values.items())
 
 
 def draw_loss_curve(log_history: Sequence[Mapping[str, Any]], path: Path, title: str = "") -> Path | None:

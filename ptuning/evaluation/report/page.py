@@ -6,9 +6,11 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from ptuning.evaluation.metrics import SET_SCORE_NAMES
-from ptuning.evaluation.report.markdown import SAMPLE_TITLES, SHOWN_SCORES, TITLES, dropped_text
+from ptuning.evaluation.intervals import LEVEL
+from ptuning.evaluation.metrics.metric import Metric
+from ptuning.evaluation.metrics.registry import headline_metrics, table_metrics
 from ptuning.evaluation.report.svg_chart import Series, line_chart
+from ptuning.evaluation.report.wording import SAMPLE_TITLES, corpus_note, dropped_text, shown_corpus_metrics
 
 _FOLDER = Path(__file__).resolve().parents[2] / "assets" / "report"
 
@@ -19,9 +21,8 @@ def html_report(content: dict[str, Any]) -> str:
 
     curves = {name: [tuple(point) for point in points] for name, points in content["curves"].items()}
     loss = [Series(name, curves[name]) for name in ("training loss", "validation loss") if curves.get(name)]
-    scores = [Series(name, curves[name]) for name in ("BLEU-4", "ROUGE-L") if curves.get(name)]
+    scores = [Series(metric.title, curves[metric.title]) for metric in headline_metrics() if curves.get(metric.title)]
     over_steps = [Series(name, points) for name, points in scores_over_steps(content).items()]
-    rows = content["scores"]
     charts = [
         ("Loss", line_chart(loss, x_label="step", y_label="loss")),
         ("Scores of the validation sample during training", line_chart(scores, x_label="step", y_label="score")),
@@ -32,9 +33,11 @@ def html_report(content: dict[str, Any]) -> str:
             content,
             style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),  # our own file
             charts=[(title, Markup(drawn)) for title, drawn in charts if drawn],  # escapes its texts itself
-            shown=SHOWN_SCORES,
-            set_names=[name for name in SET_SCORE_NAMES if any(name in row["set_scores"] for row in rows)],
-            titles=TITLES,
+            level=LEVEL,
+            metrics=table_metrics(),
+            corpus_metrics=shown_corpus_metrics(content),
+            corpus_note=corpus_note(content),
+            trend=_trend,
             sample_titles=SAMPLE_TITLES,
             dropped=dropped_text,
             cards=_cards(content),
@@ -50,7 +53,15 @@ def scores_over_steps(content: dict[str, Any]) -> dict[str, list[tuple[float, fl
     if len({str(Path(row["checkpoint"]).parent) for row in rows}) > 1:
         return {}
     rows.sort(key=lambda row: row["step"])
-    return {TITLES[name]: [(row["step"], row["scores"][name]["mean"]) for row in rows] for name in SHOWN_SCORES}
+    return {
+        metric.title: [(row["step"], row["scores"][metric.name]["mean"]) for row in rows] for metric in table_metrics()
+    }
+
+
+def _trend(metric: Metric, change: dict[str, float]) -> str:
+    """The class of a difference whose interval leaves out 0: ``up`` is better, ``down`` worse; "" for any other."""
+    more, less = ("up", "down") if metric.higher_is_better else ("down", "up")
+    return more if change["low"] > 0 else less if change["high"] < 0 else ""
 
 
 def _cards(content: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -59,10 +70,10 @@ def _cards(content: dict[str, Any]) -> list[tuple[str, str, str]]:
     rows = [row for row in content["scores"] if row["data"] == "test rows"]
     if rows:
         best = rows[-1]
-        for name in ("bleu-4", "rouge-l"):
-            change = best["difference_to_base"].get(name)
+        for metric in headline_metrics():
+            change = best["difference_to_base"].get(metric.name)
             note = best["model"] if change is None else f"{change['mean']:+.2f} to the base model"
-            cards.append((TITLES[name], f"{best['scores'][name]['mean']:.2f}", note))
+            cards.append((metric.title, f"{best['scores'][metric.name]['mean']:.2f}", note))
         cards.append(("rows scored", str(best["rows"]), "test rows"))
     for name, note in (("training loss", "last logged"), ("validation loss", "lowest")):
         points = content["curves"].get(name)

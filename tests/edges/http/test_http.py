@@ -21,6 +21,8 @@ from servers import running, wait_for
 
 import ptuning
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[3]
 KEY, ADMIN = "a key", "another key"
 ENDLESS = {"temperature": 0, "repetition_penalty": 0.3}  # what stands there already is preferred: <eop> never comes
@@ -44,7 +46,7 @@ def folder(parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     """Open to all on this machine, with three prefixes."""
-    with running("serve", "--ptuning_checkpoint", folder, "--max_waiting", 100) as (address, process):
+    with running("serve", "--ptuning_checkpoint", folder, "--max_waiting", 100, fresh=True) as (address, process):
         yield address, process
 
 
@@ -129,9 +131,9 @@ def test_temperature_0_is_greedy_and_the_default_is_the_first_prefix(address, so
     ],
 )
 def test_a_wrong_field_is_named(address, body, field):
-    found = httpx.post(address, content=json.dumps(body))
-    assert found.status_code == 422
-    assert found.json()["error"]["param"].startswith(field)
+    response = httpx.post(address, content=json.dumps(body))
+    assert response.status_code == 422
+    assert response.json()["error"]["param"].startswith(field)
 
 
 @pytest.mark.parametrize(
@@ -143,16 +145,16 @@ def test_bodies_that_are_no_json_object(address, content):
 
 def test_half_a_character_in_a_text_does_no_harm(address):
     body = json.dumps({"prompt": "a\ud800", "history": [["\udfff", "x"]], "max_new_tokens": 2, "stop": "\ud83d"})
-    found = httpx.post(address, content=body)
-    assert found.status_code == 200
-    assert found.json()["history"][1][0] == "a\ufffd"
+    response = httpx.post(address, content=body)
+    assert response.status_code == 200
+    assert response.json()["history"][1][0] == "a\ufffd"
 
 
 def test_a_long_history_loses_its_oldest_rounds_and_says_so(address):
     history = [[f"问题{number}", "回答。" * 40] for number in range(40)]
-    found = httpx.post(address, json={"prompt": "你好", "history": history, "max_new_tokens": 2}, timeout=60).json()
-    assert 0 < found["dropped_rounds"] < 40
-    assert len(found["history"]) == 41
+    response = httpx.post(address, json={"prompt": "你好", "history": history, "max_new_tokens": 2}, timeout=60).json()
+    assert 0 < response["dropped_rounds"] < 40
+    assert len(response["history"]) == 41
     too_long = httpx.post(address, json={"prompt": "长" * 5000})
     assert too_long.status_code == 400
     assert "the question has" in too_long.json()["error"]["message"]
@@ -170,14 +172,14 @@ def test_models_by_openai_client(client):
 
 def test_a_completion_by_openai_client(client, solo):
     history = [("你好", "你好！")]
-    found = client.chat.completions.create(
+    response = client.chat.completions.create(
         model="b", messages=messages_of("你是谁", history), temperature=0, max_tokens=6, user="me"
     )
-    assert found.choices[0].message.content == solo("b", "你是谁", history, 6)
-    assert found.choices[0].message.role == "assistant"
-    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
-    assert found.choices[0].finish_reason == ("length" if found.usage.completion_tokens == 6 else "stop")
-    assert found.model == "b"
+    assert response.choices[0].message.content == solo("b", "你是谁", history, 6)
+    assert response.choices[0].message.role == "assistant"
+    assert response.usage.total_tokens == response.usage.prompt_tokens + response.usage.completion_tokens
+    assert response.choices[0].finish_reason == ("length" if response.usage.completion_tokens == 6 else "stop")
+    assert response.model == "b"
 
 
 def test_a_stream_by_openai_client(client, solo):
@@ -208,9 +210,9 @@ def test_stop_texts_seeds_and_choices(client, solo):
     asked = {"model": "tiny-chatglm", "messages": messages_of("讲个故事"), "max_tokens": 40}
     whole = solo("tiny-chatglm", "讲个故事", [], 40)
     stop = whole[len(whole) // 2]
-    found = client.chat.completions.create(**asked, temperature=0, stop=[stop, "不会出现"])
-    assert found.choices[0].message.content == whole[: whole.index(stop)]
-    assert found.choices[0].finish_reason == "stop"
+    response = client.chat.completions.create(**asked, temperature=0, stop=[stop, "不会出现"])
+    assert response.choices[0].message.content == whole[: whole.index(stop)]
+    assert response.choices[0].finish_reason == "stop"
     streamed = client.chat.completions.create(**asked, temperature=0, stop=stop, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole[: whole.index(stop)]
     asked |= {"temperature": 2, "top_p": 1, "max_tokens": 10}
@@ -238,8 +240,8 @@ def test_stop_texts_seeds_and_choices(client, solo):
 def test_odd_histories_are_used_not_dropped(client, solo, messages, query, history):
     """As one prompt: equal to the greedy answer to that question after those rounds."""
     sent = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in messages]
-    found = client.chat.completions.create(model="tiny-chatglm", messages=sent, temperature=0, max_tokens=5)
-    assert found.choices[0].message.content == solo("tiny-chatglm", query, history, 5)
+    response = client.chat.completions.create(model="tiny-chatglm", messages=sent, temperature=0, max_tokens=5)
+    assert response.choices[0].message.content == solo("tiny-chatglm", query, history, 5)
 
 
 @pytest.mark.parametrize(
@@ -261,10 +263,10 @@ def test_odd_histories_are_used_not_dropped(client, solo, messages, query, histo
 )
 def test_errors_have_openais_form_and_name_the_field(address, change, field):
     body = {"model": "a", "messages": messages_of("x"), "max_tokens": 2} | change
-    found = httpx.post(f"{address}/v1/chat/completions", json=body)
-    assert found.status_code == 400
-    assert found.json()["error"]["param"] == field
-    assert found.json()["error"]["type"] == "invalid_request_error"
+    response = httpx.post(f"{address}/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == field
+    assert response.json()["error"]["type"] == "invalid_request_error"
 
 
 # ---- many at once
@@ -359,9 +361,9 @@ def test_keys(strict):
     for sent in (None, "Bearer wrong", f"Basic {KEY}", "Bearer ключ"):
         headers = {} if sent is None else {"Authorization": sent.encode()}
         for path in ("/v1/models", "/metrics", "/openapi.json"):
-            found = httpx.get(f"{strict.base_url}{path}", headers=headers)
-            assert found.status_code == 401
-            assert found.json()["error"]["code"] == "invalid_api_key"
+            response = httpx.get(f"{strict.base_url}{path}", headers=headers)
+            assert response.status_code == 401
+            assert response.json()["error"]["code"] == "invalid_api_key"
     assert strict.get("/v1/models").status_code == 200
     with pytest.raises(openai.AuthenticationError):
         openai.OpenAI(base_url=f"{strict.base_url}/v1", api_key="wrong", max_retries=0).models.list()
@@ -400,9 +402,9 @@ def test_prefixes_are_loaded_and_unloaded_while_it_runs(strict, solo, folder):
     admin = {"Authorization": f"Bearer {ADMIN}"}
     body = {"name": "新", "path": "b"}
     assert strict.post("/admin/prefixes", json=body).status_code == 401
-    made = strict.post("/admin/prefixes", json=body, headers=admin)
-    assert made.status_code == 201, made.text
-    assert made.json()["pre_seq_len"] == 4
+    response = strict.post("/admin/prefixes", json=body, headers=admin)
+    assert response.status_code == 201, response.text
+    assert response.json()["pre_seq_len"] == 4
     answer = strict.post("/", json={"prompt": "你好", "model": "新", "temperature": 0, "max_new_tokens": 6}).json()
     assert answer["response"] == solo("b", "你好", [], 6)
     assert strict.post("/admin/prefixes", json=body, headers=admin).status_code == 409
@@ -421,8 +423,8 @@ def test_without_an_admin_key_nobody_changes_prefixes(address):
 
 
 def test_no_page_of_another_origin_is_allowed(address):
-    found = httpx.get(f"{address}/v1/models", headers={"Origin": "https://example.com"})
-    assert "access-control-allow-origin" not in found.headers
+    response = httpx.get(f"{address}/v1/models", headers={"Origin": "https://example.com"})
+    assert "access-control-allow-origin" not in response.headers
 
 
 # ---- beginning and end
@@ -431,7 +433,7 @@ def test_no_page_of_another_origin_is_allowed(address):
 def test_sigterm_ends_streams_in_order(folder):
     """Listening to everybody without a key is said; a running stream is cut and closed, and the exit code is 0."""
     flags = ("--host", "0.0.0.0", "--shutdown_seconds", 1, "--ptuning_checkpoint", folder / "a")
-    with running("serve", *flags) as (address, process):
+    with running("serve", *flags, fresh=True) as (address, process):
         assert any("WARNING" in line and "without a key" in line for line in [*process.log, process.stderr.readline()])
         body = {"model": "a", "messages": messages_of("x"), "stream": True} | ENDLESS
         with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=30) as response:
@@ -495,12 +497,12 @@ def test_nothing_that_is_sent_gives_a_500(address, data):
     """The routes of the OpenAPI schema, with bodies that are right, nearly right, and wrong."""
     path, bodies = data.draw(st.sampled_from([("/v1/chat/completions", OPENAI_BODY), ("/", PUBLISHED_BODY)]))
     sent = json.dumps(data.draw(bodies)).encode()
-    found = httpx.post(f"{address}{path}", content=sent, headers={"content-type": "application/json"}, timeout=60)
-    assert found.status_code in (200, 400, 404, 422), found.text
-    if found.status_code != 200:
-        assert found.json()["error"]["message"]
+    response = httpx.post(f"{address}{path}", content=sent, headers={"content-type": "application/json"}, timeout=60)
+    assert response.status_code in (200, 400, 404, 422), response.text
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
     elif path == "/":
-        assert found.json()["status"] == 200
+        assert response.json()["status"] == 200
 
 
 def test_every_route_is_in_the_schema(address):

@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def address():
-    with running("serve") as (address, _):
+    with running("serve", fresh=True) as (address, _):
         yield address
 
 
@@ -40,18 +40,18 @@ def post(address, path, body, **headers):
     return httpx.post(f"{address}{path}", content=content, headers=JSON | headers, timeout=60)
 
 
-def text_of(found):
-    assert found.status_code == 200, found.text
-    value = found.json()
+def text_of(response):
+    assert response.status_code == 200, response.text
+    value = response.json()
     return value["response"] if "response" in value else value["choices"][0]["message"]["content"]
 
 
-def refused(found, path, status=None):
+def refused(response, path, status=None):
     """The error of a refused request: what was wrong, without anything of the server's inside."""
-    assert found.status_code == (status or (422 if path == "/" else 400)), found.text
-    error = found.json()["error"]
+    assert response.status_code == (status or (422 if path == "/" else 400)), response.text
+    error = response.json()["error"]
     inside = r"function-|whole_characters|pydantic|validator|ValidationError|Input should|Traceback|<class|set_int_max"
-    assert not re.search(inside, found.text)
+    assert not re.search(inside, response.text)
     assert error["message"]
     return error
 
@@ -125,12 +125,12 @@ def test_what_changes_nothing_is_let_through(address, path):
 def test_the_servers_own_answer_may_be_sent_back(address):
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     first = client.chat.completions.create(model=BASE, messages=MESSAGES, max_tokens=3)
-    told = [*MESSAGES, first.choices[0].message, first.choices[0].message.model_dump(), *MESSAGES]
-    found = client.chat.completions.create(
-        model=BASE, messages=told, max_tokens=2, stream=True, user="me", metadata={"a": "b"}, store=False, n=1,
+    messages = [*MESSAGES, first.choices[0].message, first.choices[0].message.model_dump(), *MESSAGES]
+    response = client.chat.completions.create(
+        model=BASE, messages=messages, max_tokens=2, stream=True, user="me", metadata={"a": "b"}, store=False, n=1,
         stream_options={"include_usage": True, "include_obfuscation": False}, presence_penalty=0,
     )  # fmt: skip
-    assert list(found)[-1].usage.completion_tokens > 0
+    assert list(response)[-1].usage.completion_tokens > 0
 
 
 # ---- what is refused, by its name
@@ -138,7 +138,7 @@ def test_the_servers_own_answer_may_be_sent_back(address):
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("num_beams", 4, "not supported"),
         ("min_p", 0.1, "not supported"),
@@ -164,34 +164,34 @@ def test_the_servers_own_answer_may_be_sent_back(address):
         ("x" * 100_000, 0, "no such field"),
     ],
 )
-def test_what_would_change_the_answer_is_refused_by_name(address, path, name, value, said):
+def test_what_would_change_the_answer_is_refused_by_name(address, path, name, value, message):
     error = refused(post(address, path, body_of(path, **{name: value})), path)
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["param"] == (name.replace("\ud800", "\ufffd")[:60] or None)
     assert len(error["message"]) < 500
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [("max_tokens", 3, "did you mean max_new_tokens?"), ("stream", True, "not supported"), ("n", 2, "not supported"),
      ("messages", MESSAGES, "no such field"), ("max_completion_tokens", 3, "did you mean")],
 )  # fmt: skip
-def test_openais_names_on_the_published_route(address, name, value, said):
+def test_openais_names_on_the_published_route(address, name, value, message):
     error = refused(post(address, "/", body_of("/", **{name: value})), "/")
-    assert (error["param"], said in error["message"]) == (name, True)
+    assert (error["param"], message in error["message"]) == (name, True)
 
 
 @pytest.mark.parametrize(
-    ("change", "field", "said"),
+    ("change", "field", "message"),
     [
         ({"messages": [MESSAGES[0] | {"weight": 1}]}, "messages.0.weight", "no such field"),
         ({"messages": [MESSAGES[0] | {"contents": "x"}]}, "messages.0.contents", "did you mean content?"),
         ({"messages": [MESSAGES[0] | {"name": "me"}]}, "messages.0.name", "not supported"),
         ({"messages": [MESSAGES[0] | {"tool_calls": [{}]}]}, "messages.0.tool_calls", "not supported"),
         ({"messages": [{"role": "user", "content": {"type": "text", "text": "x"}}]}, "messages.0.content", "list of parts"),
-        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "must be a text or a list of parts"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "must be a string or a list of parts"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages.0.content.0", "must be an object"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "is needed"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text", "is required"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x", "weight": 1}]}]},
          "messages.0.content.0.weight", "no such field"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -204,11 +204,11 @@ def test_openais_names_on_the_published_route(address, name, value, said):
         ({"stream_options": []}, "stream_options", "must be an object"),
     ],
 )  # fmt: skip
-def test_fields_inside_of_fields(address, change, field, said):
+def test_fields_inside_of_fields(address, change, field, message):
     path = ROUTES[1]
     error = refused(post(address, path, body_of(path, **change)), path)
     assert error["param"] == field
-    assert said in error["message"]
+    assert message in error["message"]
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -225,19 +225,19 @@ def test_settings_in_the_address_are_refused(address, path):
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"stop": ["x"] * 17}, "stop: has 17 entries; allowed are at most 16"),
         ({"stop": [str(number) for number in range(130_000)]}, "stop: has 130000 entries; allowed are at most 16"),
-        ({"stop": "x" * 257}, "stop: a stop text may have 256 characters at most"),
-        ({"stop": ["x", 5]}, "stop: must be a text or a list of texts"),
-        ({"stop": {"a": "b"}}, "stop: must be a text or a list of texts"),
-        ({"stop": 5}, "stop: must be a text or a list of texts"),
+        ({"stop": "x" * 257}, "stop: a stop string may have at most 256 characters"),
+        ({"stop": ["x", 5]}, "stop: must be a string or a list of strings"),
+        ({"stop": {"a": "b"}}, "stop: must be a string or a list of strings"),
+        ({"stop": 5}, "stop: must be a string or a list of strings"),
     ],
 )
-def test_stop_texts(address, path, change, said):
+def test_stop_texts(address, path, change, message):
     error = refused(post(address, path, body_of(path, **change)), path)
-    assert (error["message"], error["param"]) == (said, "stop")
+    assert (error["message"], error["param"]) == (message, "stop")
 
 
 @pytest.mark.parametrize("path", ROUTES)
@@ -264,9 +264,9 @@ def test_rounds_messages_and_parts(address):
 
 def test_no_work_goes_into_what_cannot_fit(address):
     for query in ("长" * 600_000, "a b" * 500_000, "\u200b" * 600_000):
-        found = post(address, "/", body_of("/", prompt=query))
-        assert found.status_code == 400
-        assert "the question has more than 2048 tokens" in found.json()["error"]["message"]
+        response = post(address, "/", body_of("/", prompt=query))
+        assert response.status_code == 400
+        assert "the question has more than 2048 tokens" in response.json()["error"]["message"]
     history = [["a", "长" * 500_000], ["你好", "你好！"]]
     assert post(address, "/", body_of("/", history=history)).json()["dropped_rounds"] == 1
 
@@ -293,12 +293,12 @@ def test_no_value_is_too_wild(address, path, name):
             if name == "max_length":
                 body["max_new_tokens"] = 2
             content = f'{json.dumps(body)[:-1]}, "{name}": {value}}}'
-            found = client.post(path, content=content)
-            assert found.status_code in (200, 400, 422), (value, found.text)
-            if found.status_code != 200:
-                assert len(refused(found, path, found.status_code)["message"]) < 300
+            response = client.post(path, content=content)
+            assert response.status_code in (200, 400, 422), (value, response.text)
+            if response.status_code != 200:
+                assert len(refused(response, path, response.status_code)["message"]) < 300
             if value in ('"1"', "[]", "{}") and name not in ("stream", "min_p", "num_beams"):
-                assert found.status_code != 200, value
+                assert response.status_code != 200, value
         assert client.get("/health").json()["status"] == "ok"
 
 
@@ -307,7 +307,7 @@ def test_no_value_is_too_wild(address, path, name):
 
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "the body is empty"),
         (b"  \n", "the body is empty"),
@@ -315,9 +315,9 @@ def test_no_value_is_too_wild(address, path, name):
         (b"5", "the body must be an object"),
         (b'"x"', "the body must be an object"),
         (b"null", "the body must be an object"),
-        (b"{", "the body is no JSON: "),
-        (b"prompt=x", "the body is no JSON: Expecting value at line 1 column 1"),
-        (b'{"prompt": "x"} {}', "the body is no JSON: Extra data"),
+        (b"{", "the body is not valid JSON: "),
+        (b"prompt=x", "the body is not valid JSON: Expecting value at line 1 column 1"),
+        (b'{"prompt": "x"} {}', "the body is not valid JSON: Extra data"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 50_000, "nested too deeply"),
         (b'{"prompt": "a", "prompt": "b"}', "the name 'prompt' stands twice"),
@@ -332,9 +332,9 @@ def test_no_value_is_too_wild(address, path, name):
         (b"PK\x03\x04xxxx", "compressed (zip)"),
     ],
 )
-def test_bodies_that_are_none(address, path, content, said):
+def test_bodies_that_are_none(address, path, content, message):
     error = refused(post(address, path, content), path)
-    assert said in error["message"]
+    assert message in error["message"]
     assert error["param"] is None
 
 
@@ -352,11 +352,11 @@ def test_what_a_body_says_that_it_is(address, path):
         assert value.rpartition("=")[2] in message
         assert "send the body as" in message
     for sent_as in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "x"):
-        found = post(address, path, body, **{"content-type": sent_as})
+        response = post(address, path, body, **{"content-type": sent_as})
         if path == "/":
-            assert found.status_code == 200  # as the published route
+            assert response.status_code == 200  # as the published route
         else:
-            message = refused(found, path, 415)["message"]
+            message = refused(response, path, 415)["message"]
             assert message == f"the Content-Type header must be application/json; {sent_as} was sent"
     missing = httpx.post(f"{address}{path}", content=body)
     if path == "/":

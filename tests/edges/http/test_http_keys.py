@@ -12,7 +12,7 @@ from servers import running
 import ptuning
 from ptuning.core.errors import UserError
 from ptuning.edges.cli import main
-from ptuning.edges.http.gate import bearer, same_key
+from ptuning.edges.http.middleware.access import bearer_key, keys_equal
 from ptuning.edges.serve import ServerArguments
 from ptuning.edges.web_command import WebArguments
 
@@ -66,37 +66,39 @@ def test_a_flag_beats_the_environment_and_what_no_header_holds_is_refused(monkey
             WebArguments(port=1, auth=auth)
 
 
+@pytest.mark.slow
 def test_keys_outside_of_ascii(address):
     """In the bytes that clients send: curl UTF-8, browsers Latin-1."""
 
-    def found(key, path="/v1/models"):
+    def status_with(key, path="/v1/models"):
         return httpx.get(f"{address}{path}", headers={"authorization": b"Bearer " + key}).status_code
 
-    assert found(KEY.encode()) == 200
-    assert found(ADMIN.encode(), "/admin/prefixes") == 200
-    assert found(ADMIN.encode("latin-1"), "/admin/prefixes") == 200
+    assert status_with(KEY.encode()) == 200
+    assert status_with(ADMIN.encode(), "/admin/prefixes") == 200
+    assert status_with(ADMIN.encode("latin-1"), "/admin/prefixes") == 200
     for wrong in ("密".encode(), KEY.encode("gbk"), b"\xff\xfe", "clé".encode("latin-1")):
-        assert found(wrong) == 401
-        assert found(wrong, "/admin/prefixes") == 401
-    assert found(KEY.encode(), "/admin/prefixes") == 401
+        assert status_with(wrong) == 401
+        assert status_with(wrong, "/admin/prefixes") == 401
+    assert status_with(KEY.encode(), "/admin/prefixes") == 401
 
 
 def test_keys_that_python_cannot_write():
-    assert same_key(b"\xff", os.fsdecode(b"\xff"))
-    assert not same_key(b"?", os.fsdecode(b"\xff"))
-    assert bearer([(b"authorization", b"Bearer a"), (b"Authorization", b"Bearer b")]) == b""
-    assert bearer([(b"Authorization", b"bearer  a ")]) == b"a"
-    assert bearer([(b"authorization", b"Bearer")]) == b""
+    assert keys_equal(b"\xff", os.fsdecode(b"\xff"))
+    assert not keys_equal(b"?", os.fsdecode(b"\xff"))
+    assert bearer_key([(b"authorization", b"Bearer a"), (b"Authorization", b"Bearer b")]) == b""
+    assert bearer_key([(b"Authorization", b"bearer  a ")]) == b"a"
+    assert bearer_key([(b"authorization", b"Bearer")]) == b""
 
 
 def load(address, path, name="new"):
     headers = {"authorization": b"Bearer " + ADMIN.encode()}
-    found = httpx.post(f"{address}/admin/prefixes", json={"name": name, "path": path}, headers=headers)
-    if found.status_code == 201:
+    response = httpx.post(f"{address}/admin/prefixes", json={"name": name, "path": path}, headers=headers)
+    if response.status_code == 201:
         assert httpx.delete(f"{address}/admin/prefixes/{name}", headers=headers).status_code == 200
-    return found
+    return response
 
 
+@pytest.mark.slow
 def test_links_out_of_the_root_are_not_followed(address, root):
     elsewhere = root.parent / "elsewhere"
     (root / "linked").symlink_to(elsewhere)
@@ -114,17 +116,18 @@ def test_links_out_of_the_root_are_not_followed(address, root):
     tricks = ["linked", "files", f"files/{weights.name}", "one_file", "pipe", "loop", "../elsewhere", str(elsewhere)]
     tricks += ["nowhere", "inside/../../elsewhere", "a\x00b", "x" * 5000]
     for path in tricks:
-        found = load(address, path)
-        assert found.status_code == 400, path
-        assert found.json()["error"]["message"] == f"path: no such checkpoint below {root}", path
+        response = load(address, path)
+        assert response.status_code == 400, path
+        assert response.json()["error"]["message"] == f"path: no such checkpoint below {root}", path
     for path in ("inside", "within", str(root / "inside"), "./inside/"):
         assert load(address, path).status_code == 201, path
 
 
+@pytest.mark.slow
 def test_what_is_loaded_is_named_by_known_fields_only(address):
     headers = {"authorization": b"Bearer " + ADMIN.encode()}
     for body, field in (({"name": "a"}, "path"), ({"name": "a", "path": "inside", "pre_seq_len": 4}, "pre_seq_len"),
                         ({"name": 5, "path": "inside"}, "name"), ([], None)):  # fmt: skip
-        found = httpx.post(f"{address}/admin/prefixes", json=body, headers=headers)
-        assert found.status_code == 400
-        assert found.json()["error"]["param"] == field
+        response = httpx.post(f"{address}/admin/prefixes", json=body, headers=headers)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == field

@@ -44,8 +44,8 @@ def address(server):
 @contextlib.contextmanager
 def connected(address):
     host, port = re.fullmatch(r"http://(.+):(\d+)", address).groups()
-    with socket.create_connection((host, int(port)), timeout=30) as made:
-        yield made
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        yield connection
 
 
 def rest_of(connection):
@@ -72,8 +72,9 @@ def trickle(connection, data):
 # ---- slow ones and many
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("first", "then", "said"),
+    ("first", "then", "status"),
     [
         (b"", b"", b""),  # a connection on which nothing is sent
         (b"", head("/health", "X-Long: " + "a" * 500, method="GET"), b"408"),
@@ -87,15 +88,16 @@ def trickle(connection, data):
         (head("/", "Origin: http://evil.example", "Content-Length: 50000"), b"{" * 1000, b"403"),
     ],
 )
-def test_who_sends_slowly_is_closed(address, first, then, said):
+def test_who_sends_slowly_is_closed(address, first, then, status):
     with connected(address) as connection:
         connection.sendall(first)
-        found = trickle(connection, then)
-    assert found.split(b"\r\n")[0].split()[1:2] == ([said] if said else [])
-    if said == b"408":
-        assert b"the request was not whole after 2 seconds" in found
+        response = trickle(connection, then)
+    assert response.split(b"\r\n")[0].split()[1:2] == ([status] if status else [])
+    if status == b"408":
+        assert b"the request was not complete after 2 seconds" in response
 
 
+@pytest.mark.slow
 def test_a_second_request_that_trickles_on_a_kept_connection(address):
     with connected(address) as connection:
         connection.sendall(head("/health", method="GET"))
@@ -103,11 +105,13 @@ def test_a_second_request_that_trickles_on_a_kept_connection(address):
         assert b"408" in trickle(connection, head("/health", "X-Long: " + "a" * 500, method="GET"))
 
 
+@pytest.mark.slow
 def test_an_answer_may_take_longer_than_its_request(address):
     body = {"prompt": "你好", "max_new_tokens": 1900} | ENDLESS
     assert httpx.post(address, json=body, timeout=120).status_code == 200
 
 
+@pytest.mark.slow
 def test_who_does_not_read_answers_is_closed(address):
     """Ten large answers, one after the other, which no network holds for somebody who takes none of them."""
     body = json.dumps({"prompt": "x", "history": [["a", "b" * 1_900_000]], "max_new_tokens": 1}).encode()
@@ -126,6 +130,7 @@ def test_who_does_not_read_answers_is_closed(address):
             assert len(rest_of(connection)) < 10 * len(body)
 
 
+@pytest.mark.slow
 def test_idle_connections_make_room(address):
     with contextlib.ExitStack() as stack:
         idle = [stack.enter_context(connected(address)) for _ in range(40)]
@@ -135,6 +140,7 @@ def test_idle_connections_make_room(address):
     assert httpx.get(f"{address}/health").status_code == 200
 
 
+@pytest.mark.slow
 def test_where_all_are_busy_one_more_is_told_so(address):
     with contextlib.ExitStack() as stack:
         for _ in range(20):
@@ -167,31 +173,34 @@ def pieces():
         yield LARGE[place : place + 100_000]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/", "/v1/chat/completions", "/admin/prefixes", "/nowhere"])
 def test_413_reaches_clients_that_send_everything_first(address, path):
     for content in (LARGE, pieces()):
-        found = httpx.post(f"{address}{path}", content=content, timeout=60)
-        assert found.status_code == 413
-        assert found.json()["error"]["message"] == "the body is larger than 2000000 bytes"
+        response = httpx.post(f"{address}{path}", content=content, timeout=60)
+        assert response.status_code == 413
+        assert response.json()["error"]["message"] == "the body is larger than 2000000 bytes"
     with pytest.raises(urllib.error.HTTPError) as error:
         urllib.request.urlopen(urllib.request.Request(f"{address}{path}", LARGE), timeout=60)
     assert error.value.code == 413
     assert b"larger than 2000000 bytes" in error.value.read()
 
 
+@pytest.mark.slow
 def test_413_reaches_a_plain_socket(address):
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces()) + b"0\r\n\r\n"
     for sent in (head("/", f"Content-Length: {len(LARGE)}") + LARGE, head("/", "Transfer-Encoding: chunked") + chunks):
         with connected(address) as connection:
             connection.sendall(sent)
-            found = rest_of(connection)
-        assert found.startswith(b"HTTP/1.1 413 ")
-        assert found.endswith(b'"code":"body_too_large"}}')
+            response = rest_of(connection)
+        assert response.startswith(b"HTTP/1.1 413 ")
+        assert response.endswith(b'"code":"body_too_large"}}')
     with connected(address) as connection:  # one that asks first sends nothing
         connection.sendall(head("/", f"Content-Length: {len(LARGE)}", "Expect: 100-continue"))
         assert rest_of(connection).startswith(b"HTTP/1.1 413 ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 @pytest.mark.parametrize("flags", [[], ["-H", "Transfer-Encoding: chunked"], ["-H", "Expect:"]])
 def test_413_reaches_curl(address, tmp_path, flags):
@@ -202,11 +211,13 @@ def test_413_reaches_curl(address, tmp_path, flags):
     assert "larger than 2000000 bytes" in done.stdout
 
 
+@pytest.mark.slow
 def test_other_refusals_reach_clients_with_large_bodies_too(address):
     for headers, status in (({"origin": "https://evil.example"}, 403), ({"host": "evil.example"}, 403)):
         assert httpx.post(address, content=b"x" * 1_900_000, headers=headers, timeout=60).status_code == status
 
 
+@pytest.mark.slow
 def test_a_length_that_is_none(address):
     for length in ("9" * 30, "-1", "x", "1e3"):
         with connected(address) as connection:
@@ -215,7 +226,7 @@ def test_a_length_that_is_none(address):
 
 
 @pytest.mark.parametrize(
-    ("data", "found"),
+    ("data", "expected"),
     [
         (b"[" + b"[]," * 99_000 + b"[]]", False),
         (b"[" + b"[]," * 120_000 + b"[]]", True),
@@ -229,13 +240,14 @@ def test_a_length_that_is_none(address):
         (b"," * 900_000, True),
     ],
 )
-def test_values_are_counted_without_those_in_texts(data, found):
-    assert has_too_many_values(data) is found
+def test_values_are_counted_without_those_in_texts(data, expected):
+    assert has_too_many_values(data) is expected
 
 
 # ---- clients that leave
 
 
+@pytest.mark.slow
 def test_clients_that_leave_are_no_traceback():
     """In the middle of the head, the body, the answer; in good order and not. The server's log ends with it."""
     question = json.dumps({"prompt": "你好"} | ENDLESS).encode()
@@ -296,17 +308,18 @@ host, port, file = sys.argv[1:]
 def send(path, body):
     connection = http.client.HTTPConnection(host, int(port), timeout=200)
     connection.request("POST", path, body.encode(), {"content-type": "application/json"})
-    found.append(connection.getresponse().status)
-found, bodies = [], json.load(open(file, encoding="utf-8"))
+    statuses.append(connection.getresponse().status)
+statuses, bodies = [], json.load(open(file, encoding="utf-8"))
 threads = [threading.Thread(target=send, args=one) for one in bodies * 4 + bodies[:1] * 40]
 for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-print(json.dumps(found))
+print(json.dumps(statuses))
 """
 
 
+@pytest.mark.slow
 def test_health_beside_heavy_requests(tmp_path):
     """Many of all kinds at a time, from a process of their own; every single /health is answered."""
     bodies = heavy_bodies()
@@ -321,9 +334,9 @@ def test_health_beside_heavy_requests(tmp_path):
                 assert client.get("/health").json()["status"] == "ok"
                 times.append(time.perf_counter() - began)
                 time.sleep(0.005)
-            found = json.loads(sender.stdout.read())
-    assert len(found) == 4 * len(bodies) + 40
-    assert set(found) == {200, 400, 413, 422}
+            statuses = json.loads(sender.stdout.read())
+    assert len(statuses) == 4 * len(bodies) + 40
+    assert set(statuses) == {200, 400, 413, 422}
     print(f"/health {len(times)} times: median {statistics.median(times):.3f} s, most {max(times):.3f} s")
     assert statistics.median(times) < 0.2
     assert sorted(times)[len(times) * 9 // 10] < 0.2

@@ -11,22 +11,22 @@ from servers import running
 from ptuning.core.errors import UserError
 from ptuning.edges.http.errors import ApiError
 from ptuning.edges.http.hosts import allowed_host, allowed_origin, parse_host
-from ptuning.edges.http.origin import OriginGuard
+from ptuning.edges.http.middleware.origin import OriginMiddleware
 from ptuning.edges.serve import ServerArguments
 
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
-def guard(**settings):
-    return OriginGuard(None, **({"own_host": "127.0.0.1", "loopback": True} | settings))
+def origin_middleware(**settings):
+    return OriginMiddleware(None, **({"own_host": "127.0.0.1", "loopback": True} | settings))
 
 
-def status(made, headers, method="POST", kind="http"):
+def status(middleware, headers, method="POST", kind="http"):
     """What a request gets: None where it is let in."""
     pairs = [(name.encode(), value.encode()) for name, value in (headers.items() if isinstance(headers, dict) else headers)]
     scope = {"type": kind, "method": method, "path": "/", "headers": pairs, "server": ("127.0.0.1", 8000)}
     try:
-        made.check(scope)
+        middleware.check(scope)
     except ApiError as error:
         return error.status
     return None
@@ -41,7 +41,7 @@ def status(made, headers, method="POST", kind="http"):
     ],
 )  # fmt: skip
 def test_the_servers_own_names(host):
-    assert status(guard(), {"host": host}) is None
+    assert status(origin_middleware(), {"host": host}) is None
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_the_servers_own_names(host):
     ],
 )  # fmt: skip
 def test_names_of_strangers(host):
-    assert status(guard(), {"host": host}) == 403
-    assert status(guard(loopback=False), {"host": host}) is None
+    assert status(origin_middleware(), {"host": host}) == 403
+    assert status(origin_middleware(loopback=False), {"host": host}) is None
 
 
 @pytest.mark.parametrize(
@@ -69,46 +69,46 @@ def test_what_is_no_host(host):
     scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs}
     for loopback in (True, False):
         with pytest.raises(ApiError) as error:
-            guard(loopback=loopback).check(scope)
+            origin_middleware(loopback=loopback).check(scope)
         assert error.value.status == 400
 
 
 def test_a_host_is_named_once():
-    assert status(guard(), {}) == 400
-    assert status(guard(), [("host", "localhost"), ("host", "localhost")]) == 400
-    assert status(guard(), [("Host", "localhost"), ("host", "evil.example")]) == 400
-    assert status(guard(loopback=False), {}) is None
-    assert status(guard(loopback=False), {"origin": "http://evil.example"}) == 403
+    assert status(origin_middleware(), {}) == 400
+    assert status(origin_middleware(), [("host", "localhost"), ("host", "localhost")]) == 400
+    assert status(origin_middleware(), [("Host", "localhost"), ("host", "evil.example")]) == 400
+    assert status(origin_middleware(loopback=False), {}) is None
+    assert status(origin_middleware(loopback=False), {"origin": "http://evil.example"}) == 403
 
 
 def test_a_proxys_word_is_believed_for_known_names_only():
-    made = guard(allowed_hosts=["chat.example.com"])
+    middleware = origin_middleware(allowed_hosts=["chat.example.com"])
     for forwarded, kept in (
         ("chat.example.com", True), ("localhost:8000", True), ("chat.example.com, inner", True), ("evil.example", False),
         ("evil.example, chat.example.com", False), ("", False), ("a b", False),
     ):  # fmt: skip
         scope = {"type": "http", "headers": [(b"host", b"localhost"), (b"X-Forwarded-Host", forwarded.encode())]}
-        assert (len(made._with_own_names(scope)["headers"]) == 2) is kept, forwarded
+        assert (len(middleware.without_foreign_proxy(scope)["headers"]) == 2) is kept, forwarded
 
 
 def test_further_names():
-    made = guard(allowed_hosts=["chat.example.com", "Second.example:8443"], cors_origins=["https://third.example"])
+    middleware = origin_middleware(allowed_hosts=["chat.example.com", "Second.example:8443"], cors_origins=["https://third.example"])
     for host in ("chat.example.com", "CHAT.example.com.:80", "second.example:8443", "second.example", "third.example"):
-        assert status(made, {"host": host}) is None, host
-    assert status(made, {"host": "sub.chat.example.com"}) == 403
-    assert status(guard(allowed_hosts=["*"]), {"host": "evil.example"}) is None
-    assert status(guard(own_host="box"), {"host": "box:80"}) is None
+        assert status(middleware, {"host": host}) is None, host
+    assert status(middleware, {"host": "sub.chat.example.com"}) == 403
+    assert status(origin_middleware(allowed_hosts=["*"]), {"host": "evil.example"}) is None
+    assert status(origin_middleware(own_host="box"), {"host": "box:80"}) is None
     # on other addresses the names are checked where some were given; the server's own address is always one
-    made = guard(loopback=False, own_host="0.0.0.0", allowed_hosts=["chat.example.com"])
-    assert status(made, {"host": "evil.example"}) == 403
+    middleware = origin_middleware(loopback=False, own_host="0.0.0.0", allowed_hosts=["chat.example.com"])
+    assert status(middleware, {"host": "evil.example"}) == 403
     reached_by = {"192.0.2.7": "192.0.2.7:80", "2001:db8::7": "[2001:DB8:0::7]", "::ffff:192.0.2.7": "192.0.2.7"}
     for reached, host in reached_by.items():
         headers = [(b"host", host.encode())]
-        made.check({"type": "http", "method": "GET", "path": "/", "headers": headers, "server": (reached, 80)})
+        middleware.check({"type": "http", "method": "GET", "path": "/", "headers": headers, "server": (reached, 80)})
 
 
 @pytest.mark.parametrize(
-    ("host", "origin", "found"),
+    ("host", "origin", "expected"),
     [
         ("localhost:8000", "http://localhost:8000", None),
         ("localhost:8000", "HTTP://LOCALHOST:8000", None),
@@ -135,31 +135,33 @@ def test_further_names():
         ("localhost:8000", "http://localhost:8000 http://localhost:8000", 403),
     ],
 )
-def test_origins(host, origin, found):
-    for made in (guard(), guard(loopback=False)):
+def test_origins(host, origin, expected):
+    for middleware in (origin_middleware(), origin_middleware(loopback=False)):
         for method in ("GET", "POST", "OPTIONS"):
-            assert status(made, {"host": host, "origin": origin}, method) == found
-        assert status(made, {"host": host, "origin": origin}, "GET", "websocket") == found
-    assert status(guard(cors_origins=["*"]), {"host": host, "origin": origin, "sec-fetch-site": "cross-site"}) is None
+            assert status(middleware, {"host": host, "origin": origin}, method) == expected
+        assert status(middleware, {"host": host, "origin": origin}, "GET", "websocket") == expected
+    headers = {"host": host, "origin": origin, "sec-fetch-site": "cross-site"}
+    assert status(origin_middleware(cors_origins=["*"]), headers) is None
 
 
 def test_two_origins_are_none():
     pairs = [("host", "localhost"), ("origin", "http://localhost"), ("origin", "http://localhost")]
-    assert status(guard(), pairs) == 403
+    assert status(origin_middleware(), pairs) == 403
 
 
 def test_origins_that_were_named():
-    made = guard(cors_origins=["https://example.com", "http://localhost:3000", "null"], allowed_hosts=["chat.example.com"])
+    origins = ["https://example.com", "http://localhost:3000", "null"]
+    middleware = origin_middleware(cors_origins=origins, allowed_hosts=["chat.example.com"])
     for origin in ("https://example.com", "http://localhost:3000", "null", "https://chat.example.com"):
         for site in ("cross-site", "same-site"):
             expected = 403 if (origin, site) == ("https://chat.example.com", "cross-site") else None
-            assert status(made, {"host": "localhost", "origin": origin, "sec-fetch-site": site}) == expected
+            assert status(middleware, {"host": "localhost", "origin": origin, "sec-fetch-site": site}) == expected
     for origin in ("http://example.com", "https://example.com:444", "https://sub.example.com", "https://chat.example.com:8443"):
-        assert status(made, {"host": "localhost", "origin": origin}) == 403
+        assert status(middleware, {"host": "localhost", "origin": origin}) == 403
 
 
 @pytest.mark.parametrize(
-    ("method", "headers", "found"),
+    ("method", "headers", "expected"),
     [
         ("GET", {}, None),
         ("GET", {"sec-fetch-site": "none", "sec-fetch-mode": "navigate"}, None),
@@ -176,14 +178,14 @@ def test_origins_that_were_named():
         ("POST", {"sec-fetch-site": "cross-site", "origin": "http://localhost"}, 403),
     ],
 )
-def test_what_a_browser_says_of_a_request(method, headers, found):
-    assert status(guard(), {"host": "localhost"} | headers, method) == found
-    assert status(guard(loopback=False), {"host": "localhost"} | headers, method) == found
+def test_what_a_browser_says_of_a_request(method, headers, expected):
+    assert status(origin_middleware(), {"host": "localhost"} | headers, method) == expected
+    assert status(origin_middleware(loopback=False), {"host": "localhost"} | headers, method) == expected
 
 
 def test_settings():
-    made = ServerArguments(port=1, cors_origins=["https://Example.com/", "http://localhost:80", "*", "null"])
-    assert made.cors_origins == ["https://example.com", "http://localhost", "*", "null"]
+    settings = ServerArguments(port=1, cors_origins=["https://Example.com/", "http://localhost:80", "*", "null"])
+    assert settings.cors_origins == ["https://example.com", "http://localhost", "*", "null"]
     assert allowed_origin("http://[::1]:3000") == "http://[::1]:3000"
     assert parse_host(allowed_host("聊天.example"))
     for wrong in ("example.com", "https://example.com/path", "ftp://example.com", "", "https://", "https://a b"):
@@ -212,6 +214,7 @@ def ask(address, **headers):
     return httpx.post(address, content=json.dumps(BODY), headers={"content-type": "text/plain"} | headers)
 
 
+@pytest.mark.slow
 def test_programs_and_the_own_page_go_on_working(address):
     own = address.removeprefix("http://")
     assert ask(address).status_code == 200
@@ -220,20 +223,22 @@ def test_programs_and_the_own_page_go_on_working(address):
     assert ask(address, host=own.replace("127.0.0.1", "localhost")).status_code == 200
 
 
+@pytest.mark.slow
 def test_strangers_pages_and_names_are_refused_on_every_path(address):
     paths = ("/", "/v1/models", "/health", "/metrics", "/docs", "/admin/prefixes", "/nowhere", "/v1/chat/completions")
     for path in paths:
         for headers in ({"host": "evil.example"}, {"origin": "https://evil.example"}, {"origin": "null"},
                         {"sec-fetch-site": "cross-site"}):  # fmt: skip
             for method in ("GET", "POST", "OPTIONS"):
-                found = httpx.request(method, f"{address}{path}", headers=headers)
-                assert found.status_code == 403, (method, path, headers)
-                assert found.json()["error"]["type"] == "permission_error"
-                assert "access-control-allow-origin" not in found.headers
+                response = httpx.request(method, f"{address}{path}", headers=headers)
+                assert response.status_code == 403, (method, path, headers)
+                assert response.json()["error"]["type"] == "permission_error"
+                assert "access-control-allow-origin" not in response.headers
     assert "--allowed_hosts evil.example" in ask(address, host="evil.example").json()["error"]["message"]
     assert "--cors_origins https://evil.example" in ask(address, origin="https://evil.example").json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_page_that_was_named_may_ask_first_and_read_the_answer(address):
     friend = {"origin": "https://friend.example", "sec-fetch-site": "cross-site", "sec-fetch-mode": "cors"}
     asked = {"access-control-request-method": "POST", "access-control-request-headers": "content-type, authorization"}
@@ -243,6 +248,7 @@ def test_a_page_that_was_named_may_ask_first_and_read_the_answer(address):
     assert ask(address, **friend).headers["access-control-allow-origin"] == "https://friend.example"
 
 
+@pytest.mark.slow
 def test_requests_that_httpx_would_not_send(address):
     host, port = re.fullmatch(r"http://(.+):(\d+)", address).groups()
 

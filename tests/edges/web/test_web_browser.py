@@ -13,7 +13,7 @@ from servers import running
 import ptuning
 from scripts.chromium import NARROW, chromium, missing, wait_for
 
-pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing() or "there is a browser")]
 BASE, ADMIN = "tiny-chatglm", {"Authorization": "Bearer admin"}
 
 
@@ -347,9 +347,9 @@ def test_nothing_in_an_answer_runs_or_is_fetched(browser, tmp_path):
         assert {tuple(link) for link in links} <= {("http:", "_blank"), (":", "_blank")}  # ":": it leads nowhere
         assert browser.execute_script("return window.hacked") is None
         assert browser.current_url.startswith(address)
-        said = page.texts()
-        assert said[0] == ANSWERS[0]
-        assert said[1].startswith("<img src=x onerror='window.hacked = 1'>")
+        texts = page.texts()
+        assert texts[0] == ANSWERS[0]
+        assert texts[1].startswith("<img src=x onerror='window.hacked = 1'>")
         inside = "#chat-1 [data-testid=bot] :is(script, iframe, img, svg image, form, style, link, meta, details, .mermaid)"
         assert browser.find_elements("css selector", inside) == []
         assert page.one("#send").is_displayed()

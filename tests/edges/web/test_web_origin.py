@@ -13,6 +13,8 @@ from servers import running
 
 from scripts.chromium import chromium, missing, wait_for
 
+pytestmark = pytest.mark.slow
+
 LINK = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document", "accept": "text/html"}
 
 
@@ -24,8 +26,9 @@ def address():
 
 def clear_of(address):
     """The page's function that forgets a conversation, as its own script calls it."""
-    found = next(one for one in httpx.get(f"{address}/config").json()["dependencies"] if one["api_name"] == "clear")
-    return {"fn_index": found["id"], "data": [], "session_hash": "s"}
+    functions = httpx.get(f"{address}/config").json()["dependencies"]
+    number = next(function["id"] for function in functions if function["api_name"] == "clear")
+    return {"fn_index": number, "data": [], "session_hash": "s"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

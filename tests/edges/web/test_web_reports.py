@@ -5,7 +5,7 @@ import os
 import pytest
 
 from ptuning.core.errors import UserError
-from ptuning.edges.web.reports import MOST_BYTES, framed, read_report, reports_below
+from ptuning.edges.web.reports import MAX_BYTES, framed, read_report, reports_below
 
 
 @pytest.fixture
@@ -104,13 +104,13 @@ def test_a_message_repeats_no_more_than_can_be_read(root, folder):
 
 def test_a_huge_file_is_not_sent(root):
     with (root / "old" / "report.html").open("wb") as file:
-        file.truncate(MOST_BYTES + 1)
+        file.truncate(MAX_BYTES + 1)
     with pytest.raises(UserError, match="is larger than"):
         read_report(root, "old")
 
 
 def test_a_report_stands_in_a_frame_in_which_nothing_runs():
-    made = framed('"><script>alert(1)</script>${alert(2)}', 'a" onload="x')
-    assert 'sandbox=""' in made
-    assert "<script" not in made
-    assert made.count('"') == 8
+    frame = framed('"><script>alert(1)</script>${alert(2)}', 'a" onload="x')
+    assert 'sandbox=""' in frame
+    assert "<script" not in frame
+    assert frame.count('"') == 8

@@ -61,10 +61,10 @@ def test_long_rows_of_marks_take_no_time():
 @given(st.text(alphabet=string.printable + "你好。", max_size=40))
 def test_a_literal_text_has_no_mark_left(text):
     """Nothing that markdown knows is in it, and undoing the numbers gives the text back."""
-    made = literal(text)
-    assert not re.search(r"[*_`#\[\]()<>!|~$\\]", re.sub(r"&#\d+;", "", made))
-    undone = re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), made.replace("&nbsp;", ""))
-    assert undone == re.sub(r"(?m)(?<![^\n])[ \t]+", "", text)
+    markdown = literal(text)
+    assert not re.search(r"[*_`#\[\]()<>!|~$\\]", re.sub(r"&#\d+;", "", markdown))
+    decoded = re.sub(r"&#(\d+);", lambda found: chr(int(found[1])), markdown.replace("&nbsp;", ""))
+    assert decoded == re.sub(r"(?m)(?<![^\n])[ \t]+", "", text)
 
 
 def test_a_question_of_the_task_shows_as_typed():

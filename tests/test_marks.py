@@ -1,0 +1,47 @@
+"""What ``scripts/test.sh --quick`` runs: most tests, some of every room, and all that hold golden results."""
+
+from pathlib import Path
+
+import pytest
+from conftest import COLLECTED
+
+TESTS = Path(__file__).parent
+
+
+def folder_of(item):
+    return item.path.parent.relative_to(TESTS).as_posix()
+
+
+def is_slow(item):
+    return item.get_closest_marker("slow") is not None
+
+
+@pytest.fixture
+def collected(request):
+    """Every test there is, also those that this run leaves out."""
+    items = request.config.stash[COLLECTED]
+    files = set(TESTS.rglob("test_*.py"))
+    if len({item.path for item in items}) < 0.9 * len(files):
+        pytest.skip("only a part of the tests was collected")
+    return items
+
+
+def test_some_tests_of_every_room_are_quick(collected):
+    folders = {folder_of(item) for item in collected}
+    assert {folder_of(item) for item in collected if not is_slow(item)} == folders
+    assert {path.parent.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py")} == folders
+
+
+def test_most_tests_are_quick(collected):
+    assert sum(map(is_slow, collected)) < len(collected) / 5
+
+
+def test_what_holds_golden_results_is_quick(collected):
+    """Those that ask for them themselves; the rows of small runs come out of the same file."""
+
+    def golden(item):
+        own = item._fixtureinfo.argnames
+        return "golden_tensors" in item.fixturenames or "golden_cases" in own
+
+    assert any(map(golden, collected))
+    assert not [item.nodeid for item in collected if golden(item) and is_slow(item)]
