@@ -147,9 +147,17 @@ def forked_from_one(first, cases, folder, **settings):
     return [subprocess.CompletedProcess(case, code, *text) for case, code, text in zip(cases, codes, texts, strict=True)]
 
 
+def write_to(output, errors):
+    """Make two descriptors this process's stdout and stderr, with streams as an interpreter opens them."""
+    for name, number, descriptor in (("stdout", 1, output), ("stderr", 2, errors)):
+        os.dup2(descriptor, number)
+        line_by_line = 1 if name == "stderr" or os.isatty(number) else -1
+        rule = "backslashreplace" if name == "stderr" else "strict"
+        setattr(sys, name, open(number, "w", line_by_line, "utf-8", rule, closefd=False))  # noqa: SIM115
+
+
 def _inside(argv, streams, limits, before, module):
-    for number, path in enumerate(streams, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    write_to(*(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in streams))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if any(limits.values()):
         import resource

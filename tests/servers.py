@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from processes import FORKS
+from processes import FORKS, write_to
 
 ROOT = Path(__file__).resolve().parent.parent
 AT_IMPORT = {"PYTHONPATH", "TMPDIR", "GRADIO_TEMP_DIR", "GRADIO_SERVER_PORT"}  # what counts when a module is imported
@@ -103,9 +103,8 @@ class ForkedServer:
 
 
 def _serve(argv, env, writer):
-    os.dup2(writer.fileno(), 2)
+    write_to(1, writer.fileno())
     writer.close()
-    sys.stderr = os.fdopen(2, "w", buffering=1, encoding="utf-8")  # the one that was inherited takes it for a file
     os.environ.clear()
     os.environ.update(env)
     signal.signal(signal.SIGINT, signal.default_int_handler)

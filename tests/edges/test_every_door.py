@@ -10,8 +10,8 @@ from sampling import greedy
 from starlette.testclient import TestClient
 
 import ptuning
-from ptuning.data.preprocess import prompt_ids
 from ptuning.data.rows import Row
+from ptuning.data.truncation import prompt_ids
 from ptuning.edges.http.app import create_app
 from ptuning.edges.terminal import ChatTerminal
 from ptuning.edges.terminal_texts import Texts
@@ -110,7 +110,7 @@ def test_terminal(service, asked, texts, monkeypatch, capsys):
         conversation.choose(asked)
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{query}\n" for query in QUERIES)))
         capsys.readouterr()
-        assert ChatTerminal(conversation, Texts("en"), plain=True).talk() == 0
+        assert ChatTerminal(conversation, Texts("en"), plain=True).run() == 0
         assert capsys.readouterr().out == "".join(f"{texts[query, limit]}\n" for query in QUERIES)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
+from processes import Command
 
 from ptuning.core.errors import GenerationError, StoppedError, TrainingError, UserError
 from ptuning.edges import cli
@@ -32,6 +33,18 @@ def command(*argv, stdin="", code=None, **changes):
         [*words, *map(str, argv)], input=stdin.encode(), timeout=120, check=False,
         env=environment | changes, **({"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams),
     )  # fmt: skip
+
+
+def in_encoding(encoding, argv, folder):
+    """The same in a process that is forked, with streams as PYTHONIOENCODING opens them."""
+    opened = "import sys\n" + "".join(
+        f"sys.{name} = open({number}, 'w', encoding={encoding!r}, errors={errors!r}, closefd=False)\n"
+        for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace"))
+    )
+    run = Command(argv, folder / "stdout", errors=folder / "stderr", before=opened)
+    return subprocess.CompletedProcess(
+        argv, run.wait(), (folder / "stdout").read_bytes(), (folder / "stderr").read_bytes()
+    )
 
 
 def error_line(done):
@@ -141,8 +154,8 @@ def test_inspect_in_a_terminal_shows_nothing_that_it_would_obey(hostile_rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gbk", "ascii", "latin-1"])
-def test_inspect_in_other_encodings(hostile_rows, encoding):
-    done = command("inspect", hostile_rows, PYTHONIOENCODING=encoding)
+def test_inspect_in_other_encodings(hostile_rows, encoding, tmp_path):
+    done = in_encoding(encoding, ["inspect", hostile_rows], tmp_path)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     printed = done.stdout.decode(encoding)
     assert not OBEYED & set(printed + done.stderr.decode(encoding))
@@ -153,8 +166,8 @@ def test_inspect_in_other_encodings(hostile_rows, encoding):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["gbk", "ascii"])
-def test_scores_in_other_encodings(answers, encoding):
-    done = command("evaluate", "--metrics-only", answers, PYTHONIOENCODING=encoding)
+def test_scores_in_other_encodings(answers, encoding, tmp_path):
+    done = in_encoding(encoding, ["evaluate", "--metrics-only", answers], tmp_path)
     assert (done.returncode, b"Traceback" in done.stderr) == (0, False)
     printed = done.stdout.decode(encoding)
     assert "bleu-4" in printed

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
@@ -72,29 +73,40 @@ def trickle(connection, data):
 # ---- slow ones and many
 
 
+SLOW_SENDERS = [  # what is sent at once, what byte by byte, and the status
+    (b"", b"", b""),  # a connection on which nothing is sent
+    (b"", head("/health", "X-Long: " + "a" * 500, method="GET"), b"408"),
+    (b"GET /health HTTP/1.1\r\n", b"", b"408"),
+    (head("/", "Content-Length: 1000"), b"{" * 1000, b"408"),
+    (head("/", "Content-Length: 1000"), b"", b"408"),
+    (head("/", "Transfer-Encoding: chunked"), b"1\r\n{\r\n" * 100, b"408"),
+    (head("/v1/chat/completions", "Transfer-Encoding: chunked"), b"", b"408"),
+    (head("/nowhere", "Content-Length: 1000"), b"{" * 1000, b"408"),
+    (head("/", "Content-Length: 5000000"), b"{" * 1000, b"413"),  # refused at once, and not listened to for ever
+    (head("/", "Origin: http://evil.example", "Content-Length: 50000"), b"{" * 1000, b"403"),
+]
+
+
+@pytest.fixture(scope="module")
+def answers_to_slow_senders(address):
+    """All of them at a time: each waits for the same two seconds."""
+
+    def answer(first, then):
+        with connected(address) as connection:
+            connection.sendall(first)
+            return trickle(connection, then)
+
+    with ThreadPoolExecutor(len(SLOW_SENDERS)) as clients:
+        return list(clients.map(lambda sender: answer(*sender[:2]), SLOW_SENDERS))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("first", "then", "status"),
-    [
-        (b"", b"", b""),  # a connection on which nothing is sent
-        (b"", head("/health", "X-Long: " + "a" * 500, method="GET"), b"408"),
-        (b"GET /health HTTP/1.1\r\n", b"", b"408"),
-        (head("/", "Content-Length: 1000"), b"{" * 1000, b"408"),
-        (head("/", "Content-Length: 1000"), b"", b"408"),
-        (head("/", "Transfer-Encoding: chunked"), b"1\r\n{\r\n" * 100, b"408"),
-        (head("/v1/chat/completions", "Transfer-Encoding: chunked"), b"", b"408"),
-        (head("/nowhere", "Content-Length: 1000"), b"{" * 1000, b"408"),
-        (head("/", "Content-Length: 5000000"), b"{" * 1000, b"413"),  # refused at once, and not listened to for ever
-        (head("/", "Origin: http://evil.example", "Content-Length: 50000"), b"{" * 1000, b"403"),
-    ],
-)
-def test_who_sends_slowly_is_closed(address, first, then, status):
-    with connected(address) as connection:
-        connection.sendall(first)
-        response = trickle(connection, then)
-    assert response.split(b"\r\n")[0].split()[1:2] == ([status] if status else [])
-    if status == b"408":
-        assert b"the request was not complete after 2 seconds" in response
+@pytest.mark.parametrize("number", range(len(SLOW_SENDERS)))
+def test_who_sends_slowly_is_closed(answers_to_slow_senders, number):
+    found, said = answers_to_slow_senders[number], SLOW_SENDERS[number][2]
+    assert found.split(b"\r\n")[0].split()[1:2] == ([said] if said else [])
+    if said == b"408":
+        assert b"the request was not whole after 2 seconds" in found
 
 
 @pytest.mark.slow

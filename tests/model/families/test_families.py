@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import ptuning
-from ptuning.checkpoint.weights import read_config
+from ptuning.checkpoint.checkpoint import read_config
 from ptuning.core.choices import FAMILIES as NAMES
-from ptuning.data.preprocess import fit_prompt, prompt_ids
 from ptuning.data.prompts import RoundsPrompt
+from ptuning.data.truncation import fit_prompt, prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Request
+from ptuning.engine.sampling_params import SamplingParams
 from ptuning.model.answering import AnsweringModel
 from ptuning.model.config import ChatGLMConfig, check_config
 from ptuning.model.families import FAMILIES, family_of
@@ -205,28 +206,30 @@ def test_forward_follows_the_family(model):
 def test_the_engine_follows_the_family(model, tokenizer):
     """Prompts of both lengths, with and without a prefix, token by token."""
     engine = Engine(model, tokenizer, max_rows=3)
-    assert engine.end_ids == {tokenizer.eos_token_id, tokenizer.unk_token_id}
-    engine.end_ids = frozenset({*engine.end_ids, *range(100, 200)})  # of random weights: some answer is to end
+    scheduler = engine.scheduler
+    assert scheduler.end_ids == {tokenizer.eos_token_id, tokenizer.unk_token_id}
+    scheduler.end_ids = frozenset({*scheduler.end_ids, *range(100, 200)})  # of random weights: some answer is to end
     with torch.no_grad():
         prefix = PrefixEncoder(prefix_config_of(model.config, 3, False)).eval()(torch.float32)
         shared = engine.add_prefix("one", prefix)
         prompts = [([30, 31, 32, 33], None), ([50, 51], shared), ([60, 61, 62], shared)]
-        done = engine.submit([Request(ids, one, max_new_tokens=8) for ids, one in prompts])
+        done = engine.submit([Request(ids, one, SamplingParams(temperature=0, max_new_tokens=8)) for ids, one in prompts])
         while engine.step():
             pass
-        expected = [greedy(model, ids, 8, engine.end_ids, prefix if one else None) for ids, one in prompts]
+        expected = [greedy(model, ids, 8, scheduler.end_ids, prefix if one else None) for ids, one in prompts]
     assert [one.ids for one in done] == expected
     assert {one.finish_reason for one in done} == {"length", "stop"}
 
 
 def test_positions_of_the_engine_follow_the_family(model, tokenizer):
     engine = Engine(model, tokenizer, max_rows=2)
-    engine.end_ids = frozenset()
-    engine.submit([Request([30, 31, 32], max_new_tokens=9), Request([40], max_new_tokens=9)])
+    engine.scheduler.end_ids = frozenset()
+    sampling = SamplingParams(temperature=0, max_new_tokens=9)
+    engine.submit([Request([30, 31, 32], sampling=sampling), Request([40], sampling=sampling)])
     for count in range(3):
         engine.step()
         expected = [[3 + count + 1, PLACE], [1 + count + 1, PLACE]]  # a first step reads and decodes
-        assert engine.slots.positions[: len(engine.rows)].tolist() == expected
+        assert engine.runner.positions[: len(engine.running)].tolist() == expected
 
 
 def test_prompts_follow_the_family(tokenizer):
