@@ -27,6 +27,7 @@ from ptuning.engine.generation import PRESETS, generate_answers
 from ptuning.engine.load import load_model
 from ptuning.kernels import dispatch
 from ptuning.memory.estimates import MemoryEstimate, Storage, answering_memory, tuning_memory
+from ptuning.methods.prefix import prefix_cost
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes
 
@@ -113,7 +114,7 @@ def predict(case: dict[str, Any]) -> MemoryEstimate:
         table_bytes=2 if case["bits"] else 0,  # the file is float16
         native=not on_gpu and dispatch.uses_native(dtype),
     )
-    prefix = PrefixSizes(case.get("prefix", 0))
+    prefix = prefix_cost(sizes, PrefixSizes(case.get("prefix", 0)))
     if case["use"] == "answering":
         return answering_memory(
             sizes, storage, prefix, batch=case["batch"], length=case["length"], prompt=case["prompt"]

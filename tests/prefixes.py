@@ -1,8 +1,10 @@
-"""Prefixes that were never trained, for tests that need many of them."""
+"""Prefixes that were never trained, for tests that need many of them, and their files in every form."""
 
 import torch
 
-from ptuning.checkpoint.prefix_checkpoint import save_prefix
+from ptuning.checkpoint.adapter import write_files
+from ptuning.methods.peft_prefix import peft_files
+from ptuning.methods.prefix_forms import prefix_files
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 
 
@@ -14,7 +16,22 @@ def random_encoder(model_config, length, seed):
     return encoder.eval()
 
 
+def save_prefix(folder, encoder, settings=None):
+    """Write a prefix in our form."""
+    write_files(folder, prefix_files(encoder, settings))
+
+
+def save_published_prefix(folder, encoder):
+    """Write a prefix as the published trainer does."""
+    write_files(folder, prefix_files(encoder, form="published"))
+
+
+def save_peft_prefix(folder, encoder, base_model=None):
+    """Write a prefix as PEFT does."""
+    write_files(folder, peft_files(encoder, base_model))
+
+
 def save_random_prefix(folder, model_config, length, seed, **settings):
-    """Write one as a checkpoint; returns the folder."""
+    """Write one that was never trained as a checkpoint; returns the folder."""
     save_prefix(folder, random_encoder(model_config, length, seed), settings)
     return folder

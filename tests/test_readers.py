@@ -15,13 +15,13 @@ import pytest
 import torch
 from checkpoints import make_checkpoint, write_json
 from hostile_files import BIN, COMMON, JSON, PREDICTIONS, ROWS_CSV, ROWS_JSON, ROWS_PARQUET, SAFETENSORS, VOCABULARY, YAML
+from prefixes import save_peft_prefix, save_prefix, save_published_prefix
 from safetensors.torch import save_file
 from sources import PACKAGE, PACKAGE_FILES, parsed
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import ptuning
-from ptuning.checkpoint.peft_adapter import save_adapter
-from ptuning.checkpoint.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.core.errors import UserError
 from ptuning.core.result_files import save_metrics
 from ptuning.data.calibration_rows import RowSettings, calibration_ids
@@ -107,7 +107,7 @@ def settings(path):
 
 
 def prefix(path):
-    return read_prefix(path.parent)
+    return read_adapter(path.parent)
 
 
 def quantised(path):
@@ -136,8 +136,8 @@ READERS = {
     "prefix_encoder.safetensors": (prefix_with("prefix_encoder.safetensors", save_prefix), prefix, SAFETENSORS),
     "prefix_config.json": (prefix_with("prefix_config.json", save_prefix), prefix, JSON),
     "a published prefix": (prefix_with("pytorch_model.bin", save_published_prefix), prefix, BIN),
-    "adapter_config.json": (prefix_with("adapter_config.json", save_adapter), prefix, JSON),
-    "adapter_model.safetensors": (prefix_with("adapter_model.safetensors", save_adapter), prefix, SAFETENSORS),
+    "adapter_config.json": (prefix_with("adapter_config.json", save_peft_prefix), prefix, JSON),
+    "adapter_model.safetensors": (prefix_with("adapter_model.safetensors", save_peft_prefix), prefix, SAFETENSORS),
     "settings.json": (alone("settings.json"), settings, JSON),
     "settings.yaml": (alone("settings.yaml"), settings, YAML),
     "rows.json": (alone("rows.json"), read_rows, ROWS_JSON),
@@ -331,8 +331,9 @@ def test_wrong_tokens_beside_a_vocabulary_are_refused_by_name(name, values, tmp_
     [
         ("prefix_config.json", save_prefix, {"base_model": 3, "source_prefix": ["x"], "history": "yes", "pre_seq_len": "5",
                                              "base_fingerprint": 4, "legacy_first_round": 1, "num_layers": [3]}),
-        ("adapter_config.json", save_adapter, {"num_virtual_tokens": "5", "num_transformer_submodules": [1], "peft_type": 3,
-                                               "base_model_name_or_path": 3, "num_layers": True, "token_dim": 1.5}),
+        ("adapter_config.json", save_peft_prefix, {"num_virtual_tokens": "5", "num_transformer_submodules": [1],
+                                                   "peft_type": 3, "base_model_name_or_path": 3, "num_layers": True,
+                                                   "token_dim": 1.5}),
     ],
 )  # fmt: skip
 def test_wrong_settings_of_a_prefix_are_refused_by_name(name, save, values, tmp_path):
@@ -378,7 +379,7 @@ def test_a_prefix_of_other_numbers_is_refused_and_not_cast(form, dtype, tmp_path
     else:
         torch.save(state, tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match=rf"embedding\.weight is stored as {dtype}"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
 
 
 # ---- what falls back --------------------------------------------------------------------------------------------------
@@ -441,7 +442,7 @@ def test_messages_stand_in_a_working_directory_that_was_deleted(tmp_path, monkey
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    readers = (read_rows, read_answers, read_mapping, read_prefix, ptuning.load_model)
+    readers = (read_rows, read_answers, read_mapping, read_adapter, ptuning.load_model)
     for read in (*readers, lambda path: named_checkpoints(str(path))):
         with pytest.raises(UserError, match=r"\(?(working|current) directory"):
             read(Path("./nowhere/there.json"))

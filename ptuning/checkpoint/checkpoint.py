@@ -1,4 +1,4 @@
-"""A model as a user names it, opened once: where it lies, its configuration, its tokenizer, the prefix that goes with it.
+"""A model as a user names it, opened once: where it lies, its configuration, its tokenizer, the adapter that goes with it.
 
 Loading, inspection, memory estimates and servers are handed this value; none of them reads a file of it again.
 """
@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ptuning.checkpoint.adapter import is_adapter_folder, read_adapter
 from ptuning.checkpoint.hub import EMBEDDED_MODEL, resolve_folder
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
 from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json, read_small_file
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
@@ -23,6 +23,7 @@ from ptuning.data.sentencepiece_file import MAX_VOCABULARY
 from ptuning.data.tokenizer import ChatGLMTokenizer
 from ptuning.data.tokenizer_files import TokenizerFiles
 from ptuning.data.tokenizer_settings import TOKENIZER_FILES
+from ptuning.methods.method import Adapter
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.families import family_of
 from ptuning.settings.arguments import ModelArguments
@@ -38,7 +39,7 @@ class Checkpoint:
         name: of the base model: a folder, a hub name, or ``tiny-chatglm``.
         folder: where its small files lie.
         config: what its ``config.json`` says. Whoever builds a model takes a :meth:`new_config`.
-        adapter: the prefix that goes with it; None: the base model alone.
+        adapter: the checkpoint of a tuning method that goes with it; None: the base model alone.
         tokenizer_name: another folder or hub name for the tokenizer; None: the model's own.
         hub: keywords of :func:`~ptuning.checkpoint.hub.resolve_folder`.
     """
@@ -46,7 +47,7 @@ class Checkpoint:
     name: str
     folder: Path
     config: ChatGLMConfig
-    adapter: PrefixCheckpoint | None = None
+    adapter: Adapter | None = None
     tokenizer_name: str | None = None
     hub: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,47 +99,43 @@ def open_checkpoint(
     """Open what a user names in Python.
 
     Args:
-        name: folder or hub name of the base model, ``tiny-chatglm``, or a prefix folder, which stands for its base model
+        name: folder or hub name of the base model, ``tiny-chatglm``, or a tuned folder, which stands for its base model
             plus itself.
-        adapter: a prefix checkpoint.
-        pre_seq_len: held against the prefix, where there is one; None asks nothing. Likewise ``prefix_projection``.
+        adapter: a checkpoint of a tuning method.
+        pre_seq_len: held against that checkpoint, where there is one; None asks nothing. Likewise ``prefix_projection``.
         hub: ``revision``, ``cache_dir``, ``token``, ``local_files_only``, ``force_download``.
 
     Raises:
-        UserError: no such model or prefix, or one of another kind; no weights are read or fetched for that.
+        UserError: no such model or checkpoint, or one of another kind; no weights are read or fetched for that.
     """
-    base, prefix = os.fspath(name), None
-    if os.path.isdir(expanded(name)) and is_prefix_folder(expanded(name)):
-        prefix = read_prefix(name, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
-        base = _base_beside(prefix, name, alone=adapter is None)
-    elif adapter is not None:
-        prefix = read_prefix(adapter, pre_seq_len=pre_seq_len, prefix_projection=prefix_projection)
-    return _opened(base, prefix, None, hub)
+    flags = {"pre_seq_len": pre_seq_len, "prefix_projection": prefix_projection}
+    if os.path.isdir(expanded(name)) and is_adapter_folder(expanded(name)):
+        tuned = read_adapter(name, **flags)
+        return _opened(_base_beside(tuned, name, alone=adapter is None), tuned, None, hub)
+    return _opened(os.fspath(name), None if adapter is None else read_adapter(adapter, **flags), None, hub)
 
 
 def open_named(settings: ModelArguments) -> Checkpoint:
-    """Open the model that settings name, or that their prefix checkpoint belongs to.
+    """Open the model that settings name, or that their checkpoint belongs to.
 
     Raises:
         UserError: as for :func:`open_checkpoint`.
     """
     name, path = settings.model_name_or_path, settings.ptuning_checkpoint
     # False is also what a flag says that nobody gave: only True can contradict a checkpoint.
-    flags: dict[str, Any] = {
-        "pre_seq_len": settings.pre_seq_len, "prefix_projection": settings.prefix_projection or None
-    }  # fmt: skip
-    prefix = None if path is None else read_prefix(path, **flags)
-    return open_base(base_model_of(prefix, path) if name is None else name, settings, prefix)
+    flags = {"pre_seq_len": settings.pre_seq_len, "prefix_projection": settings.prefix_projection or None}
+    adapter = None if path is None else read_adapter(path, **flags)
+    return open_base(base_model_of(adapter, path) if name is None else name, settings, adapter)
 
 
-def open_base(name: str, settings: ModelArguments, prefix: PrefixCheckpoint | None = None) -> Checkpoint:
-    """Open a base model as settings say, with a prefix that was read; errors as for :func:`open_checkpoint`."""
-    return _opened(name, prefix, settings.tokenizer_name, hub_settings(settings))
+def open_base(name: str, settings: ModelArguments, adapter: Adapter | None = None) -> Checkpoint:
+    """Open a base model as settings say, with a checkpoint that was read; errors as for :func:`open_checkpoint`."""
+    return _opened(name, adapter, settings.tokenizer_name, hub_settings(settings))
 
 
-def _opened(name: str, prefix: PrefixCheckpoint | None, tokenizer_name: str | None, hub: dict[str, Any]) -> Checkpoint:
+def _opened(name: str, adapter: Adapter | None, tokenizer_name: str | None, hub: dict[str, Any]) -> Checkpoint:
     folder = resolve_folder(name, weights=False, **hub)
-    return Checkpoint(name, folder, read_config(folder), prefix, tokenizer_name, hub)
+    return Checkpoint(name, folder, read_config(folder), adapter, tokenizer_name, hub)
 
 
 def hub_settings(settings: ModelArguments) -> dict[str, Any]:
@@ -151,33 +148,34 @@ def hub_settings(settings: ModelArguments) -> dict[str, Any]:
     }
 
 
-def base_model_of(prefix: PrefixCheckpoint | None, named: str | os.PathLike[str] | None) -> str:
-    """The base model that a prefix belongs to.
+def base_model_of(adapter: Adapter | None, named: str | os.PathLike[str] | None) -> str:
+    """The base model that a checkpoint belongs to.
 
     Args:
-        prefix: read.
+        adapter: the checkpoint, read.
         named: as the user names it, for the message.
 
     Raises:
         UserError: it does not say.
     """
-    base = None if prefix is None else prefix.settings.get("base_model")
+    base = None if adapter is None else adapter.settings.get("base_model")
     if not base:
         raise UserError(f"--model_name_or_path is missing, and {named} does not say which base model it belongs to")
     return str(base)
 
 
-def _base_beside(prefix: PrefixCheckpoint, named: Any, *, alone: bool) -> str:
-    """The base model of a prefix folder that was given as the model, ``alone`` or beside another prefix."""
-    base = prefix.settings.get("base_model")
+def _base_beside(adapter: Adapter, named: Any, *, alone: bool) -> str:
+    """The base model of a tuned folder that was given as the model, ``alone`` or beside another checkpoint."""
+    base, words = adapter.settings.get("base_model"), adapter.method.words
     if not (alone and base):
+        tokens = f" ({adapter.slots} tokens)" if adapter.slots else ""
         raise UserError(
-            f"{named} holds a prefix ({prefix.pre_seq_len} tokens), not a whole model: give the base model as "
+            f"{named} holds {words.one}{tokens}, not a whole model: give the base model as "
             f"--model_name_or_path and this folder as --ptuning_checkpoint"
         )
     if ("/" not in base or os.path.isabs(base)) and base != EMBEDDED_MODEL and not os.path.isdir(base):
         raise UserError(
-            f"{named} holds a prefix for the model {shortened(base)}, which is not there (working directory "
+            f"{named} holds {words.one} for the model {shortened(base)}, which is not there (working directory "
             f"{working_directory()}): give its base model as --model_name_or_path and this folder as "
             "--ptuning_checkpoint"
         )

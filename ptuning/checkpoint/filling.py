@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptuning.checkpoint.prefix_tensors import PREFIX_KEY
 from ptuning.checkpoint.weight_files import WeightFiles
 from ptuning.core.errors import UserError
 from ptuning.kernels.allocator import on_large_pages
+from ptuning.methods.prefix_tensors import PREFIX_KEY
 from ptuning.model.families import family_of
 from ptuning.model.families.family import TensorNames
 from ptuning.model.half_storage import HalfEmbedding, HalfLinear

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from ptuning.checkpoint.adapter import attach_adapter
 from ptuning.checkpoint.checkpoint import Checkpoint, choose_quantization, open_checkpoint, read_tokenizer
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.placement import check_new_prefix, chosen_dtype, pick_device
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint
 from ptuning.checkpoint.weights import build
+from ptuning.core.errors import UserError
 from ptuning.data.tokenizer import ChatGLMTokenizer
 from ptuning.kernels.onednn import prefer_onednn_products
 from ptuning.settings.arguments import ModelArguments
 
 if TYPE_CHECKING:
+    from ptuning.methods.method import TuningMethod
     from ptuning.model.answering import AnsweringModel, PrefixedModel
 
 Model = TypeVar("Model", bound="PrefixedModel")
@@ -97,19 +99,29 @@ def load_answering_model(
     return load(AnsweringModel, opened, quantization_bit=quantization_bit, device=device, dtype=dtype)
 
 
-def prepare_model(kind: type[Model], opened: Checkpoint, settings: ModelArguments, *, new_prefix: bool = False) -> Model:
-    """The model of a run, with the prefix that was opened with it.
+def prepare_model(
+    kind: type[Model], opened: Checkpoint, settings: ModelArguments, *, new: TuningMethod | None = None
+) -> Model:
+    """The model of a run, with what was opened with it.
 
     Args:
         kind: class of the model.
         opened: which model.
         settings: how it is loaded.
-        new_prefix: make a new prefix of ``--pre_seq_len`` where none was opened (training).
+        new: what training attaches freshly where no checkpoint was opened.
+
+    Raises:
+        UserError: a checkpoint of another method than ``new``.
     """
-    return load(
+    model = load(
         kind, opened, **_how(settings),
-        pre_seq_len=settings.pre_seq_len if new_prefix else None, prefix_projection=settings.prefix_projection,
+        pre_seq_len=settings.pre_seq_len if new is not None else None, prefix_projection=settings.prefix_projection,
     )  # fmt: skip
+    if new is not None and opened.adapter is None:
+        new.attach_new(model, settings)
+    elif new is not None and not new.is_active(model):
+        raise UserError(f"{settings.ptuning_checkpoint} does not hold {new.words.one}, which is what this run trains")
+    return model
 
 
 def prepare_answering_model(opened: Checkpoint, settings: ModelArguments) -> AnsweringModel:
@@ -145,11 +157,11 @@ def load(
         pre_seq_len: length of a new prefix, where none was opened.
         prefix_projection: whether that has a projection.
     """
-    config, prefix = opened.new_config(), opened.adapter
+    config, adapter = opened.new_config(), opened.adapter
     place = pick_device(device)
     dtype = chosen_dtype(config, quantization_bit, place, dtype)
-    if prefix is not None:
-        prefix.check_model(config)
+    if adapter is not None:
+        adapter.check_model(config)
     elif pre_seq_len is not None:
         check_new_prefix(config, pre_seq_len, prefix_projection, place)
         config.pre_seq_len, config.prefix_projection = pre_seq_len, bool(prefix_projection)
@@ -159,29 +171,6 @@ def load(
     model: Model = build(kind, config, files, name=opened.name, device=place, dtype=dtype)
     if place.type == "cpu" and model.dtype == torch.float32:
         prefer_onednn_products()
-    if prefix is not None:
-        attach_checkpoint(model, prefix)
+    if adapter is not None:
+        attach_adapter(model, adapter)
     return model
-
-
-def attach_checkpoint(model: PrefixedModel, prefix: PrefixCheckpoint) -> None:
-    """Put the prefix of a checkpoint on a loaded model, in place of an earlier one.
-
-    Raises:
-        UserError: a prefix for a model of other sizes.
-    """
-    stated = prefix.settings.get("base_fingerprint")
-    if stated and model.base_fingerprint and stated != model.base_fingerprint:
-        logger.warning(
-            "the prefix in %s was trained on other weights of the same size (%s, fingerprint %s) than %s (fingerprint %s): "
-            "its answers may be poor",
-            prefix.path, prefix.settings.get("base_model"), stated, model.config.name_or_path, model.base_fingerprint,
-        )
-    model.attach_prefix(prefix.encoder(model.config))
-    model.prompt_settings = prefix.prompt_settings
-    logger.info(
-        "Loading prefix_encoder weight from %s: %d tokens, %d layers%s",
-        prefix.path, prefix.pre_seq_len, model.config.num_layers, ", projection" if prefix.projection else "",
-    )
-
-

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ptuning.checkpoint.mapped_tensors import TensorFacts
-from ptuning.checkpoint.prefix_tensors import FLOATS, PREFIX_KEY, PrefixShape, read_shape, refuse_not_float
 from ptuning.core.errors import UserError
 from ptuning.core.reading import shortened
+from ptuning.methods.prefix_tensors import FLOATS, PREFIX_KEY, PrefixShape, read_shape, refuse_not_float
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.families import family_of
 from ptuning.model.families.family import TensorNames

@@ -14,11 +14,11 @@ from ptuning.checkpoint.checkpoint import Checkpoint, choose_quantization, read_
 from ptuning.checkpoint.filling import fill
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.placement import one_device, parse_dtype
-from ptuning.checkpoint.prefix_tensors import refuse_not_finite
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors, stored_prefix
 from ptuning.checkpoint.weight_files import WeightFiles
 from ptuning.core.errors import UserError
 from ptuning.core.reading import listed
+from ptuning.methods.prefix_tensors import refuse_not_finite
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.prefix_encoder import PrefixEncoder, prefix_config_of
 

@@ -44,6 +44,12 @@ RoundingMethod = Literal["rtn", "gptq"]
 PrefixForm = Literal["ptuning", "published", "both"]
 """Forms of a prefix in a checkpoint."""
 
+MethodName = Literal["prefix"]
+"""Tuning methods; the objects behind the names are those of :data:`ptuning.methods.registry.METHODS`."""
+
+DEFAULT_METHOD: MethodName = "prefix"
+"""How a run tunes that does not say."""
+
 
 def values_of(choice: Any) -> tuple[Any, ...]:
     """The values of one of these, in their order."""

@@ -73,10 +73,11 @@ class ChatCommands:
 
     def describe(self, prefix: StoredPrefix) -> str:
         """A line about a prefix or the base model: tokens, layers, source."""
-        if prefix.path is None:
+        if prefix.words is None:
             return self.texts("base", prefix.name)
         layers = self.conversation.service.engine.model.config.num_layers
-        line = self.texts("prefix", prefix.name, prefix.pre_seq_len, layers, prefix.path)
+        label = prefix.words.label(self.texts.language, prefix.pre_seq_len, layers)
+        line = self.texts("tuned", prefix.name, label, prefix.path)
         single_round = prefix.single_round and self.conversation.no_history is None
         return line + (self.texts("single_round") if single_round else "")
 

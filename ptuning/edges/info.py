@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.errors import UserError
 from ptuning.edges.output import say, say_json
 from ptuning.edges.table import table
@@ -19,7 +20,8 @@ from ptuning.memory.estimates import (
     tuning_memory,
     weight_bytes,
 )
-from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
+from ptuning.methods.method import TuningCost
+from ptuning.model.sizes import ModelSizes
 from ptuning.settings.arguments import BUILT_IN_MODEL, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 
@@ -53,7 +55,7 @@ class _Subject:
     name: str
     sizes: ModelSizes
     storage: Storage
-    prefix: PrefixSizes
+    tuned: TuningCost
     stored_bits: int
     stored_float_bytes: int
     dtype: str
@@ -92,12 +94,12 @@ def predict(subject: Any, use: UseArguments) -> MemoryEstimate:
     """The estimate for a model and a use."""
     if not use.train:
         return answering_memory(
-            subject.sizes, subject.storage, subject.prefix, batch=use.batch_size, length=use.max_length
+            subject.sizes, subject.storage, subject.tuned, batch=use.batch_size, length=use.max_length
         )
     return tuning_memory(
         subject.sizes,
         subject.storage,
-        subject.prefix,
+        subject.tuned,
         batch=use.per_device_train_batch_size,
         source=use.max_source_length,
         target=use.max_target_length,
@@ -119,7 +121,7 @@ def _model_settings(given: Given) -> ModelArguments:
 
 
 def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
-    """Read ``config.json`` and the header of the prefix; nothing else."""
+    """Read ``config.json`` and the checkpoint, if any; nothing else."""
     import torch
 
     from ptuning.checkpoint.checkpoint import choose_quantization, open_named
@@ -145,18 +147,18 @@ def _subject(settings: ModelArguments, use: UseArguments) -> _Subject:
         native=on_cpu and uses_native(dtype or torch.float16),
     )
     return _Subject(
-        opened.name, sizes, storage, _prefix(settings, opened), config.quantization_bit, stored_float,
+        opened.name, sizes, storage, _tuned(settings, opened, sizes), config.quantization_bit, stored_float,
         str(dtype).removeprefix("torch."),
     )
 
 
-def _prefix(settings: ModelArguments, opened: Checkpoint) -> PrefixSizes:
-    """The prefix of the checkpoint, of the flags, or of the model folder itself."""
-    if opened.adapter is not None:
-        return PrefixSizes(opened.adapter.pre_seq_len, opened.adapter.projection)
-    if settings.pre_seq_len is not None:
-        return PrefixSizes(settings.pre_seq_len, settings.prefix_projection)
-    return PrefixSizes(opened.config.pre_seq_len or 0, bool(opened.config.prefix_projection))
+def _tuned(settings: ModelArguments, opened: Checkpoint, sizes: ModelSizes) -> TuningCost:
+    """What the checkpoint adds, or what is planned by the flags or by the model folder itself."""
+    from ptuning.methods.registry import METHODS
+
+    if opened.adapter is None:
+        return METHODS[DEFAULT_METHOD].planned_cost(settings, opened.config)
+    return opened.adapter.cost(sizes)
 
 
 def _file_bytes(folder: Path) -> int | None:
@@ -176,7 +178,7 @@ def _values(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, load
         "quantization_bit": subject.storage.bits,
         "quantization_embeddings": subject.storage.embeddings,
         "device": subject.storage.device,
-        "pre_seq_len": subject.prefix.length or None,
+        "pre_seq_len": subject.tuned.slots or None,
         "use": kind,
         "parts": estimate.parts,
         "moment": estimate.moment,
@@ -193,10 +195,8 @@ def _table(subject: _Subject, use: UseArguments, estimate: MemoryEstimate, loadi
         f"{subject.name}: {sizes.num_layers} layers of {sizes.hidden_size}, {count / 1e9:.2f} billion weights; "
         f"{stored}{subject.dtype}, on {'a CPU' if storage.device == 'cpu' else 'a GPU'}"
     ]
-    if subject.prefix.length:
-        _, trained = prefix_numbers(sizes, subject.prefix)
-        projection = " with projection" if subject.prefix.projection else ""
-        lines.append(f"prefix of {subject.prefix.length} tokens{projection}: {trained / 1e6:.1f} million trained numbers")
+    if subject.tuned.trained:
+        lines.append(f"{subject.tuned.text}: {subject.tuned.trained / 1e6:.1f} million trained numbers")
     if use.train:
         lines.append(
             f"tuning, {use.per_device_train_batch_size} x {use.gradient_accumulation_steps} rows of "

@@ -70,12 +70,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _base_model_name(model: ModelArguments) -> str:
     """Whose tokenizer it is: the model's that is named, or that of the base model of a prefix."""
+    from ptuning.checkpoint.adapter import read_adapter
     from ptuning.checkpoint.checkpoint import base_model_of
-    from ptuning.checkpoint.prefix_checkpoint import read_prefix
 
     if model.model_name_or_path is not None:
         return model.model_name_or_path
-    return base_model_of(read_prefix(str(model.ptuning_checkpoint)), model.ptuning_checkpoint)
+    return base_model_of(read_adapter(str(model.ptuning_checkpoint)), model.ptuning_checkpoint)
 
 
 def _values(inspection: Any, data: DataArguments, tokenizer: str) -> dict[str, Any]:

@@ -22,13 +22,13 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
     """Print scores, samples and places on standard output; ``written`` tells whether there are any places."""
     if result.models:
         print_scores(result.table)
-        print_samples(result.models)
+        print_samples(result.models, result.noun)
     if not written:
         return
     say()
     say("files")
     if result.checkpoint is not None:
-        say(f"  prefix       {result.checkpoint}")
+        say(f"  {result.noun:<12} {result.checkpoint}")
     for model in result.models:
         if (model.folder / ANSWERS_FILE).is_file():
             say(f"  predictions  {model.folder / PREDICTIONS_FILE}  ({model.name})")
@@ -87,14 +87,19 @@ def _say_table(rows: Sequence[Sequence[str]], align: Literal["left", "right"] = 
         say(line)
 
 
-def print_samples(models: Sequence[ScoredModel]) -> None:
-    """Three rows spread over the file: the prompt, the reference, and the answers of the base and the last model."""
+def print_samples(models: Sequence[ScoredModel], noun: str) -> None:
+    """Three rows spread over the file: the prompt, the reference, and the answers of the base and the last model.
+
+    Args:
+        models: of a run.
+        noun: of what the last one has and the base model lacks.
+    """
     last = models[-1]
     base = next((model for model in models[:-1] if model.is_base and model.task is not None), None)
     if last.task is None:
         return
     answers = last.task.answers
-    name = "answer" if base is None else "prefix"
+    name = "answer" if base is None else noun
     count = min(SAMPLES, len(answers))
     for number in range(count):
         answer = answers[number * len(answers) // count]

@@ -12,6 +12,7 @@ from ptuning.checkpoint.run_checkpoints import checkpoints
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.evaluation.metrics.registry import table_metrics
+from ptuning.methods.registry import METHODS
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import Given, SettingsParser
 from ptuning.settings.setting_limits import check_text
@@ -86,7 +87,7 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
             "flag (ptuning train --help lists them all)"
         )
     every = bool(given.values.get("all_checkpoints"))
-    prefixes = [path for name in (folder, *given.more_folders) for path in _prefixes(name, every=every)]
+    prefixes = [path for name in (folder, *given.more_folders) for path in _tuned_folders(name, every=every)]
     values = {} if given.config_file else _saved_arguments(Path(folder), task)
     if "row_format" in given.values:  # given now: other rows than that run's, and its columns do not belong to them
         values = {name: value for name, value in values.items() if name not in _COLUMN_SETTINGS}
@@ -98,8 +99,8 @@ def _with_folder(given: Given, folder: str, task: Task) -> tuple[Given, tuple[Pa
     return Given(values, given.config_file, folder, given.more_folders), compared
 
 
-def _prefixes(folder: str, *, every: bool) -> list[Path]:
-    """The prefix checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
+def _tuned_folders(folder: str, *, every: bool) -> list[Path]:
+    """The tuned checkpoint that a folder is, or those that a run's output folder holds (the last, or all).
 
     Raises:
         UserError: no such folder, or all are asked for and it is no run's folder.
@@ -109,14 +110,13 @@ def _prefixes(folder: str, *, every: bool) -> list[Path]:
         raise UserError(
             f"{folder}: no such checkpoint folder (current directory: {working_directory()}); train a prefix first"
         )
-    is_prefix = any((path / name).exists() for name in _PREFIX_FILES)
-    saved = checkpoints(path) if every or not is_prefix else []
+    is_tuned = any((path / name).exists() for method in METHODS.values() for name in method.marker_files)
+    saved = checkpoints(path) if every or not is_tuned else []
     if every and not saved:
         raise UserError(f"--all_checkpoints: no whole checkpoint-N folder in {folder}; name the output folder of a run")
     return saved if every else (saved[-1:] or [path])
 
 
-_PREFIX_FILES = ("prefix_config.json", "pytorch_model.bin", "model.safetensors", "adapter_config.json")
 _COLUMN_SETTINGS = ("prompt_column", "response_column", "history_column")
 
 
@@ -167,7 +167,7 @@ def _check(arguments: Arguments) -> None:
             raise UserError(f"--{file_flag} is missing: --{asked} needs rows")
     if training.do_train:
         scores = {metric.name: metric.higher_is_better for metric in table_metrics()}
-        check_combinations(model, data, training, arguments.given, scores)
+        check_combinations(model, data, training, arguments.given, scores, METHODS[arguments.method])
     else:
         _check_answering(model, training)
     named = [getattr(data, f"{part}_column") is not None for part in ("prompt", "response", "history")]

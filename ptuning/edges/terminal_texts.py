@@ -47,10 +47,7 @@ _TEXTS: dict[str, dict[Language, str]] = {
         "en": "(the conversation is too long: its oldest {} rounds are left out from now on)",
     },
     "base": {"zh": "{}：原始模型，不带前缀", "en": "{}: the base model, no prefix"},
-    "prefix": {
-        "zh": "{}：前缀 {} 个虚拟词元，{} 层，来自 {}",
-        "en": "{}: a prefix of {} tokens, {} layers, from {}",
-    },
+    "tuned": {"zh": "{}：{}，来自 {}", "en": "{}: {}, from {}"},
     "single_round": {
         "zh": "（按单轮数据训练，提问不带历史；/set history on 可改）",
         "en": " (tuned on single questions, so asked without history; /set history on changes that)",

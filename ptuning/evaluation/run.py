@@ -1,4 +1,4 @@
-"""An evaluation from settings to scores: base model, prefix or several of them, on the test rows and on a general set."""
+"""An evaluation from settings to scores: base and tuned models on the test rows and on a general set."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ptuning.checkpoint.adapter import attach_adapter, read_adapter
 from ptuning.checkpoint.checkpoint import open_named
-from ptuning.checkpoint.load import attach_checkpoint, prepare_model
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, read_prefix
+from ptuning.checkpoint.load import prepare_model
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.progress import OpenProgress, silent
 from ptuning.core.result_files import save_metrics
@@ -18,6 +19,8 @@ from ptuning.data.run_rows import prepare_other_rows, prepare_rows
 from ptuning.evaluation.predictions import Evaluation, evaluate_rows
 from ptuning.evaluation.report.report import write_report
 from ptuning.evaluation.run_result import RunResult, ScoredModel
+from ptuning.methods.method import Adapter
+from ptuning.methods.registry import active_method
 from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.output_claim import claimed_output
@@ -48,9 +51,9 @@ def prepare_evaluation_rows(data: DataArguments) -> EvaluationRows:
 
 
 def run_evaluation(arguments: Arguments, progress: OpenProgress = silent) -> RunResult:
-    """Evaluate a base model, a prefix or several prefixes on the test rows.
+    """Evaluate a base model, or one or several checkpoints of it, on the test rows.
 
-    The base model is loaded once; for every further checkpoint only the prefix is exchanged.
+    The base model is loaded once; for every further checkpoint only what was tuned is exchanged.
 
     Args:
         arguments: parsed for the task ``evaluate``.
@@ -80,14 +83,16 @@ def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> R
     compared = {}
     for path in arguments.checkpoints:  # before hours are spent on the first of them
         is_opened = str(path) == model_settings.ptuning_checkpoint
-        prefix = opened.adapter if is_opened and opened.adapter is not None else read_prefix(path)
-        compared[path.resolve()] = prefix
-        prefix.shape.check_model(model.config, path)
+        adapter = opened.adapter if is_opened and opened.adapter is not None else read_adapter(path)
+        compared[path.resolve()] = adapter
+        adapter.check_model(model.config)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
     models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place, compared)
+    method = active_method(model)
+    noun = DEFAULT_METHOD if method is None else method.words.noun
     last = arguments.checkpoints[-1] if arguments.checkpoints else named
-    result = RunResult(folder, last, asked.task, models, config=opened.config)
+    result = RunResult(folder, last, asked.task, models, noun=noun, config=opened.config)
     place.check("at the report")
     write_report(arguments, result, asked.by_name())
     return result
@@ -102,35 +107,36 @@ def evaluate_models(
     progress: OpenProgress = silent,
     checkpoint: Path | None = None,
     place: OutputFolder | None = None,
-    compared: Mapping[Path, PrefixCheckpoint] | None = None,
+    compared: Mapping[Path, Adapter] | None = None,
 ) -> list[ScoredModel]:
     """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
     ask for it (``--compare_base``; a general set is always asked of it too).
 
     Args:
-        model: in eval mode, with its prefix.
+        model: in eval mode, tuned or not.
         tokenizer: of the model.
         rows: what is asked.
         arguments: of the run.
         folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
             of several checkpoints to ``evaluation/NAME``.
         progress: opens a progress display.
-        checkpoint: where the model's prefix lies.
+        checkpoint: where its tuned part lies.
         place: the claim on the output folder; looked after between the models.
         compared: several checkpoints by their folders.
     """
     one = _OneModel(model, tokenizer, rows, arguments, progress, place)
-    if model.prefix_encoder is None:
+    method = active_method(model)
+    if method is None:
         return [one.score("base model", folder, None, is_base=True)]
     models = []
     if arguments.data.compare_base or rows.general:
-        with model.prefix_disabled():
+        with method.disabled(model):
             models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
-    prefixes = compared or {}
-    if not prefixes:
-        models.append(one.score("with the prefix", folder, checkpoint))
-    for name, where in _names(list(prefixes)).items():
-        attach_checkpoint(model, prefixes[where])
+    adapters = compared or {}
+    if not adapters:
+        models.append(one.score(f"with the {method.words.noun}", folder, checkpoint))
+    for name, where in _names(list(adapters)).items():
+        attach_adapter(model, adapters[where])
         models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 

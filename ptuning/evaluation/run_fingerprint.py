@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptuning.core.version import __version__
 from ptuning.data.rows import Row
 from ptuning.engine.generation import PRESETS
+from ptuning.methods.registry import active_method
 from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments
 
@@ -28,7 +29,7 @@ def run_fingerprint(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Settings, rows, prompts (ids), weights and prefix of an evaluation by name, for JSON.
+    """Settings, rows, prompts (ids), weights and what was tuned of an evaluation by name, for JSON.
 
     Paths are left out, contents count: a folder may move. The seed matters to sampling only, the
     batch size to sampled beams only.
@@ -46,13 +47,13 @@ def run_fingerprint(
         fingerprint["seed"] = seed
         if fingerprint["num_beams"] > 1:
             fingerprint["per_device_eval_batch_size"] = batch_size
-    prefix = None if model.prefix_key_values() is None else model.prefix_encoder
+    method = active_method(model)
     return fingerprint | {
         "rows": len(rows),
         "row_texts": _digest([[row.prompt, row.response, row.history] for row in rows]),
         "prompts": _digest(list(map(list, prompts))),
         "model": _weights_digest(model),
-        "prefix": "none" if prefix is None else _tensors_digest(prefix),
+        "prefix": "none" if method is None else _tensors_digest(method.state(model)),
         "quantization_bit": model.config.quantization_bit or 0,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
@@ -69,13 +70,13 @@ def _weights_digest(model: ChatGLMNetwork) -> str:
     the norms. Read through ``state_dict``, which gives quantised weights in their published form."""
     digest = hashlib.sha256((model.base_fingerprint or "").encode())
     for layer in (model.transformer.layers[0], model.transformer.layers[-1]):
-        digest.update(_tensors_digest(layer.attention.dense).encode())  # type: ignore[union-attr, arg-type]
+        digest.update(_tensors_digest(layer.attention.dense.state_dict()).encode())  # type: ignore[union-attr, arg-type]
     return digest.hexdigest()[:16]
 
 
-def _tensors_digest(module: nn.Module) -> str:
+def _tensors_digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
+    for name, tensor in tensors.items():
         digest.update(name.encode() + _bytes(tensor))
     return digest.hexdigest()[:16]
 

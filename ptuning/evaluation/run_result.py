@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptuning.core.atomic import replace_when_whole
+from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.evaluation.answers import ScoredAnswer
 from ptuning.evaluation.intervals import difference_intervals, mean_intervals
 from ptuning.evaluation.metrics.registry import corpus_metrics
@@ -57,8 +58,8 @@ class ScoredModel:
     Attributes:
         name: for tables: ``base model``, ``with the prefix``, ``checkpoint-1000``.
         folder: where its answers lie.
-        checkpoint: its prefix; None for the base model, and for a prefix that is in memory only.
-        is_base: whether it is the model without any prefix.
+        checkpoint: what it was tuned to; None for the base model, and for what is in memory only.
+        is_base: whether it is the model as it was before tuning.
         task: on the test rows; None where they were not asked of it. ``general`` likewise, on the general set.
     """
 
@@ -86,6 +87,7 @@ class RunResult:
         rows: the test rows, in the order of the answers; empty without ``--do_predict``.
         models: what was evaluated, the base model first.
         train_metrics: what the trainer reports.
+        noun: of what is tuned, for tables: ``prefix``.
         config: of the base model, a :class:`~ptuning.model.config.ChatGLMConfig`; None for scores of a file.
     """
 
@@ -94,6 +96,7 @@ class RunResult:
     rows: Sequence[Any]
     models: list[ScoredModel] = field(default_factory=list)
     train_metrics: dict[str, float] = field(default_factory=dict)
+    noun: str = DEFAULT_METHOD
     config: Any = None
 
     @cached_property
@@ -103,12 +106,12 @@ class RunResult:
 
     @property
     def tuned(self) -> Evaluation | None:
-        """Of the last model: the one with its prefix, or the base model where there is no prefix."""
+        """Of the last model: the tuned one, or the base model where nothing is tuned."""
         return self.models[-1].task if self.models else None
 
     @property
     def base(self) -> Evaluation | None:
-        """Of the base model, where it was compared with a prefix."""
+        """Of the base model, where it was compared with a tuned one."""
         return next((model.task for model in self.models[:-1] if model.is_base), None)
 
 

@@ -13,8 +13,10 @@ from ptuning.data.example_store import PackedExamples
 from ptuning.kernels.dispatch import uses_native
 from ptuning.memory.checkpointing_choice import choose_checkpointing
 from ptuning.memory.estimates import Storage, tuning_memory
+from ptuning.methods.method import TuningCost
+from ptuning.methods.registry import METHODS
 from ptuning.model.network import ChatGLMNetwork
-from ptuning.model.sizes import ModelSizes, PrefixSizes, size_text
+from ptuning.model.sizes import ModelSizes, size_text
 from ptuning.settings.arguments import DataArguments
 from ptuning.settings.training_arguments import Arguments
 
@@ -29,7 +31,7 @@ def settle_checkpointing(
     """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
 
     Args:
-        model: loaded, with the prefix that will be trained.
+        model: loaded, with what will be trained.
         arguments: of the run; its ``training`` is changed.
         examples: to be trained on; their longest decides, not the limits that rows may not reach.
     """
@@ -38,9 +40,9 @@ def settle_checkpointing(
     if asked or training.gradient_checkpointing:
         return
     source, target = _longest(examples, arguments.data)
-    sizes, storage, prefix = _shape(model)
+    sizes, storage, tuned = _shape(model, arguments)
     chosen = choose_checkpointing(
-        sizes, storage, prefix, batch=training.per_device_train_batch_size, source=source, target=target,
+        sizes, storage, tuned, batch=training.per_device_train_batch_size, source=source, target=target,
         accumulation=training.gradient_accumulation_steps, free=free_bytes(model.device),
     )
     if chosen.on:
@@ -97,11 +99,11 @@ def _changes(model: ChatGLMNetwork, arguments: Arguments) -> list[tuple[str, dic
 def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]) -> int:
     """Bytes by the formulae of ``ptuning info``."""
     training, data = arguments.training, arguments.data
-    sizes, storage, prefix = _shape(model)
+    sizes, storage, tuned = _shape(model, arguments)
     return tuning_memory(
         sizes,
         replace(storage, bits=changes.get("bits", storage.bits)),
-        prefix,
+        tuned,
         batch=changes.get("batch", training.per_device_train_batch_size),
         source=changes.get("source", data.max_source_length),
         target=data.max_target_length,
@@ -110,10 +112,9 @@ def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]
     ).total
 
 
-def _shape(model: ChatGLMNetwork) -> tuple[ModelSizes, Storage, PrefixSizes]:
-    """What the formulae ask of a loaded model with a prefix."""
+def _shape(model: ChatGLMNetwork, arguments: Arguments) -> tuple[ModelSizes, Storage, TuningCost]:
+    """What the formulae ask of a loaded model with what will be trained."""
     config = model.config
-    encoder: Any = model.prefix_encoder
     storage = Storage(
         config.quantization_bit,
         bool(config.quantization_embeddings),
@@ -122,5 +123,4 @@ def _shape(model: ChatGLMNetwork) -> tuple[ModelSizes, Storage, PrefixSizes]:
         table_bytes=0 if config.quantization_embeddings else int(model.lm_head.weight.element_size()),
         native=model.device.type == "cpu" and uses_native(model.dtype),
     )
-    prefix = PrefixSizes(encoder.config.pre_seq_len, encoder.config.projection)
-    return ModelSizes.from_config(config.to_dict()), storage, prefix
+    return ModelSizes.from_config(config.to_dict()), storage, METHODS[arguments.method].cost(model)

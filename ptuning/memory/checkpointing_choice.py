@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ptuning.memory.estimates import MemoryEstimate, Storage, tuning_memory
-from ptuning.model.sizes import ModelSizes, PrefixSizes, size_text
+from ptuning.methods.method import TuningCost
+from ptuning.model.sizes import ModelSizes, size_text
 
 USED_SHARE = 0.85
 """Of the free memory, as much as a prediction may take; the rest is for what it misses."""
-
-_THERE_ALREADY = ("weights", "prefix")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class CheckpointingChoice:
 def choose_checkpointing(
     sizes: ModelSizes,
     storage: Storage,
-    prefix: PrefixSizes,
+    tuned: TuningCost,
     *,
     batch: int,
     source: int,
@@ -37,16 +36,16 @@ def choose_checkpointing(
     accumulation: int,
     free: int | None,
 ) -> CheckpointingChoice:
-    """Decide for a model that is loaded, with its prefix.
+    """Decide for a model that is loaded, with what will be trained.
 
     It is on where a step is predicted to need more than ``USED_SHARE`` of what is free, and less with checkpointing than
     without: the worst moment may be one that checkpointing does not touch.
 
     Args:
-        sizes: of the backbone; with ``storage``, ``prefix``, ``batch``, ``source``, ``target`` and ``accumulation`` as in
+        sizes: of the backbone; with ``storage``, ``tuned``, ``batch``, ``source``, ``target`` and ``accumulation`` as in
             :func:`ptuning.memory.estimates.tuning_memory`.
         storage: of the backbone.
-        prefix: to be trained.
+        tuned: to be trained.
         batch: rows of one micro-step.
         source: tokens of the longest prompt.
         target: tokens of the longest reply.
@@ -56,9 +55,10 @@ def choose_checkpointing(
     without, with_it = (
         _to_come(
             tuning_memory(
-                sizes, storage, prefix, batch=batch, source=source, target=target, accumulation=accumulation,
+                sizes, storage, tuned, batch=batch, source=source, target=target, accumulation=accumulation,
                 checkpointing=checkpointing,
-            )
+            ),
+            tuned,
         )
         for checkpointing in (False, True)
     )
@@ -74,6 +74,6 @@ def choose_checkpointing(
     return CheckpointingChoice(True, message)
 
 
-def _to_come(estimate: MemoryEstimate) -> int:
-    """Bytes of an estimate that are not taken yet once the model is loaded."""
-    return estimate.total - sum(estimate.parts[name] for name in _THERE_ALREADY)
+def _to_come(estimate: MemoryEstimate, tuned: TuningCost) -> int:
+    """Bytes of an estimate that are not taken yet once the model is loaded with what will be trained."""
+    return estimate.total - estimate.parts["weights"] - estimate.parts[tuned.noun]

@@ -40,7 +40,8 @@ from dataclasses import dataclass, field
 
 from ptuning.core import limits
 from ptuning.core.errors import UserError
-from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers
+from ptuning.methods.method import TuningCost
+from ptuning.model.sizes import ModelSizes
 
 _KEPT_SHARE = 0.7
 """Of pieces that are freed, glibc keeps so much, and nothing of those that it always returns (ptuning.core.limits)."""
@@ -131,40 +132,39 @@ def loading_bytes(sizes: ModelSizes, storage: Storage, source_bits: int, source_
 
 
 def answering_memory(
-    sizes: ModelSizes, storage: Storage, prefix: PrefixSizes, *, batch: int, length: int, prompt: int | None = None
+    sizes: ModelSizes, storage: Storage, tuned: TuningCost, *, batch: int, length: int, prompt: int | None = None
 ) -> MemoryEstimate:
     """Memory of ``generate``.
 
     Args:
         sizes: of the backbone.
         storage: of the backbone.
-        prefix: of the prefix, if any.
+        tuned: of what is attached; of nothing, where nothing is.
         batch: B, rows answered at a time.
         length: T, tokens of prompt and answer together.
         prompt: tokens of the prompt; None: all of them.
     """
     _positive(batch_size=batch, max_length=length)
     s, hidden = storage.float_bytes, sizes.hidden_size
-    states, trained = prefix_numbers(sizes, prefix)
     tokens = length if prompt is None else min(prompt, length)
     read, per_token = batch * tokens, 2 * s * batch * hidden
     # One block reading the prompt: attention (float32 copies while turning), or the MLP around GELU; and its residual.
-    attention = read * hidden * (4 * s + 12) + per_token * (prefix.length + tokens)
+    attention = read * hidden * (4 * s + 12) + per_token * (tuned.slots + tokens)
     mlp = 2 * s * read * sizes.inner_hidden_size
     reading = {
         "activations": max(attention, mlp) + 3 * s * read * hidden,
         "cache": sizes.num_layers * per_token * tokens,
         "unpacking": unpacking_bytes(sizes, storage, "product", read),
     }
-    # One block at the last token: keys and values once more with the new ones, and with the prefix.
+    # One block at the last token: keys and values once more with the new ones, and with those of the slots.
     stepping = {
-        "activations": per_token * (length + prefix.length),
+        "activations": per_token * (length + tuned.slots),
         "cache": sizes.num_layers * per_token * length,
         "unpacking": unpacking_bytes(sizes, storage, "product", batch),
     }
     worst = max(reading, stepping, key=lambda parts: sum(parts.values())) | {"logits": 28 * batch * sizes.vocab_size}
     weights = weight_bytes(sizes, storage) + screening_bytes(sizes, storage)
-    fixed = {"weights": weights, "prefix": 4 * trained + s * states}
+    fixed = {"weights": weights, tuned.noun: 4 * tuned.trained + s * tuned.states}
     passing = {name: size for name, size in worst.items() if name != "cache"}
     kept = kept_by_allocator(storage, passing, s * read * sizes.inner_hidden_size, 4 * batch * sizes.vocab_size, sizes)
     return MemoryEstimate(fixed | worst | {"allocator": kept}, "answering")
@@ -173,7 +173,7 @@ def answering_memory(
 def tuning_memory(
     sizes: ModelSizes,
     storage: Storage,
-    prefix: PrefixSizes,
+    tuned: TuningCost,
     *,
     batch: int,
     source: int,
@@ -181,12 +181,12 @@ def tuning_memory(
     accumulation: int = 1,
     checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """Memory of tuning a prefix with AdamW, at its worst moment.
+    """Memory of tuning with AdamW over a frozen backbone, at its worst moment.
 
     Args:
         sizes: of the backbone.
         storage: of the backbone.
-        prefix: to be trained.
+        tuned: to be trained.
         batch: B, rows of one micro-step.
         source: tokens of a prompt (max_source_length).
         target: R, tokens of a reply (max_target_length).
@@ -194,13 +194,13 @@ def tuning_memory(
         checkpointing: gradient checkpointing.
     """
     _positive(per_device_train_batch_size=batch, max_source_length=source, max_target_length=target)
-    if prefix.length < 1:
-        raise UserError("--pre_seq_len is missing (published: 128): without a prefix there is nothing to train")
+    if tuned.trained < 1:
+        raise UserError(tuned.missing)
     s, hidden, layers = storage.float_bytes, sizes.hidden_size, sizes.num_layers
-    states, trained = prefix_numbers(sizes, prefix)
-    rows, seen = batch * (source + target), batch * (prefix.length + source + target)
+    states, trained = tuned.states, tuned.trained
+    rows, seen = batch * (source + target), batch * (tuned.slots + source + target)
     kept = s * (rows * (4 * hidden + sizes.inner_hidden_size) + 2 * seen * hidden + rows * seen // batch)
-    outputs = 4 * states if prefix.projection else 0  # of the projection, in float32
+    outputs = 4 * states if tuned.projected else 0  # of the projection, in float32
     activations = layers * s * rows * hidden + kept + s * states if checkpointing else layers * kept
     passing = 3 * s * rows * sizes.inner_hidden_size  # around GELU, forwards or backwards
     loss = logits_bytes(batch * target, sizes.vocab_size, s) + head_bytes(sizes, storage, batch * target)
@@ -208,13 +208,13 @@ def tuning_memory(
     at_end = {"activations": states + outputs + passing + max(2 * s, 8) * states, "logits and loss": 0}
     fixed = {
         "weights": weight_bytes(sizes, storage),
-        "prefix": 4 * trained,
+        tuned.noun: 4 * trained,
         "gradients": 4 * trained if accumulation > 1 else 0,
         "optimiser": 8 * trained,
         "unpacking": unpacking_bytes(sizes, storage, "gradient", rows),
     }
     worst, moment = max(
-        ((at_start, "when backward begins"), (at_end, "when the prefix gets its gradient")),
+        ((at_start, "when backward begins"), (at_end, f"when the {tuned.noun} gets its gradient")),
         key=lambda pair: sum(pair[0].values()),
     )
     passes = worst | {"unpacking": fixed["unpacking"]}

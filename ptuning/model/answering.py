@@ -112,6 +112,11 @@ class PrefixedModel(nn.Module):
         self.prompt_settings = {}
         return encoder
 
+    @property
+    def prefix_is_on(self) -> bool:
+        """Whether an attached prefix counts; not within :meth:`prefix_disabled`."""
+        return self._prefix_on
+
     @contextmanager
     def prefix_disabled(self) -> Iterator[None]:
         """Within this context the model answers as the base model, bit for bit."""

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptuning.checkpoint.adapter import is_adapter_folder
 from ptuning.checkpoint.checkpoint import read_config
 from ptuning.checkpoint.hub import resolve_folder
 from ptuning.checkpoint.mapped_tensors import TensorFacts
 from ptuning.checkpoint.placement import pick_device
-from ptuning.checkpoint.prefix_checkpoint import is_prefix_folder
 from ptuning.checkpoint.shard_writer import ShardWriter
 from ptuning.checkpoint.weight_checks import check_sizes, check_tensors
 from ptuning.checkpoint.weight_files import WeightFiles, find_weights, read_json
@@ -128,7 +128,7 @@ def plan_quantization(
     place = Path(os.path.abspath(os.path.expanduser(target)))
     small = resolve_folder(source, weights=False, **hub)
     _check_target(place, small, overwrite)
-    if is_prefix_folder(small) and not is_regular(small / "config.json"):
+    if is_adapter_folder(small) and not is_regular(small / "config.json"):
         raise UserError(f"{source} holds a prefix, not a whole model: give its base model; a prefix is never quantised")
     config = read_config(small)
     if config.quantization_bit:

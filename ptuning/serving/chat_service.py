@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.checkpoint.checkpoint import base_model_of, open_base
 from ptuning.checkpoint.load import prepare_answering_model
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.data.truncation import fitting_prompt_ids
 from ptuning.engine.engine import Engine
 from ptuning.engine.request import Generation, Listener, Request
@@ -135,17 +135,17 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
     """
     named = [pair for given in settings.ptuning_checkpoint or () for pair in named_checkpoints(given)]
     projection = settings.prefix_projection or None  # False is also what a flag says that nobody gave
-    prefixes = [
-        (name, read_prefix(path, pre_seq_len=settings.pre_seq_len, prefix_projection=projection)) for name, path in named
+    adapters = [
+        (name, read_adapter(path, pre_seq_len=settings.pre_seq_len, prefix_projection=projection)) for name, path in named
     ]
     name = settings.model_name_or_path
     if name is None:
-        name = base_model_of(prefixes[0][1], named[0][1]) if named else BUILT_IN_MODEL
+        name = base_model_of(adapters[0][1], named[0][1]) if named else BUILT_IN_MODEL
     opened = open_base(name, settings)
-    for _, prefix in prefixes:
-        prefix.check_model(opened.config)
+    for _, adapter in adapters:
+        adapter.check_model(opened.config)
     tokenizer, model = opened.tokenizer, prepare_answering_model(opened, settings)
     served = Engine(model, tokenizer, **engine)
     store = PrefixStore(served, Path(name).name or Path(name).resolve().name)
-    store.add_all(prefixes)
+    store.add_all(adapters)
     return ChatService(served, store)

@@ -12,13 +12,12 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import torch
-
-from ptuning.checkpoint.prefix_checkpoint import PrefixCheckpoint, is_prefix_folder, read_prefix
+from ptuning.checkpoint.adapter import is_adapter_folder, is_of_other_weights, read_adapter
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory
 from ptuning.engine.engine import Engine
 from ptuning.engine.prefix_pool import SharedPrefix
+from ptuning.methods.method import Adapter, Words
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +30,16 @@ class UnknownPrefixError(UserError):
 
 @dataclass(frozen=True)
 class StoredPrefix:
-    """A prefix that may be asked for by name; the base model is one without keys and values.
+    """A tuned model that may be asked for by its prefix's name; the base model is one without keys and values.
 
     Attributes:
         name: unique in the store.
         path: the file it was read from; None for the base model.
-        shared: what a request of the engine names; None for the base model.
+        shared: what a request of the engine names; None for the base model, and for what changed the model itself.
         pre_seq_len: P; 0 for the base model.
         prompt_settings: keywords of the prompt function that it was trained with.
         single_round: it was tuned on questions without history, and a chat should ask it in the same way.
+        words: of its method; None for the base model.
         loaded: seconds since the epoch.
     """
 
@@ -49,6 +49,7 @@ class StoredPrefix:
     pre_seq_len: int = 0
     prompt_settings: dict[str, Any] = field(default_factory=dict)
     single_round: bool = False
+    words: Words | None = None
     loaded: float = field(default_factory=time.time)
 
 
@@ -81,8 +82,8 @@ def named_checkpoints(given: str) -> list[tuple[str, Path]]:
     path = Path(os.path.expanduser(rest))
     if not rest or not path.exists():
         raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {working_directory()})")
-    if path.is_dir() and not is_prefix_folder(path):
-        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_prefix_folder(entry))
+    if path.is_dir() and not is_adapter_folder(path):
+        inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_adapter_folder(entry))
         if inside and name:
             names = ", ".join(entry.name for entry in inside)
             raise UserError(f"{rest} holds several checkpoints ({names}); one name cannot stand for all: give {rest} alone")
@@ -105,6 +106,7 @@ class PrefixStore:
         self._prefixes: dict[str, StoredPrefix] = {base_name: StoredPrefix(base_name)}
         self._lock = Lock()
         self.default = base_name
+        self._alone: str | None = None  # what changed the model itself, in words
 
     def names(self) -> list[str]:
         """All names, the base model's first."""
@@ -119,61 +121,70 @@ class PrefixStore:
 
         Raises:
             UnknownPrefixError: there is none; those that there are, are named.
+            UserError: the base model, where something else became part of it.
         """
+        if self._alone is not None and name == self.base_name:
+            raise UserError(f"{name} does not answer beside {self.default}: {self._alone} is part of the model now")
         prefix = self._prefixes.get(self.default if name is None else name)
         if prefix is None:
             raise UnknownPrefixError(f"there is no model or prefix {name!r}; there are {', '.join(self.names())}")
         return prefix
 
-    def add_all(self, prefixes: Sequence[tuple[str, PrefixCheckpoint]]) -> None:
+    def add_all(self, adapters: Sequence[tuple[str, Adapter]]) -> None:
         """Take in prefixes by their names, as ``--ptuning_checkpoint`` gives them; the first becomes the default.
 
         Raises:
             UserError: see :meth:`load`.
         """
-        for name, checkpoint in prefixes:
-            self.add(name, checkpoint)
-        if prefixes:
-            self.default = prefixes[0][0]
+        for name, adapter in adapters:
+            self.add(name, adapter)
+        if adapters:
+            self.default = adapters[0][0]
 
     def load(self, name: str, path: Path) -> StoredPrefix:
         """Read a checkpoint and give it a name.
 
         Raises:
-            UserError: a name that is taken or cannot be one; no prefix there; a prefix of another model, family or size.
+            UserError: a name that is taken or cannot be one; no prefix there; a prefix of another model, family or size;
+            one that answers alone, beside others.
         """
         check_name(name)
         self._refuse_taken(name, path)
-        return self.add(name, read_prefix(path))
+        return self.add(name, read_adapter(path))
 
-    def add(self, name: str, checkpoint: PrefixCheckpoint) -> StoredPrefix:
+    def add(self, name: str, adapter: Adapter) -> StoredPrefix:
         """Give a name to a checkpoint that was read; errors as for :meth:`load`."""
         check_name(name)
-        self._refuse_taken(name, checkpoint.path)
+        self._refuse_taken(name, adapter.path)
         model = self.engine.model
-        encoder = checkpoint.encoder(model.config).to(model.device).eval()
-        stated = checkpoint.settings.get("base_fingerprint")
-        if stated and model.base_fingerprint and stated != model.base_fingerprint:
+        adapter.check_model(model.config)
+        words = adapter.method.words
+        if is_of_other_weights(model, adapter):
             raise UserError(
-                f"the prefix in {checkpoint.path} was trained on {checkpoint.settings.get('base_model')} (fingerprint "
-                f"{stated}); this is {self.base_name} (fingerprint {model.base_fingerprint}), other weights of the same "
-                "size: give the base model that the prefix was trained on"
+                f"the {words.noun} in {adapter.path} was trained on {adapter.settings.get('base_model')} (fingerprint "
+                f"{adapter.settings.get('base_fingerprint')}); this is {self.base_name} (fingerprint "
+                f"{model.base_fingerprint}), other weights of the same size: give the base model that the {words.noun} was "
+                "trained on"
             )
-        with torch.no_grad():
-            shared = self.engine.add_prefix(name, encoder(model.dtype))
-        single = checkpoint.settings.get("history") is False
-        stored = StoredPrefix(name, checkpoint.path, shared, checkpoint.pre_seq_len, checkpoint.prompt_settings, single)
+        key_values = adapter.key_values(model)
+        self._refuse_company(adapter, alone=key_values is None)
+        shared = None
+        if key_values is None:
+            self.engine.between_steps(lambda: adapter.attach(model))
+        else:
+            shared = self.engine.add_prefix(name, key_values)
+        single = adapter.settings.get("history") is False
+        stored = StoredPrefix(name, adapter.path, shared, adapter.slots, adapter.prompt_settings, single, words)
         with self._lock:
             if name not in self._prefixes:
                 self._prefixes[name] = stored
         if self._prefixes[name] is not stored:  # somebody was faster
-            self.engine.remove_prefix(shared)
-            self._refuse_taken(name, checkpoint.path)
-        projection = ", projection" if checkpoint.projection else ""
-        logger.info(
-            "loaded prefix %s from %s: %d tokens, %d layers%s",
-            name, checkpoint.path, checkpoint.pre_seq_len, model.config.num_layers, projection,
-        )
+            if shared is not None:
+                self.engine.remove_prefix(shared)
+            self._refuse_taken(name, adapter.path)
+        if shared is None:
+            self.default, self._alone = name, words.one
+        logger.info("loaded %s %s from %s: %s", words.noun, name, adapter.path, adapter.description(model.config))
         return stored
 
     def unload(self, name: str) -> None:
@@ -185,6 +196,8 @@ class PrefixStore:
         """
         if name == self.base_name:
             raise UserError(f"{name} is the base model; it cannot be unloaded")
+        if self._alone is not None and name in self._prefixes:
+            raise UserError(f"{name} is {self._alone} and part of the model now; it cannot be unloaded")
         with self._lock:
             stored = self.get(name)
             del self._prefixes[name]
@@ -193,6 +206,14 @@ class PrefixStore:
         if stored.shared is not None:
             self.engine.remove_prefix(stored.shared)
         logger.info("unloaded prefix %s", name)
+
+    def _refuse_company(self, adapter: Adapter, *, alone: bool) -> None:
+        """What changes the model itself answers alone: see :mod:`ptuning.methods.method`."""
+        one = self._alone or adapter.method.words.one
+        if self._alone is not None or (alone and (len(self._prefixes) > 1 or not self.engine.idle)):
+            raise UserError(
+                f"{adapter.path}: {one} changes the model itself and answers alone: name no other checkpoint beside it"
+            )
 
     def _refuse_taken(self, name: str, path: Path) -> None:
         taken = self._prefixes.get(name)

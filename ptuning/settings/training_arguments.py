@@ -13,7 +13,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 
 from ptuning.core.atomic import replace_when_whole
-from ptuning.core.choices import PrefixForm
+from ptuning.core.choices import DEFAULT_METHOD, MethodName, PrefixForm
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import check_training_values, clear_errors
 from ptuning.settings.setting_limits import Limits
@@ -117,6 +117,7 @@ class Arguments:
         config_file: the settings file, if one was named.
         checkpoints: prefixes to evaluate one after another; the first is also the ``ptuning_checkpoint``. Empty where none
             or one was named.
+        method: how a training run tunes.
     """
 
     model: ModelArguments
@@ -125,6 +126,7 @@ class Arguments:
     given: dict[str, Any]
     config_file: Path | None = None
     checkpoints: tuple[Path, ...] = ()
+    method: MethodName = DEFAULT_METHOD
 
     def __iter__(self) -> Iterator[Any]:
         """Yield the three groups in their order."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import Seq2SeqTrainer
 
-from ptuning.checkpoint.prefix_checkpoint import read_prefix, save_prefix, save_published_prefix
+from ptuning.checkpoint.adapter import read_adapter, write_files
 from ptuning.checkpoint.run_checkpoints import barrier, not_saved, read_run, remove_old, reveal, staging_folder, write_run
 from ptuning.checkpoint.run_state import (
     OPTIMIZER_FILE,
@@ -27,6 +27,7 @@ from ptuning.core.atomic import replace_when_whole, writing
 from ptuning.core.errors import OutputError, UserError
 from ptuning.core.output_folder import OutputFolder
 from ptuning.core.reading import guarded
+from ptuning.methods.method import TuningMethod
 from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.training_arguments import TuningArguments
 from ptuning.training.running_loss import RunningLoss
@@ -35,25 +36,23 @@ logger = logging.getLogger(__name__)
 
 
 class CheckpointingTrainer(Seq2SeqTrainer):
-    """Seq2SeqTrainer whose checkpoints hold the prefix and the state of the run, never the backbone.
+    """Seq2SeqTrainer whose checkpoints hold what is trained and the state of the run, never the backbone.
 
     Attributes:
-        prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
+        method: knows what is trained and what a checkpoint holds of it.
+        adapter_settings: what a checkpoint says of the run: base model, prompt settings.
         description: settings and rows of the run, kept in ``run.json``.
         place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
     """
 
     model: ChatGLMNetwork
+    method: TuningMethod
     args: TuningArguments
-    prefix_settings: dict[str, Any]
+    adapter_settings: dict[str, Any]
     description: dict[str, Any]
     place: OutputFolder | None = None
     _losses: RunningLoss
     _staging = False
-
-    @property
-    def _encoder(self) -> Any:
-        return self.model.prefix_encoder
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = str(super()._get_output_dir(trial=trial))
@@ -110,19 +109,15 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 self.state.save_to_json(str(temporary))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Write the prefix, whole or not at all."""
+        """Write what is trained, whole or not at all."""
         folder = str(self.args.output_dir if output_dir is None else output_dir)
-        encoder = self._encoder
-        logger.info("Saving PrefixEncoder to %s", folder)
-        if self.args.prefix_format in ("ptuning", "both"):
-            save_prefix(folder, encoder, self.prefix_settings)
-        if self.args.prefix_format in ("published", "both"):
-            save_published_prefix(folder, encoder)
+        logger.info("Saving %s to %s", self.method.words.saved, folder)
+        write_files(folder, self.method.files(self.model, self.adapter_settings, self.args))
         torch.save(self.args, os.path.join(folder, "training_args.bin"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Read the prefix of a checkpoint back into the model."""
-        self._read_prefix(resume_from_checkpoint)
+        """Read what a checkpoint holds back into the model."""
+        self._read_adapter(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         folder = Path(checkpoint or "")
@@ -150,19 +145,17 @@ class CheckpointingTrainer(Seq2SeqTrainer):
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
-            self._read_prefix(self.state.best_model_checkpoint)
+            self._read_adapter(self.state.best_model_checkpoint)
 
-    def _read_prefix(self, folder: str | os.PathLike[str]) -> None:
-        encoder = self._encoder
-        saved = read_prefix(folder)
-        if (saved.pre_seq_len, saved.projection) != (encoder.config.pre_seq_len, encoder.config.projection):
+    def _read_adapter(self, folder: str | os.PathLike[str]) -> None:
+        adapter = read_adapter(folder)
+        if adapter.method is not self.method:
             raise UserError(
-                f"{saved.path} holds a prefix of {saved.pre_seq_len} tokens (projection: {saved.projection}); this run "
-                f"trains {encoder.config.pre_seq_len} (projection: {encoder.config.projection}): resume with the settings "
-                "of that run"
+                f"{adapter.path} holds {adapter.method.words.one}; this run trains {self.method.words.one}: resume with the "
+                "settings of that run"
             )
-        logger.info("Loading prefix_encoder weight from %s", Path(folder))
-        encoder.load_state_dict(saved.state_dict)
+        logger.info("Loading %s from %s", self.method.words.loaded, Path(folder))
+        adapter.load_into(self.model)
 
 
 def _text(setting: Any) -> str:

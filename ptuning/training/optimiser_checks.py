@@ -16,10 +16,9 @@ import torch
 
 from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
+from ptuning.methods.method import TuningMethod
 
-_WHOLE_MODEL = {
-    "galore": "GaLore shrinks the state of large linear layers, and a prefix has none",
-    "apollo": "APOLLO shrinks the state of large linear layers, and a prefix has none",
+_UNSUITABLE = {
     "lomo": "it changes weights while gradients are made, which are looked at here before any step",
 }
 _OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
@@ -28,12 +27,13 @@ _NO_ARGUMENTS = ("constant", "constant_with_warmup")
 _PROBE = "0.123"  # no optimiser's default, and no value for an argument that is no number
 
 
-def check_optimiser(training: Any, given: Mapping[str, Any]) -> Any:
+def check_optimiser(training: Any, given: Mapping[str, Any], method: TuningMethod) -> Any:
     """Build the optimiser for one weight on the run's device, and take a step with it.
 
     Args:
         training: of the run.
         given: what was named by the user; what the optimiser does not read of it is refused.
+        method: how the run tunes; not every optimiser suits every method.
 
     Returns:
         the optimiser.
@@ -42,9 +42,9 @@ def check_optimiser(training: Any, given: Mapping[str, Any]) -> Any:
         UserError: a package is missing, or an argument is missing, unknown or out of range.
     """
     name = plain(training.optim)
-    for part, why in _WHOLE_MODEL.items():
+    for part, why in (*method.unsuitable_optimisers.items(), *_UNSUITABLE.items()):
         if part in name:
-            raise UserError(f"--optim {name}: {why}; adamw_torch and adafactor suit a prefix")
+            raise UserError(f"--optim {name}: {why}; {method.suitable_optimisers} suit {method.words.one}")
     arguments = _parsed_arguments(training.optim_args)
     what = f"--optim {name}" + (f" --optim_args {shown(training.optim_args)}" if arguments else "")
     weight = torch.nn.Parameter(torch.ones(2, 2, device=training.device))

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,26 +31,25 @@ from ptuning.data.preprocess import IGNORE_INDEX, Example
 from ptuning.data.rows import Row
 from ptuning.data.run_rows import prepare_rows, prepare_training_rows
 from ptuning.memory.advice import out_of_memory_message, settle_checkpointing
+from ptuning.methods.method import TuningMethod
+from ptuning.methods.registry import METHODS
 from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import check_against_model, check_before_loading
 from ptuning.settings.training_arguments import Arguments, TuningArguments, save_arguments
 from ptuning.training.settings_checks import check_steps
-from ptuning.training.trainer import PrefixTrainer
+from ptuning.training.trainer import TuningTrainer
 
 logger = logging.getLogger(__name__)
 
-USUAL_LEARNING_RATES = (1e-4, 5e-2)
-"""Of a prefix: the published runs take 1e-2 and 2e-2, and 1e-4 is what users report to forget least."""
-
-_DECIDING_MODEL = ("model_name_or_path", "pre_seq_len", "prefix_projection", "quantization_bit", "dtype")
+_DECIDING_MODEL = ("quantization_bit", "dtype")
 _DECIDING_DATA = (
     "max_source_length", "max_target_length", "source_prefix", "ignore_pad_token_for_loss", "pad_to_max_length",
 )
 _DECIDING_RUN = (
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "max_steps",
     "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "world_size", "seed", "data_seed",
-    "train_sampling_strategy", "bf16", "fp16", "prefix_dropout",
+    "train_sampling_strategy", "bf16", "fp16",
 )
 _DECIDING_WHERE_GIVEN = (
     "label_smoothing_factor", "lr_scheduler_kwargs", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon",
@@ -66,7 +65,7 @@ class PreparedRun:
     """What a tuning run has before its model is loaded.
 
     Attributes:
-        arguments: with the prefix that training starts from.
+        arguments: with the checkpoint that training starts from, if any.
         start: the checkpoint to resume from; None for a new run.
         base: the model to be tuned, opened, with that prefix.
         rows: to train on; ``validation`` likewise, empty for none.
@@ -84,7 +83,7 @@ class TunedRun:
     """What training gave.
 
     Attributes:
-        model: in eval mode, with the tuned prefix.
+        model: in eval mode, tuned.
         checkpoint: the best or the last one; None where nothing was saved.
         metrics: of the training.
         is_first_process: whether this process is the one that evaluates and reports.
@@ -106,11 +105,13 @@ def prepare_tuning(arguments: Arguments) -> PreparedRun:
         UserError: settings, rows or checkpoints that do not fit.
     """
     model_settings, data, training = arguments
+    method = METHODS[arguments.method]
     check_before_loading(training)
     start = starting_point(training)
     barrier()  # no process makes the folder while another still looks whether it is there
     arguments = replace(arguments, model=_with_start(model_settings, training))
-    _warn_of_learning_rate(training.learning_rate)
+    method.check_settings(arguments.model)
+    _settle_learning_rate(training, method, arguments.given)
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
     base = open_named(arguments.model)
@@ -141,7 +142,7 @@ def tune(
     arguments, data, training = run.arguments, run.arguments.data, run.arguments.training
     examples = prepare_examples(run.base.tokenizer, run.rows, data, "training rows")
     eval_examples = prepare_examples(run.base.tokenizer, run.validation, data, "validation rows") if run.validation else None
-    check_steps(training, len(examples), None if eval_examples is None else len(eval_examples))
+    check_steps(training, METHODS[arguments.method], len(examples), None if eval_examples is None else len(eval_examples))
     trainer = _trainer(run, examples, eval_examples, score_rows, open_bar)
     trainer.place = place
     folder = Path(str(training.output_dir))
@@ -169,23 +170,23 @@ def _trainer(
     eval_examples: PackedExamples | None,
     score_rows: ScoreRows,
     open_bar: OpenProgress | None,
-) -> PrefixTrainer:
-    """Load the model with the prefix that training starts from, and put the trainer around it."""
-    arguments, training = run.arguments, run.arguments.training
+) -> TuningTrainer:
+    """Load the model with what training starts from, and put the trainer around it."""
+    arguments, training, method = run.arguments, run.arguments.training, METHODS[run.arguments.method]
     if training.torch_compile:
         keep_compiled_code_private("TORCHINDUCTOR_CACHE_DIR", "inductor")
-    set_seed(training.seed)  # before the model: a new prefix is drawn from it
-    model = prepare_model(ChatGLMNetwork, run.base, arguments.model, new_prefix=True)
-    encoder: Any = model.prefix_encoder
-    encoder.config = replace(encoder.config, dropout=training.prefix_dropout)
+    set_seed(training.seed)  # before the model: what is new is drawn from it
+    model = prepare_model(ChatGLMNetwork, run.base, arguments.model, new=method)
+    method.begin_training(model, training)
     settle_checkpointing(model, arguments, examples)
-    return PrefixTrainer(
+    return TuningTrainer(
         model,
+        method,
         training,
         examples,
         _collator(run.base.tokenizer, arguments.data),
         eval_examples,
-        prefix_settings(arguments, run.base.name, model, history=any(row.history is not None for row in run.rows)),
+        adapter_settings(arguments, run.base.name, model, history=any(row.history is not None for row in run.rows)),
         run_description(arguments, examples),
         _scorer(model, run, score_rows),
         open_bar,
@@ -193,7 +194,7 @@ def _trainer(
 
 
 def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArguments:
-    """The prefix that training starts from: a new one, or the weights of another."""
+    """What training starts from: something new, or the weights of a checkpoint."""
     if training.init_from is not None:
         if model.ptuning_checkpoint is not None:
             raise UserError(
@@ -203,24 +204,22 @@ def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArgume
         if training.resume_from_checkpoint and str(training.resume_from_checkpoint).lower() not in ("false", "no", "auto"):
             raise UserError("--init_from starts a new run, --resume_from_checkpoint goes on with one: give one of them")
         model = replace(model, ptuning_checkpoint=training.init_from)
-    if model.pre_seq_len is None and model.ptuning_checkpoint is None:
-        raise UserError(
-            "--pre_seq_len is missing (published: 128): ptuning trains a prefix; full fine-tuning of the backbone is not "
-            "part of it"
-        )
     return model
 
 
-def _warn_of_learning_rate(rate: float) -> None:
-    low, high = USUAL_LEARNING_RATES
-    if not low <= rate <= high:
+def _settle_learning_rate(training: TuningArguments, method: TuningMethod, given: Mapping[str, Any]) -> None:
+    """The method's own rate where none was named, and a warning of one that is usual for other methods."""
+    rates = method.learning_rates
+    if "learning_rate" not in given:
+        training.learning_rate = rates.default
+    if not rates.low <= training.learning_rate <= rates.high:
         logger.warning(
-            "--learning_rate %g: outside the usual range of a prefix, %g to %g (published: 2e-2, for dialogue 1e-2); rates "
-            "for full fine-tuning or LoRA do not carry over", rate, low, high,
+            "--learning_rate %g: outside the usual range of %s, %g to %g%s",
+            training.learning_rate, method.words.one, rates.low, rates.high, rates.note,
         )
 
 
-def _train(trainer: PrefixTrainer, start: str | None, arguments: Arguments, count: int) -> dict[str, float]:
+def _train(trainer: TuningTrainer, start: str | None, arguments: Arguments, count: int) -> dict[str, float]:
     """Run the loop and write what it reports."""
     try:
         result = trainer.train(resume_from_checkpoint=start)
@@ -277,10 +276,13 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     numbers = hashlib.sha256()
     for example in examples:
         numbers.update(array("q", [len(example.input_ids), *example.input_ids, *example.labels]).tobytes())
+    method = METHODS[arguments.method]
     settings: dict[str, Any] = {
         name: getattr(group, name, None)
         for group, names in (
-            (arguments.model, _DECIDING_MODEL), (arguments.data, _DECIDING_DATA), (arguments.training, _DECIDING_RUN),
+            (arguments.model, ("model_name_or_path", *method.model_settings, *_DECIDING_MODEL)),
+            (arguments.data, _DECIDING_DATA),
+            (arguments.training, (*_DECIDING_RUN, *method.training_settings)),
         )
         for name in names
     }
@@ -292,8 +294,8 @@ def run_description(arguments: Arguments, examples: Sequence[Example]) -> dict[s
     return plain | {"training rows": f"{len(examples)} rows, {numbers.hexdigest()[:16]}"}
 
 
-def prefix_settings(arguments: Arguments, base: str, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
-    """What ``prefix_config.json`` keeps beside the prefix's shape: all that is needed to chat with it.
+def adapter_settings(arguments: Arguments, base: str, model: ChatGLMNetwork, *, history: bool) -> dict[str, Any]:
+    """What a checkpoint says of the run that made it: all that is needed to chat with it.
 
     ``base`` names the base model; ``history``: the training rows have earlier rounds, whatever form they came in.
     """

@@ -17,6 +17,7 @@ from typing import Any
 
 from ptuning.core.characters import shown
 from ptuning.core.errors import UserError
+from ptuning.methods.method import TuningMethod
 from ptuning.settings.arguments import DataArguments, ModelArguments
 from ptuning.settings.run_checks import clear_errors
 from ptuning.training.optimiser_checks import check_optimiser, check_schedule, plain, warms_up
@@ -25,7 +26,12 @@ logger = logging.getLogger(__name__)
 
 
 def check_combinations(
-    model: ModelArguments, data: DataArguments, training: Any, given: Mapping[str, Any], scores: Mapping[str, bool]
+    model: ModelArguments,
+    data: DataArguments,
+    training: Any,
+    given: Mapping[str, Any],
+    scores: Mapping[str, bool],
+    method: TuningMethod,
 ) -> None:
     """Refuse settings of a training run that contradict each other or would be taken and ignored.
 
@@ -36,6 +42,7 @@ def check_combinations(
         given: what was named by the user.
         scores: what ``--metric_for_best_model`` may name beside the loss, where answers are scored, and whether higher is
             better.
+        method: how the run tunes.
 
     Raises:
         UserError: with the flags.
@@ -49,7 +56,7 @@ def check_combinations(
     for flag, dtype in (("fp16_full_eval", "float16"), ("bf16_full_eval", "bfloat16")):
         if getattr(training, flag):
             raise UserError(f"--{flag}: a model that was just trained keeps its number format; use --dtype {dtype}")
-    optimiser = check_optimiser(training, given)
+    optimiser = check_optimiser(training, given, method)
     check_schedule(training, optimiser, training.max_steps if training.max_steps > 0 else 10**4)
     for name, switch, needed in (
         ("eval_steps", "eval_strategy", "steps"), ("save_steps", "save_strategy", "steps"),
@@ -172,11 +179,12 @@ def _check_packages(names: Iterable[str]) -> None:
             INTEGRATION_TO_CALLBACK[name]()
 
 
-def check_steps(training: Any, rows: int, validation_rows: int | None = None) -> None:
+def check_steps(training: Any, method: TuningMethod, rows: int, validation_rows: int | None = None) -> None:
     """Refuse a run that would take no step, now that its rows are counted; try the schedule with its real length.
 
     Args:
         training: of the run.
+        method: how it tunes.
         rows: to train on.
         validation_rows: to evaluate on while training; None: none.
 
@@ -198,7 +206,7 @@ def check_steps(training: Any, rows: int, validation_rows: int | None = None) ->
         )
     steps_an_epoch = math.ceil(batches / training.gradient_accumulation_steps)
     total = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * steps_an_epoch)
-    check_schedule(training, check_optimiser(training, {}), total)
+    check_schedule(training, check_optimiser(training, {}, method), total)
     if warms_up(training) and training.warmup_steps >= max(1, total):
         logger.warning(
             "--warmup_steps %d: the run has %d steps, so that it never reaches --learning_rate %g",

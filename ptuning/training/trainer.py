@@ -1,4 +1,4 @@
-"""The training loop: transformers' Seq2SeqTrainer over a frozen backbone, saving and resuming the prefix alone."""
+"""The training loop: transformers' Seq2SeqTrainer over a frozen backbone, saving and resuming what is trained alone."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ptuning.data.collator import TrainingCollator
 from ptuning.data.preprocess import Example
 from ptuning.kernels.allocator import keep_freed_memory
 from ptuning.kernels.dispatch import settings
+from ptuning.methods.method import TuningMethod
 from ptuning.model.network import ChatGLMNetwork
 from ptuning.settings.run_checks import clear_errors
 from ptuning.settings.training_arguments import TuningArguments
@@ -56,19 +57,20 @@ class ExampleDataset(Dataset):  # type: ignore[type-arg]
         return {"input_ids": example.input_ids, "labels": example.labels, "rows": index}
 
 
-class PrefixTrainer(CheckpointingTrainer):
-    """Seq2SeqTrainer whose checkpoints hold the prefix (and the state of the run), never the backbone.
+class TuningTrainer(CheckpointingTrainer):
+    """Seq2SeqTrainer whose checkpoints hold what is trained (and the state of the run), never the backbone.
 
     A checkpoint appears whole or not at all; a run that goes on from one equals a run without a stop, log lines included; a
     loss or gradient that is not a number ends the run before the optimiser can spread it.
 
     Args:
-        model: with a prefix attached.
+        model: with what is trained attached.
+        method: of what is trained.
         args: see :class:`~ptuning.settings.training_arguments.TuningArguments`.
         examples: training examples.
         collator: makes padded batches.
         eval_examples: for the validation loss.
-        prefix_settings: what ``prefix_config.json`` says beside the prefix's shape.
+        adapter_settings: what a checkpoint says of the run: base model, prompt settings.
         description: settings and rows of the run; what differs when a run goes on is named.
         scorer: gives scores of answers for every evaluation while training.
         open_bar: opens a bar that counts steps, unless ``--disable_tqdm``; None: log lines instead.
@@ -77,18 +79,20 @@ class PrefixTrainer(CheckpointingTrainer):
     def __init__(
         self,
         model: ChatGLMNetwork,
+        method: TuningMethod,
         args: TuningArguments,
         examples: Sequence[Example],
         collator: TrainingCollator,
         eval_examples: Sequence[Example] | None = None,
-        prefix_settings: Mapping[str, Any] | None = None,
+        adapter_settings: Mapping[str, Any] | None = None,
         description: Mapping[str, Any] | None = None,
         scorer: Scorer | None = None,
         open_bar: OpenProgress | None = None,
     ) -> None:
-        if model.prefix_encoder is None:
-            raise UserError("the model has no prefix to train: give --pre_seq_len (published: 128)")
-        self.prefix_settings = dict(prefix_settings or {})
+        if not method.is_active(model):
+            raise UserError(method.words.nothing_to_train)
+        self.method = method
+        self.adapter_settings = dict(adapter_settings or {})
         self.description = dict(description or {})
         self.examples = examples
         self.scorer = scorer
@@ -175,7 +179,7 @@ class PrefixTrainer(CheckpointingTrainer):
             # A process killed between saving the last checkpoint and deleting the oldest left one too many.
             remove_old(str(self.args.output_dir), self.args.save_total_limit, state.best_model_checkpoint)
         best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-        self._read_prefix(best if best and os.path.isdir(best) else checkpoint)
+        self._read_adapter(best if best and os.path.isdir(best) else checkpoint)
         metrics = {"train_runtime": 0.0, "total_flos": state.total_flos, "train_loss": 0.0}
         self.log(metrics)  # as at the end of training; it fills in the loss and the epoch
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
@@ -208,8 +212,8 @@ class PrefixTrainer(CheckpointingTrainer):
         return int(inputs["input_ids"].numel())
 
     def _refuse_not_finite(self) -> None:
-        encoder = _encoder(self.model)
-        gradients = [parameter.grad for parameter in encoder.parameters() if parameter.grad is not None]
+        trained = self.method.trained_parameters(self.model)
+        gradients = [parameter.grad for parameter in trained if parameter.grad is not None]
         sums = torch.stack([loss.float() for _, loss in self._pending] + [gradient.float().sum() for gradient in gradients])
         if bool(torch.isfinite(sums).all()):
             return
@@ -220,18 +224,19 @@ class PrefixTrainer(CheckpointingTrainer):
         raise TrainingError(self._not_finite_message("loss" if rows else "gradient", rows))
 
     def _not_finite_message(self, what: str, rows: Sequence[int]) -> str:
-        """``what``: loss or gradient (of the step that is being taken), or prefix (behind a step)."""
+        """``what``: loss or gradient (of the step that is being taken), or ``state`` (of what is trained, after a step)."""
+        noun, rates = self.method.words.noun, self.method.learning_rates
         rows = rows or [int(n) for numbers, _ in self._pending for n in numbers.tolist()]
         named = ", ".join(self.examples[row].source for row in rows[:8])
         more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         if self.args.fp16 or self.model.dtype == torch.float16:
             hint = "float16 overflows easily: use --dtype bfloat16 (--bf16) or float32"
         else:
-            hint = f"Lower --learning_rate ({self.args.learning_rate:g}; usual for a prefix: 1e-4 to 5e-2)"
+            hint = f"Lower --learning_rate ({self.args.learning_rate:g}; usual for {self.method.words.one}: {rates.shown})"
         saved = checkpoints(str(self.args.output_dir))
         kept = f"{saved[-1]} is whole and kept" if saved else "nothing was saved yet"
-        if what == "prefix":
-            return f"the prefix behind step {self.state.global_step} is not a number (NaN or infinite); {kept}. {hint}"
+        if what == "state":
+            return f"the {noun} behind step {self.state.global_step} is not a number (NaN or infinite); {kept}. {hint}"
         return (
             f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: {named}{more}. "
             f"The optimiser did not take this step; {kept}. {hint}"
@@ -264,8 +269,8 @@ class PrefixTrainer(CheckpointingTrainer):
         return output
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        if not all(bool(torch.isfinite(parameter).all()) for parameter in _encoder(self.model).parameters()):
-            raise TrainingError(self._not_finite_message("prefix", []))
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.method.trained_parameters(self.model)):
+            raise TrainingError(self._not_finite_message("state", []))
         super()._save_checkpoint(model, trial)
 
 
@@ -280,20 +285,16 @@ class _Collation:
         return {**self.collator(features), "rows": torch.tensor([feature["rows"] for feature in features])}
 
 
-def _encoder(model: Any) -> Any:
-    return model.prefix_encoder
-
-
 def _prepare(args: TuningArguments) -> None:
-    """Settings that a frozen backbone with a prefix asks for, whatever transformers' defaults of the day are."""
+    """Settings that tuning asks for, whatever transformers' defaults of the day are."""
     for name, value in FORCED.items():
         setattr(args, name, value)
-    args.fp16_full_eval = args.bf16_full_eval = False  # they would cast the prefix too, for good
+    args.fp16_full_eval = args.bf16_full_eval = False  # they would cast what is trained too, for good
     args.dataloader_pin_memory = args.dataloader_pin_memory and torch.cuda.is_available()
     if args.gradient_checkpointing and args.gradient_checkpointing_kwargs is None:
         args.gradient_checkpointing_kwargs = {"use_reentrant": False}
     if args.ddp_find_unused_parameters is None:
-        args.ddp_find_unused_parameters = False  # every step uses the whole prefix
+        args.ddp_find_unused_parameters = False  # every step uses all that is trained
     if args.n_gpu > 1:
         # nn.DataParallel would copy the backbone to every device at every step.
         logger.warning(

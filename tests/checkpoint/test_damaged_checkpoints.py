@@ -8,8 +8,8 @@ import pytest
 import torch
 from runs import log_of, prefix_of, train
 
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.checkpoint.file_list import LIST_FILE, add_to_file_list, what_disagrees, write_file_list
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
 from ptuning.checkpoint.run_checkpoints import checkpoints, starting_point
 from ptuning.core.errors import UserError
 from ptuning.settings.training_arguments import TuningArguments
@@ -263,7 +263,7 @@ def test_random_states_of_other_processes_are_not_passed_over_in_silence(run, ca
 
 def test_a_checkpoint_of_weights_alone_is_written_and_read_but_not_gone_on_from(command, tmp_path, caplog):
     result = train(command(tmp_path / "run", max_steps=2, save_steps=1, save_only_model=True, prefix_format="both"))
-    assert read_prefix(result.checkpoint).pre_seq_len == 5
+    assert read_adapter(result.checkpoint).pre_seq_len == 5
     with pytest.raises(UserError, match=r"no optimizer\.pt, scheduler\.pt, rng_state\.pth: .*--init_from"):
         resumed(tmp_path / "run", result.checkpoint)
     assert resumed(tmp_path / "run", "auto") is None
@@ -278,16 +278,16 @@ def test_a_damaged_prefix_is_refused_wherever_it_is_read(whole, tmp_path, caplog
         torch.save(prefix_of(folder), folder / form)
         (folder / "prefix_encoder.safetensors").unlink()
         write_file_list(folder)
-    settings = dict(read_prefix(folder).settings)
+    settings = dict(read_adapter(folder).settings)
     flip(folder / form, 0.5)
     with pytest.raises(UserError, match=rf"{form} is damaged: its contents .*remove {folder}/{LIST_FILE}, if"):
-        read_prefix(folder)
+        read_adapter(folder)
     (folder / LIST_FILE).unlink()  # as where a user copies the files of the prefix alone
-    read_prefix(folder)
+    read_adapter(folder)
     if settings:
         write_file_list(folder)
         (folder / "prefix_config.json").write_text(json.dumps(settings | {"base_model": "moved"}))
-        assert read_prefix(folder).settings["base_model"] == "moved"
+        assert read_adapter(folder).settings["base_model"] == "moved"
         assert "prefix_config.json is damaged" in caplog.text
 
 

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 import torch
+from prefixes import save_prefix
 
-from ptuning.checkpoint import prefix_checkpoint
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.core.atomic import replace_when_whole
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 
@@ -47,12 +48,12 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
 def test_a_save_that_fails_leaves_the_old_prefix(tmp_path, monkeypatch):
     """The settings cannot go into JSON: the second of the two files fails, and neither changes."""
     old = PrefixEncoder(PrefixConfig(3, False, 2, 2, 8))
-    prefix_checkpoint.save_prefix(tmp_path, old, {"base_model": "a"})
+    save_prefix(tmp_path, old, {"base_model": "a"})
     with pytest.raises(TypeError):
-        prefix_checkpoint.save_prefix(tmp_path, PrefixEncoder(PrefixConfig(5, False, 2, 2, 8)), {"base_model": object()})
-    again = prefix_checkpoint.read_prefix(tmp_path)
+        save_prefix(tmp_path, PrefixEncoder(PrefixConfig(5, False, 2, 2, 8)), {"base_model": object()})
+    again = read_adapter(tmp_path)
     assert again.settings["base_model"] == "a"
-    assert torch.equal(again.state_dict["embedding.weight"], old.embedding.weight)
+    assert torch.equal(again.tensors["embedding.weight"], old.embedding.weight)
     assert sorted(os.listdir(tmp_path)) == ["prefix_config.json", "prefix_encoder.safetensors"]
 
 

@@ -120,7 +120,7 @@ def test_folders_that_cannot_be_are_named_and_nothing_is_left(tmp_path):
 
 @posix
 def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
-    from ptuning.checkpoint.prefix_checkpoint import read_prefix
+    from ptuning.checkpoint.adapter import read_adapter
     from ptuning.edges.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -133,7 +133,7 @@ def test_a_deleted_working_directory_is_named(tmp_path, monkeypatch, capsys):
         assert main(argv) == 2
         assert "the working directory does not exist any more" in whole_line(capsys.readouterr().err)
     with pytest.raises(UserError, match="working directory deleted"):  # it went away after the start
-        read_prefix("checkpoint")
+        read_adapter("checkpoint")
     with claimed(tmp_path / "run") as place:
         place.check()
 

@@ -103,7 +103,7 @@ def test_settings_out_of_range_are_refused(base, tokenizer, settings, words):
 
 
 def test_the_source_prefix_of_the_training_is_used(golden, tokenizer, tmp_path):
-    from ptuning.checkpoint.prefix_checkpoint import save_prefix
+    from prefixes import save_prefix
 
     plain = ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=golden / "checkpoint-prefix")
     save_prefix(tmp_path, plain.prefix_encoder, {"source_prefix": "写广告："})

@@ -6,11 +6,12 @@ import pytest
 
 from ptuning.memory.checkpointing_choice import USED_SHARE, choose_checkpointing
 from ptuning.memory.estimates import Storage, tuning_memory
+from ptuning.methods.prefix import prefix_cost
 from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes, size_text
 
 SIX_BILLION = ModelSizes.from_config({})
 INT4 = Storage(4, False, 2, device="accelerator")
-PREFIX = PrefixSizes(128)
+PREFIX = prefix_cost(SIX_BILLION, PrefixSizes(128))
 RUN = {"batch": 16, "source": 64, "target": 64, "accumulation": 1}
 
 
@@ -35,7 +36,7 @@ def test_the_weights_count_as_there_already():
     """INT8 weights take more than INT4's; what a step needs beside them is the same but for the unpacked linear."""
     for storage in (INT4, Storage(8, False, 2, device="accelerator")):
         assert not choose(int(to_come(False, storage) / USED_SHARE) + 2, storage).on
-    projected = PrefixSizes(128, True)
+    projected = prefix_cost(SIX_BILLION, PrefixSizes(128, True))
     assert tuning_memory(SIX_BILLION, INT4, projected, **RUN).parts["prefix"] > 3 * GIB
     assert not choose(int(to_come(False, prefix=projected) / USED_SHARE) + 2, prefix=projected).on
 

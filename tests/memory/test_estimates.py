@@ -24,6 +24,7 @@ from ptuning.memory.estimates import (
     unpacking_bytes,
     weight_bytes,
 )
+from ptuning.methods.prefix import prefix_cost
 from ptuning.model.config import ChatGLMConfig
 from ptuning.model.half_storage import HalfLinear
 from ptuning.model.loss import target_loss
@@ -34,7 +35,7 @@ from ptuning.model.sizes import GIB, ModelSizes, PrefixSizes, prefix_numbers
 TINY = {"vocab_size": 704, "hidden_size": 32, "num_layers": 3, "num_attention_heads": 4, "inner_hidden_size": 128}
 ODD = TINY | {"hidden_size": 48, "inner_hidden_size": 64}
 SIX_BILLION = ModelSizes.from_config({})
-PREFIX = PrefixSizes(128)
+PREFIX = prefix_cost(SIX_BILLION, PrefixSizes(128))
 ADGEN = {"source": 64, "target": 64, "accumulation": 16}
 
 
@@ -100,8 +101,10 @@ def test_what_costs_memory_costs_memory():
         return tuning_memory(SIX_BILLION, settings.pop("storage", storage), settings.pop("prefix", PREFIX), **settings).total
 
     least = tuning()
-    for more in ({"batch": 4}, {"source": 128}, {"target": 128}, {"prefix": PrefixSizes(256)}, {"accumulation": 2},
-                 {"prefix": PrefixSizes(128, True)}, {"storage": Storage(8, False, 2)}, {"storage": Storage(4, False, 4)}):
+    for more in ({"batch": 4}, {"source": 128}, {"target": 128}, {"accumulation": 2},
+                 {"prefix": prefix_cost(SIX_BILLION, PrefixSizes(256))},
+                 {"prefix": prefix_cost(SIX_BILLION, PrefixSizes(128, True))},
+                 {"storage": Storage(8, False, 2)}, {"storage": Storage(4, False, 4)}):
         assert tuning(**more) > least, more
     assert tuning(batch=8, checkpointing=True) < tuning(batch=8)
     short, long = (answering_memory(SIX_BILLION, storage, PREFIX, batch=1, length=n) for n in (512, 2048))
@@ -136,7 +139,7 @@ def test_numbers_that_mean_nothing(wrong):
     with pytest.raises(UserError, match="must be 1 or more"):
         tuning_memory(SIX_BILLION, Storage(), PREFIX, **({"batch": 1, "source": 8, "target": 8} | wrong))
     with pytest.raises(UserError, match="pre_seq_len"):
-        tuning_memory(SIX_BILLION, Storage(), PrefixSizes(0), batch=1, source=8, target=8)
+        tuning_memory(SIX_BILLION, Storage(), prefix_cost(SIX_BILLION, PrefixSizes(0)), batch=1, source=8, target=8)
 
 
 @pytest.mark.slow

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 import ptuning
 from ptuning.checkpoint.checkpoint import read_config
-from ptuning.checkpoint.prefix_tensors import PREFIX_KEY
 from ptuning.checkpoint.shard_writer import parse_size
 from ptuning.checkpoint.weight_files import find_weights
 from ptuning.core.errors import UserError
+from ptuning.methods.prefix_tensors import PREFIX_KEY
 from ptuning.model.quantization import quantize_weight
 from ptuning.quantize.folder import plan_quantization, quantize_checkpoint
 

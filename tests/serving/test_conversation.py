@@ -5,10 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from prefixes import random_encoder
+from prefixes import random_encoder, save_prefix
 
 import ptuning
-from ptuning.checkpoint.prefix_checkpoint import save_prefix
 from ptuning.core.errors import GenerationError, UserError
 from ptuning.data.rows import read_rows
 from ptuning.model.config import ChatGLMConfig

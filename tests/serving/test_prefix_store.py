@@ -8,7 +8,7 @@ from prefixes import save_random_prefix
 from sampling import greedy
 
 import ptuning
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.core.errors import UserError
 from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
@@ -40,7 +40,7 @@ def test_base_is_always_there_and_the_first_prefix_is_the_default(store, folder)
     assert store.names() == ["tiny-chatglm"]
     assert store.get().shared is None
     named = named_checkpoints(f"adgen={folder / 'checkpoint-2'}") + named_checkpoints(str(folder))
-    store.add_all([(name, read_prefix(path)) for name, path in named])
+    store.add_all([(name, read_adapter(path)) for name, path in named])
     assert store.names() == ["tiny-chatglm", "adgen", "checkpoint-1", "checkpoint-2"]
     assert store.get().name == "adgen"
     assert store.get("checkpoint-1").pre_seq_len == 4
@@ -58,7 +58,7 @@ def test_a_loaded_prefix_answers_as_the_model_with_it(store, folder, parts):
 
 
 def test_unloading_and_loading_again(store, folder):
-    store.add_all([("one", read_prefix(folder / "checkpoint-1"))])
+    store.add_all([("one", read_adapter(folder / "checkpoint-1"))])
     store.unload("one")
     assert store.get().name == "tiny-chatglm"
     with pytest.raises(UnknownPrefixError, match="no model or prefix 'one'; there are tiny-chatglm"):

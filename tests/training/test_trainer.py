@@ -15,7 +15,8 @@ from ptuning.data.collator import TrainingCollator
 from ptuning.data.examples import prepare_examples
 from ptuning.data.run_rows import prepare_rows
 from ptuning.edges.run_arguments import parse_arguments
-from ptuning.training.trainer import PrefixTrainer
+from ptuning.methods.prefix import PREFIX
+from ptuning.training.trainer import TuningTrainer
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,14 @@ def test_a_checkpoint_holds_the_prefix_and_not_the_backbone(straight):
 KILL_AT_STEP_9 = """
 import os
 from transformers import TrainerCallback
-from ptuning.training.trainer import PrefixTrainer
+from ptuning.training.trainer import TuningTrainer
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 9: os.kill(os.getpid(), 9)
-start = PrefixTrainer.__init__
+start = TuningTrainer.__init__
 def init(self, *args, **kwargs):
     start(self, *args, **kwargs); self.add_callback(Kill())
-PrefixTrainer.__init__ = init
+TuningTrainer.__init__ = init
 """
 
 
@@ -94,7 +95,7 @@ def test_answers_after_training_still_use_the_cache(command, tmp_path, golden):
     rows = prepare_rows(arguments.data.train_file, arguments.data, None)
     examples = prepare_examples(tokenizer, rows, arguments.data, "rows")
     model = load_model(golden / "model", device="cpu", pre_seq_len=5)
-    PrefixTrainer(model, arguments.training, examples, TrainingCollator(tokenizer))
+    TuningTrainer(model, PREFIX, arguments.training, examples, TrainingCollator(tokenizer))
     assert model.config.use_cache is True
 
 
@@ -255,7 +256,7 @@ def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
     """The first step's loss, over two micro-batches, from logits of the whole sequences."""
     argv = command(tmp_path / "run", max_steps=1, logging_steps=1, label_smoothing_factor=0.3, prefix_dropout=0)
     batches, losses = [], []
-    compute_loss = PrefixTrainer.compute_loss
+    compute_loss = TuningTrainer.compute_loss
 
     def watched(self, model, inputs, *args, **kwargs):
         with torch.no_grad():
@@ -269,7 +270,7 @@ def test_the_smoothed_loss_of_a_run_is_that_of_plain_torch(command, tmp_path):
         return loss
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        patch.setattr(TuningTrainer, "compute_loss", watched)
         train(argv)
     assert len(batches) == 2
     assert sum(losses) == pytest.approx(sum(loss for loss, _ in batches) / sum(count for _, count in batches), rel=1e-5)
@@ -285,7 +286,7 @@ def test_padding_that_is_learnt_has_the_loss_of_plain_torch(command, tmp_path, s
         ignore_pad_token_for_loss=False, label_smoothing_factor=smoothing,
     )  # fmt: skip
     found = []
-    compute_loss = PrefixTrainer.compute_loss
+    compute_loss = TuningTrainer.compute_loss
 
     def watched(self, model, inputs, *args, **kwargs):
         with torch.no_grad():
@@ -296,6 +297,6 @@ def test_padding_that_is_learnt_has_the_loss_of_plain_torch(command, tmp_path, s
         return compute_loss(self, model, inputs, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PrefixTrainer, "compute_loss", watched)
+        patch.setattr(TuningTrainer, "compute_loss", watched)
         train(argv)
     assert log_of(folder / "checkpoint-1")[0]["loss"] == pytest.approx(float(found[0]), rel=1e-5)

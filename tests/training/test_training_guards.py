@@ -55,9 +55,9 @@ def test_a_bad_row_is_named_and_the_last_good_checkpoint_kept(command, tmp_path,
 
 def test_an_infinite_gradient_stops_as_well(command, tmp_path, monkeypatch):
     """Softmax may hide an overflow in the prefix from the loss; its gradient does not."""
-    from ptuning.training.trainer import PrefixTrainer
+    from ptuning.training.trainer import TuningTrainer
 
-    step = PrefixTrainer.compute_loss
+    step = TuningTrainer.compute_loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         weight = self.model.prefix_encoder.embedding.weight
@@ -65,7 +65,7 @@ def test_an_infinite_gradient_stops_as_well(command, tmp_path, monkeypatch):
             weight.register_hook(lambda gradient: gradient * math.inf)
         return step(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(PrefixTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(TuningTrainer, "compute_loss", compute_loss)
     with pytest.raises(TrainingError, match=r"the gradient of step 3 is not a number .* nothing was saved yet"):
         train(command(tmp_path / "run"))
 

@@ -317,7 +317,9 @@ class Page:
 
     def _choices(self, texts: Texts) -> list[tuple[str, str]]:
         def label(stored: StoredPrefix) -> str:
-            return texts("base", stored.name) if stored.shared is None else texts("prefix", stored.name, stored.pre_seq_len)
+            if stored.words is None:
+                return texts("base", stored.name)
+            return texts("tuned_model", stored.name, stored.words.short_label(texts.language, stored.pre_seq_len))
 
         return [(label(stored), stored.name) for stored in self.service.store.all()]
 

@@ -21,7 +21,7 @@ _TEXTS: dict[str, tuple[str, str]] = {  # name: (Chinese, English)
     "second": ("并排的另一个", "Compared with"),
     "compare": ("并排对比", "Side by side"),
     "base": ("{} · 原始模型", "{} · base model"),
-    "prefix": ("{} · 前缀 {} 词元", "{} · prefix of {}"),
+    "tuned_model": ("{} · {}", "{} · {}"),
     "max_length": ("最大长度", "Maximum length"),
     "max_length_info": ("提问、历史和回答合计的词元数", "Tokens of question, history and answer together"),
     "top_p": ("Top P", "Top P"),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ptuning.settings.training_arguments import Arguments
 
 _EFFECTIVE = {
-    "model": ("model_name_or_path", "ptuning_checkpoint", "pre_seq_len", "prefix_projection", "quantization_bit", "dtype"),
+    "model": ("quantization_bit", "dtype"),
     "data": ("max_source_length", "max_target_length", "val_max_target_length", "generation", "num_beams"),
     "training": (
         "learning_rate", "lr_scheduler_type", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
@@ -23,11 +23,15 @@ _SECRET = ("token", "hub_token", "use_auth_token")
 
 def settings_shown(arguments: Arguments) -> list[dict[str, Any]]:
     """The settings that decide a run, and all others that were named: name, value, whether it was named."""
+    from ptuning.methods.registry import METHODS  # here: scores of a file need no torch
+
+    tuned = METHODS[arguments.method].model_settings
     training_only = {"learning_rate", "lr_scheduler_type", "max_steps", "gradient_accumulation_steps"}
-    training_only |= {"per_device_train_batch_size", "pre_seq_len", "prefix_projection"}
+    training_only |= {"per_device_train_batch_size", *tuned}
+    effective = _EFFECTIVE | {"model": ("model_name_or_path", "ptuning_checkpoint", *tuned, *_EFFECTIVE["model"])}
     shown: dict[str, Any] = {}
     for group in ("model", "data", "training"):
-        for name in _EFFECTIVE[group]:
+        for name in effective[group]:
             if arguments.training.do_train or name not in training_only or name in arguments.given:
                 shown[name] = getattr(getattr(arguments, group), name)
     shown |= {name: value for name, value in arguments.given.items() if name not in shown and not _is_secret(name)}

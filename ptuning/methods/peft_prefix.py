@@ -6,19 +6,14 @@ projection; a projection is multiplied out when an adapter is written, as PEFT i
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ptuning.checkpoint.mapped_tensors import MappedTensors
-from ptuning.checkpoint.prefix_tensors import refuse_not_float
-from ptuning.checkpoint.weight_files import open_tensors, read_json
-from ptuning.core.atomic import replace_when_whole
 from ptuning.core.errors import UserError
-from ptuning.core.reading import check_kinds, is_regular, listed, shortened
+from ptuning.core.reading import check_kinds, listed, shortened
+from ptuning.methods.method import AdapterFiles, CheckpointFiles
+from ptuning.methods.prefix_tensors import PrefixTensors, refuse_not_float
 from ptuning.model.prefix_encoder import PrefixEncoder
 
 CONFIG_FILE = "adapter_config.json"
@@ -36,22 +31,17 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder is a PEFT adapter of any kind."""
-    return os.path.isfile(folder / CONFIG_FILE)
-
-
-def read_adapter(folder: Path) -> tuple[MappedTensors, dict[str, str], dict[str, Any]]:
+def read_peft_prefix(files: CheckpointFiles) -> tuple[str, PrefixTensors, dict[str, Any]]:
     """Read a PEFT prefix-tuning adapter.
 
     Returns:
-        the weight file; the names of its tensors by the prefix encoder's own; what the adapter says about its base model,
-        under the names of ``prefix_config.json``.
+        the weight file's name; its tensors; what the adapter says about its base model, under the names of
+        ``prefix_config.json``.
 
     Raises:
         UserError: another kind of adapter, or files that are missing or damaged.
     """
-    config = read_json(folder / CONFIG_FILE)
+    folder, config = files.folder, files.json(CONFIG_FILE)
     kind = config.get("peft_type")
     if kind != "PREFIX_TUNING":
         raise UserError(
@@ -59,41 +49,32 @@ def read_adapter(folder: Path) -> tuple[MappedTensors, dict[str, str], dict[str,
             "P-Tuning v2 prefix"
         )
     check_kinds(config, _KINDS, folder / CONFIG_FILE)
-    file = next((folder / name for name in _WEIGHT_FILES if is_regular(folder / name)), None)
-    if file is None:
+    name = next((name for name in _WEIGHT_FILES if files.has(name)), None)
+    if name is None:
         raise UserError(f"{folder} holds {CONFIG_FILE} but neither {' nor '.join(_WEIGHT_FILES)}; copy the whole folder")
-    opened = open_tensors(file)
-    rows = opened.stored.get(_TENSOR)
-    if rows is None or len(rows.shape) != 2:
-        names = listed(sorted(opened.stored)) or "nothing"
-        raise UserError(f"{file} holds {names}; {_TENSOR} [P, 2*layers*hidden] is needed")
-    length = rows.shape[0]
+    file, tensors = folder / name, files.tensors(name)
+    rows = tensors.get(_TENSOR)
+    if rows is None or rows.dim() != 2:
+        raise UserError(f"{file} holds {listed(sorted(tensors)) or 'nothing'}; {_TENSOR} [P, 2*layers*hidden] is needed")
+    length = len(rows)
     submodules = config.get("num_transformer_submodules") or 1
     if submodules != 1 or config.get("num_virtual_tokens", length) != length:
         raise UserError(
             f"{folder / CONFIG_FILE} states num_virtual_tokens {config.get('num_virtual_tokens')} in {submodules} part(s), "
-            f"{file.name} holds {length}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
+            f"{name} holds {length}: a prefix of ChatGLM-6B has one part, and both files must be of one run"
         )
     refuse_not_float({_TENSOR: rows.dtype}, file)
     settings = {ours: config[theirs] for theirs, ours in _SETTINGS.items() if config.get(theirs) is not None}
-    return opened, {"embedding.weight": _TENSOR}, settings
+    return name, PrefixTensors([tensors], {_TENSOR: "embedding.weight"}), settings
 
 
-def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_model: str | None = None) -> Path:
-    """Write a prefix as a PEFT prefix-tuning adapter.
+def peft_files(encoder: PrefixEncoder, base_model: str | None = None) -> AdapterFiles:
+    """The files of a prefix as a PEFT prefix-tuning adapter.
 
     Args:
-        folder: made where missing.
         encoder: the prefix encoder; a projection is multiplied out.
         base_model: what PEFT shall load as the base model.
-
-    Returns:
-        the weight file.
     """
-    from safetensors.torch import save_file
-
-    target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     shape = encoder.config
     with torch.no_grad():
         rows = encoder.trans(encoder.embedding.weight) if shape.projection else encoder.embedding.weight
@@ -110,7 +91,5 @@ def save_adapter(folder: str | os.PathLike[str], encoder: PrefixEncoder, base_mo
         "encoder_hidden_size": shape.hidden_size,
         "prefix_projection": False,
     }
-    with replace_when_whole(target / CONFIG_FILE) as described, replace_when_whole(target / _WEIGHT_FILES[0]) as written:
-        save_file({_TENSOR: rows.detach().to("cpu", torch.float32).contiguous()}, written, metadata={"format": "pt"})
-        described.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    return target / _WEIGHT_FILES[0]
+    tensors = {_TENSOR: rows.detach().to("cpu", torch.float32).contiguous()}
+    return AdapterFiles({_WEIGHT_FILES[0]: tensors}, {CONFIG_FILE: config})

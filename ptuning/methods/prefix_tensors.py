@@ -5,7 +5,7 @@ Legend: P prefix slots, L layers, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,34 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PLAIN = frozenset({"embedding.weight"})
 _PROJECTED = _PLAIN | {f"trans.{part}.{kind}" for part in (0, 2) for kind in ("weight", "bias")}
 _FAMILIES = {2 * 28 * 4096: "ChatGLM-6B", 28 * 2 * 2 * 128: "ChatGLM2-6B or ChatGLM3-6B"}
+
+
+class PrefixTensors(Mapping[str, Tensor]):
+    """The tensors of a prefix by the encoder's own names, copied out of their files as float32 whenever they are asked for.
+
+    Args:
+        parts: the tensors of each file, by their names in it.
+        own_names: the encoder's names by those.
+    """
+
+    def __init__(self, parts: Sequence[Mapping[str, Tensor]], own_names: Mapping[str, str]) -> None:
+        self._parts, self._own_names = parts, own_names
+        self._places = {own_names[name]: (part, name) for part in parts for name in part if name in own_names}
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor as its file has it."""
+        part, stored_name = self._places[name]
+        return part[stored_name]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.stored(name).to(torch.float32, copy=True)
+
+    def __iter__(self) -> Iterator[str]:
+        for part in self._parts:  # through the file, which lets go of what was read
+            yield from (self._own_names[name] for name in part if name in self._own_names)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 @dataclass(frozen=True)
@@ -62,6 +90,41 @@ class PrefixShape:
             f"{config.num_layers} layers of hidden size {config.hidden_size} and needs {wanted}{_family(wanted)}: give the "
             "base model that the prefix was trained on"
         )
+
+    def check_settings(self, settings: Mapping[str, Any], where: Path, settings_file: Path) -> None:
+        """Refuse settings of another run: a mixed folder, or a save that ended between its files.
+
+        Args:
+            settings: of the same folder; may be empty.
+            where: the prefix's file; likewise ``settings_file``.
+
+        Raises:
+            UserError: both shapes are named.
+        """
+        own = {"pre_seq_len": self.pre_seq_len, "prefix_projection": self.projection}
+        wrong = [f"{key} {settings[key]} there, {own[key]} here" for key in own if settings.get(key, own[key]) != own[key]]
+        if wrong:
+            raise UserError(
+                f"{settings_file} and {where.name} are of different runs ({'; '.join(wrong)}): copy both files from one "
+                "checkpoint"
+            )
+
+    def check_flags(self, where: Path, pre_seq_len: int | None = None, prefix_projection: bool | None = None) -> None:
+        """Refuse flags that contradict the prefix; None asks nothing.
+
+        Raises:
+            UserError: both are named.
+        """
+        if pre_seq_len is not None and pre_seq_len != self.pre_seq_len:
+            raise UserError(
+                f"{where} has pre_seq_len={self.pre_seq_len}, you passed {pre_seq_len}: leave --pre_seq_len out, it is "
+                "read off the file"
+            )
+        if prefix_projection is not None and bool(prefix_projection) != self.projection:
+            raise UserError(
+                f"{where} has {'a' if self.projection else 'no'} projection, you passed prefix_projection="
+                f"{prefix_projection}: leave the flag out, it is read off the file"
+            )
 
 
 def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShape:

@@ -6,17 +6,13 @@ import shutil
 import pytest
 import torch
 from checkpoints import POINTER, golden_state, make_checkpoint, write_weights
+from prefixes import save_peft_prefix, save_prefix, save_published_prefix
 from transformers import AutoConfig, AutoModel
 
 import ptuning
-from ptuning.checkpoint.prefix_checkpoint import (
-    is_prefix_folder,
-    published_state,
-    read_prefix,
-    save_prefix,
-    save_published_prefix,
-)
+from ptuning.checkpoint.adapter import is_adapter_folder, read_adapter
 from ptuning.core.errors import UserError
+from ptuning.methods.prefix_forms import published_state
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 
 KEY = "transformer.prefix_encoder."
@@ -48,23 +44,23 @@ def test_our_form_comes_back(tmp_path, projection, length):
     made = encoder(projection, length)
     folder = tmp_path / "模型 a" / "checkpoint-10"
     save_prefix(folder, made, {"base_model": "中文/模型", "legacy_first_round": True})
-    read = read_prefix(folder)
-    equal(read.state_dict, made.state_dict())
+    read = read_adapter(folder)
+    equal(read.tensors, made.state_dict())
     assert (read.pre_seq_len, read.projection, read.path.name) == (length, projection, "prefix_encoder.safetensors")
     assert read.settings["base_model"] == "中文/模型"
     assert read.settings["legacy_first_round"] is True
-    equal(read_prefix(read.path).state_dict, made.state_dict())  # the file itself may be named, too
-    assert is_prefix_folder(folder)
+    equal(read_adapter(read.path).tensors, made.state_dict())  # the file itself may be named, too
+    assert is_adapter_folder(folder)
 
 
 @both
 def test_published_files_are_read(golden, projection):
     folder = golden / golden_name(projection)
-    read = read_prefix(folder)
+    read = read_adapter(folder)
     stored = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    equal({KEY + name: tensor for name, tensor in read.state_dict.items()}, stored)
+    equal({KEY + name: tensor for name, tensor in read.tensors.items()}, stored)
     assert (read.pre_seq_len, read.projection, read.settings) == (6, projection, {})
-    assert is_prefix_folder(folder)
+    assert is_adapter_folder(folder)
 
 
 @both
@@ -82,7 +78,7 @@ def test_published_files_are_written_as_published(tmp_path, golden, projection):
 @both
 def test_the_published_way_of_loading_accepts_what_we_write(tmp_path, golden, golden_tensors, projection):
     """The lines that the published README gives for a P-Tuning v2 checkpoint."""
-    save_published_prefix(tmp_path, read_prefix(golden / golden_name(projection)).encoder(ptuning.ChatGLMConfig(
+    save_published_prefix(tmp_path, read_adapter(golden / golden_name(projection)).encoder(ptuning.ChatGLMConfig(
         num_layers=3, hidden_size=32, num_attention_heads=4)))
     config = AutoConfig.from_pretrained(
         str(golden / "model"), trust_remote_code=True, pre_seq_len=6, prefix_projection=projection
@@ -110,25 +106,23 @@ def test_the_published_way_of_loading_accepts_what_we_write(tmp_path, golden, go
 def test_the_prefix_is_taken_out_of_a_full_file(tmp_path, projection, form, shards):
     made = encoder(projection)
     write_weights(tmp_path, golden_state(torch.float16) | published_state(made), form, shards)
-    read = read_prefix(tmp_path)
-    equal(read.state_dict, made.state_dict())
-    assert not is_prefix_folder(tmp_path)
+    read = read_adapter(tmp_path)
+    equal(read.tensors, made.state_dict())
+    assert not is_adapter_folder(tmp_path)
 
 
 def test_half_precision_files_become_float32(tmp_path):
     made = encoder(True)
     half = {name: tensor.half() for name, tensor in published_state(made).items()}
     write_weights(tmp_path, half, "bin")
-    equal(read_prefix(tmp_path).state_dict, {name: tensor.half().float() for name, tensor in made.state_dict().items()})
+    equal(read_adapter(tmp_path).tensors, {name: tensor.half().float() for name, tensor in made.state_dict().items()})
 
 
 def test_our_form_wins_over_exports_beside_it(tmp_path):
-    from ptuning.checkpoint.peft_adapter import save_adapter
-
     save_prefix(tmp_path, encoder(True), {"base_model": "x"})
     save_published_prefix(tmp_path, encoder(False, length=9))
-    save_adapter(tmp_path, encoder(True))
-    read = read_prefix(tmp_path)
+    save_peft_prefix(tmp_path, encoder(True))
+    read = read_adapter(tmp_path)
     assert (read.pre_seq_len, read.projection, read.settings["base_model"]) == (5, True, "x")
 
 
@@ -139,7 +133,7 @@ def test_our_form_wins_over_exports_beside_it(tmp_path):
 def test_flags_that_agree_or_say_nothing(golden, projection):
     whole = {"pre_seq_len": 6, "prefix_projection": projection}
     for flags in ({}, {"pre_seq_len": 6}, {"prefix_projection": projection}, whole):
-        assert read_prefix(golden / golden_name(projection), **flags).pre_seq_len == 6
+        assert read_adapter(golden / golden_name(projection), **flags).pre_seq_len == 6
 
 
 @both
@@ -147,10 +141,10 @@ def test_flags_that_contradict_name_both(golden, projection):
     folder = golden / golden_name(projection)
     for wrong in (128, 0):
         with pytest.raises(UserError, match=f"pre_seq_len=6, you passed {wrong}"):
-            read_prefix(folder, pre_seq_len=wrong)
+            read_adapter(folder, pre_seq_len=wrong)
     has = "a" if projection else "no"
     with pytest.raises(UserError, match=f"has {has} projection, you passed prefix_projection={not projection}"):
-        read_prefix(folder, prefix_projection=not projection)
+        read_adapter(folder, prefix_projection=not projection)
     with pytest.raises(UserError, match="you passed 128"):
         ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=folder, pre_seq_len=128)
 
@@ -181,7 +175,7 @@ def test_a_chatglm2_prefix_is_named(tmp_path, golden):
     with pytest.raises(UserError, match=r"14336 numbers a slot .*ChatGLM2-6B or ChatGLM3-6B"):
         ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path)
     with pytest.raises(UserError, match=r"needs 229376 \(ChatGLM-6B\)"):
-        read_prefix(tmp_path).encoder(ptuning.ChatGLMConfig())
+        read_adapter(tmp_path).encoder(ptuning.ChatGLMConfig())
 
 
 def test_another_model_is_refused_before_its_weights_are_read(golden, tmp_path):
@@ -209,7 +203,7 @@ def test_tensors_that_do_not_fit_together(tmp_path, change):
     state = {name.removeprefix(KEY): tensor for name, tensor in published_state(encoder(True)).items()} | change
     write_weights(tmp_path, {KEY + name: tensor for name, tensor in state.items() if tensor is not None}, "bin")
     with pytest.raises(UserError, match=r"no usable prefix|do not fit together"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -220,7 +214,7 @@ def test_a_prefix_of_nan_is_refused(tmp_path, value):
         made.embedding.weight[2, 3] = value
     save_prefix(tmp_path, made)
     with pytest.raises(UserError, match=r"NaN or infinity in embedding\.weight"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["prefix_encoder.safetensors", "pytorch_model.bin"])
@@ -230,7 +224,7 @@ def test_half_written_files_and_pointers(tmp_path, golden, name, damage):
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes({"pointer": POINTER, "half": whole[: len(whole) // 2], "empty": b""}[damage])
     says = "Git LFS pointer" if damage == "pointer" else "incomplete or damaged"
-    for act in (lambda: read_prefix(tmp_path), lambda: ptuning.load_model(tmp_path, device="cpu")):
+    for act in (lambda: read_adapter(tmp_path), lambda: ptuning.load_model(tmp_path, device="cpu")):
         with pytest.raises(UserError, match=rf"{name} is .*{says}|{name} is {says}"):
             act()
 
@@ -242,34 +236,34 @@ def test_settings_that_are_damaged_or_of_another_run(tmp_path):
     for wrong, says in (({"pre_seq_len": 8}, "pre_seq_len 8 there, 5 here"), ({"prefix_projection": True}, "projection")):
         config.write_text(json.dumps(values | wrong))
         with pytest.raises(UserError, match=f"of different runs.*{says}"):
-            read_prefix(tmp_path)
+            read_adapter(tmp_path)
     config.write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
     config.unlink()
-    assert read_prefix(tmp_path).settings == {}
+    assert read_adapter(tmp_path).settings == {}
 
 
 def test_folders_without_a_prefix(tmp_path, golden):
     with pytest.raises(UserError, match=r"prefix checkpoint not found: .*working directory"):
-        read_prefix(tmp_path / "nowhere")
+        read_adapter(tmp_path / "nowhere")
     with pytest.raises(UserError, match="holds no usable prefix"):
-        read_prefix(golden / "model")
+        read_adapter(golden / "model")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="holds no prefix"):
-        read_prefix(tmp_path / "out")
+        read_adapter(tmp_path / "out")
     for step in (500, 1000, 3000):
         save_prefix(tmp_path / "out" / f"checkpoint-{step}", encoder())
     (tmp_path / "out" / "checkpoint-last").mkdir()
     with pytest.raises(UserError, match=r"did you mean .*checkpoint-3000"):
-        read_prefix(tmp_path / "out")
+        read_adapter(tmp_path / "out")
 
 
 # ---- a prefix folder given as the model --------------------------------------------------------------------------------
 
 
 def test_the_base_model_is_found_from_the_prefix(tmp_path, golden, golden_tensors):
-    save_prefix(tmp_path, read_prefix(golden / "checkpoint-prefix").encoder(ptuning.load_model(golden / "model").config),
+    save_prefix(tmp_path, read_adapter(golden / "checkpoint-prefix").encoder(ptuning.load_model(golden / "model").config),
                 {"base_model": str(golden / "model")})
     model = ptuning.load_model(tmp_path, device="cpu")
     real = ~golden_tensors["fwd.attention_mask"][:, 0, -1]
@@ -299,7 +293,7 @@ def test_a_model_with_a_prefix_beside_it_stays_a_model(tmp_path, golden):
     for form in ("safetensors", "bin"):
         folder = make_checkpoint(tmp_path / form, form=form)
         save_prefix(folder, encoder())
-        assert not is_prefix_folder(folder)
+        assert not is_adapter_folder(folder)
         assert ptuning.load_model(folder, device="cpu").prefix_encoder is None
         assert ptuning.load_model(folder, device="cpu", ptuning_checkpoint=folder).config.pre_seq_len == 5
 

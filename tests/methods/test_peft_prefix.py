@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
+from prefixes import save_peft_prefix
 from safetensors.torch import load_file, save_file
 
 import ptuning
-from ptuning.checkpoint.peft_adapter import save_adapter
-from ptuning.checkpoint.prefix_checkpoint import read_prefix
+from ptuning.checkpoint.adapter import read_adapter
 from ptuning.core.errors import UserError
 from ptuning.model.prefix_encoder import PrefixConfig, PrefixEncoder
 
@@ -52,7 +52,7 @@ def theirs(model):
 def test_peft_loads_what_we_write(tmp_path, base, projection):
     peft = pytest.importorskip("peft")
     made = encoder(projection)
-    save_adapter(tmp_path, made, "someone/base")
+    save_peft_prefix(tmp_path, made, "someone/base")
     model = peft.PeftModel.from_pretrained(base, tmp_path).eval()
     torch.testing.assert_close(theirs(model), ours(made), rtol=0, atol=1e-6)
     assert model.peft_config["default"].base_model_name_or_path == "someone/base"
@@ -75,7 +75,7 @@ def test_we_load_what_peft_writes(tmp_path, base, golden, projection, safe):
     if not safe:  # as older versions of peft write it
         torch.save(load_file(tmp_path / "adapter_model.safetensors"), tmp_path / "adapter_model.bin")
         (tmp_path / "adapter_model.safetensors").unlink()
-    read = read_prefix(tmp_path, pre_seq_len=LENGTH)
+    read = read_adapter(tmp_path, pre_seq_len=LENGTH)
     assert read.projection is False
     tuned = ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path)
     torch.testing.assert_close(ours(tuned.prefix_encoder), expected, rtol=0, atol=1e-6)
@@ -84,21 +84,21 @@ def test_we_load_what_peft_writes(tmp_path, base, golden, projection, safe):
 @pytest.mark.parametrize("projection", [False, True], ids=["plain", "projection"])
 def test_there_and_back(tmp_path, projection, golden):
     made = encoder(projection)
-    save_adapter(tmp_path, made)
-    read = read_prefix(tmp_path)
+    save_peft_prefix(tmp_path, made)
+    read = read_adapter(tmp_path)
     assert (read.pre_seq_len, read.projection) == (LENGTH, False)
     back = read.encoder(ptuning.load_model(golden / "model").config).eval()
     torch.testing.assert_close(ours(back), ours(made), rtol=0, atol=1e-6)
 
 
 def test_the_adapter_given_as_the_model(tmp_path):
-    save_adapter(tmp_path, encoder())
+    save_peft_prefix(tmp_path, encoder())
     with pytest.raises(UserError, match=r"holds a prefix \(5 tokens\).*--model_name_or_path"):
         ptuning.load_model(tmp_path, device="cpu")
 
 
 def test_the_base_model_stands_in_the_adapter_too(tmp_path, golden):
-    save_adapter(tmp_path, encoder(), str(golden / "model"))
+    save_peft_prefix(tmp_path, encoder(), str(golden / "model"))
     assert ptuning.load_model(tmp_path, device="cpu").config.pre_seq_len == LENGTH
 
 
@@ -108,7 +108,7 @@ def edit(folder, **changes):
 
 
 def test_what_is_no_prefix_adapter(tmp_path, golden):
-    save_adapter(tmp_path, encoder())
+    save_peft_prefix(tmp_path, encoder())
     rows = load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]
     for changes, says in (
         ({"peft_type": "LORA"}, "peft_type 'LORA'; only PREFIX_TUNING"),
@@ -118,7 +118,7 @@ def test_what_is_no_prefix_adapter(tmp_path, golden):
     ):
         edit(tmp_path, **changes)
         with pytest.raises(UserError, match=says):
-            read_prefix(tmp_path)
+            read_adapter(tmp_path)
     edit(tmp_path, num_transformer_submodules=1)
     for tensors, says in (
         ({"lora_A.weight": rows}, "prompt_embeddings"),
@@ -127,19 +127,19 @@ def test_what_is_no_prefix_adapter(tmp_path, golden):
     ):
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         with pytest.raises(UserError, match=says):
-            read_prefix(tmp_path)
+            read_adapter(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x10")
     with pytest.raises(UserError, match="incomplete or damaged"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
     (tmp_path / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
-        read_prefix(tmp_path)
+        read_adapter(tmp_path)
 
 
 def test_an_adapter_of_another_model(tmp_path, golden):
-    save_adapter(tmp_path, PrefixEncoder(PrefixConfig(5, False, 2, HEADS, HIDDEN)))
+    save_peft_prefix(tmp_path, PrefixEncoder(PrefixConfig(5, False, 2, HEADS, HIDDEN)))
     with pytest.raises(UserError, match="holds a prefix of 128 numbers a slot"):
         ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path)
-    save_adapter(tmp_path, PrefixEncoder(PrefixConfig(5, False, LAYERS, 2, HIDDEN)))
+    save_peft_prefix(tmp_path, PrefixEncoder(PrefixConfig(5, False, LAYERS, 2, HIDDEN)))
     with pytest.raises(UserError, match="num_attention_heads 2"):
         ptuning.load_model(golden / "model", device="cpu", ptuning_checkpoint=tmp_path)
