@@ -332,7 +332,7 @@ def test_a_stream_takes_a_step_only_when_it_is_asked(base, tokenizer, monkeypatc
 
 
 def test_what_goes_wrong_reaches_the_caller(base, tokenizer, monkeypatch):
-    monkeypatch.setattr(base.transformer, "forward", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(base.transformer, "run", lambda *args, **kwargs: 1 / 0)
     for ask in (base.chat, lambda *args: list(base.stream_chat(*args))):
         with pytest.raises(ptuning.GenerationError, match="division by zero"):
             ask(tokenizer, "你好")
