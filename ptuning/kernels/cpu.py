@@ -63,8 +63,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = inputs.shape[0]
     missing = -rows % _ROWS_TOGETHER if rows > _ROWS_TOGETHER else 0
     inputs = F.pad(inputs, (0, 0, 0, missing)) if missing else inputs.contiguous()
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return made[:rows] if missing else made
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return result[:rows] if missing else result
 
 
 def onednn_is_faster(inputs: Tensor) -> bool:
@@ -85,8 +85,8 @@ def _onednn_rows() -> int:
 @cache
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware: AVX-512 with bf16, or AMX."""
-    found = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(supported is not None and supported() for supported in found)
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(supported is not None and supported() for supported in probes)
 
 
 def widened(dtype: torch.dtype) -> torch.dtype:
@@ -140,23 +140,23 @@ def tile_lanes() -> int:
         torch.ops.aten._weight_int4pack_mm_for_cpu(torch.zeros(1, 64, dtype=torch.bfloat16), theirs, 32, _unit(64, 128))
     except (AttributeError, NotImplementedError, RuntimeError):
         return 0
-    found = [lanes for lanes in (32, 16) if torch.equal(tile_int4(values, lanes).flatten(), theirs.flatten())]
-    return found[0] if found else 0
+    matching = [lanes for lanes in (32, 16) if torch.equal(tile_int4(values, lanes).flatten(), theirs.flatten())]
+    return matching[0] if matching else 0
 
 
 def integers(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The integers of a weight, [O, I] in ``dtype``: exact, made in pieces. What a resident copy holds."""
-    made = torch.empty(weight.rows, weight.columns, dtype=dtype)
+    result = torch.empty(weight.rows, weight.columns, dtype=dtype)
     if weight.bits == 8:
-        return made.copy_(weight.data)
+        return result.copy_(weight.data)
     data = untile_int4(weight.data, weight.rows) if weight.lanes else weight.data
-    pairs = made.view(weight.rows, weight.columns // 2, 2)
+    pairs = result.view(weight.rows, weight.columns // 2, 2)
     step = max(1, limits.MAX_UNPACKED_CPU // max(1, weight.columns))
     for start in range(0, weight.rows, step):
         piece = data[start : start + step]
         pairs[start : start + step, :, 0] = piece >> 4
         pairs[start : start + step, :, 1] = (piece << 4) >> 4
-    return made
+    return result
 
 
 def _operator_fits(weight: PackedWeight, inputs: Tensor) -> bool:
@@ -170,23 +170,23 @@ def _operator_fits(weight: PackedWeight, inputs: Tensor) -> bool:
 def _operator_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     inputs = inputs.contiguous()
     if weight.bits == 8:
-        made = torch.ops.aten._weight_int8pack_mm(inputs, weight.data, _ones(weight.rows))
-        return _scaled(made, weight.scale, bias)
+        result = torch.ops.aten._weight_int8pack_mm(inputs, weight.data, _ones(weight.rows))
+        return _scaled(result, weight.scale, bias)
     padded = weight.data.shape[0] * 2 * weight.lanes
     group = next(size for size in (256, 128, 64, 32) if weight.columns % size == 0)
-    made = torch.ops.aten._weight_int4pack_mm_for_cpu(
+    result = torch.ops.aten._weight_int4pack_mm_for_cpu(
         inputs, weight.data.view(padded, weight.columns // 2), group, _unit(weight.columns, padded, group)
     )
-    return _scaled(made if padded == weight.rows else made[:, : weight.rows], weight.scale, bias)
+    return _scaled(result if padded == weight.rows else result[:, : weight.rows], weight.scale, bias)
 
 
 @cache
 def _unit(columns: int, rows: int, group: int = 32) -> Tensor:
     """Group scales of 1 and zero points of 0, [I/group, O, 2]; one for all weights of a size."""
     with torch.inference_mode(False):
-        made = torch.zeros(columns // group, rows, 2, dtype=torch.bfloat16)
-        made[..., 0] = 1.0
-    return made
+        result = torch.zeros(columns // group, rows, 2, dtype=torch.bfloat16)
+        result[..., 0] = 1.0
+    return result
 
 
 @cache
@@ -195,14 +195,14 @@ def _ones(rows: int) -> Tensor:
         return torch.ones(rows, dtype=torch.bfloat16)
 
 
-def _scaled(made: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``made * scale + bias`` in float32, back in the dtype of ``made``."""
-    if made.dtype == torch.float32:
-        made *= scale
-        return made if bias is None else made.add_(bias)
+def _scaled(result: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``result * scale + bias`` in float32, back in the dtype of ``result``."""
+    if result.dtype == torch.float32:
+        result *= scale
+        return result if bias is None else result.add_(bias)
     # bfloat16 and float16 together compute in float32.
-    wide = made * scale.to(torch.float32) if bias is None else torch.addcmul(bias, made, scale)
-    return wide.to(made.dtype)
+    wide = result * scale.to(torch.float32) if bias is None else torch.addcmul(bias, result, scale)
+    return wide.to(result.dtype)
 
 
 def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -215,13 +215,13 @@ def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None
     wide = torch.empty(step, weight.columns, dtype=dtype)
     for start in range(0, weight.rows, step):
         rows = slice(start, min(start + step, weight.rows))
-        piece, made = weight.data[rows], wide[: rows.stop - start]
+        piece, dense = weight.data[rows], wide[: rows.stop - start]
         if four:
-            made[:, :half] = piece & -16
-            made[:, half:] = piece << 4
+            dense[:, :half] = piece & -16
+            dense[:, half:] = piece << 4
         else:
-            made.copy_(piece)
-        result[:, rows] = linear(inputs, made)
+            dense.copy_(piece)
+        result[:, rows] = linear(inputs, dense)
     return _scaled(result, _step_scale(weight), bias)
 
 
@@ -229,9 +229,9 @@ def _published_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     dtype, four = gradient.dtype, weight.bits == 4
     gradient = (gradient * _step_scale(weight)).to(dtype)
     result = torch.empty(gradient.shape[0], weight.columns, dtype=dtype)
-    held = weight.data.shape[1]
-    step = max(1, min(held, limits.MAX_UNPACKED_ACROSS_CPU // max(1, weight.rows) * weight.bits // 8))
-    for start in range(0, held, step):
+    width = weight.data.shape[1]
+    step = max(1, min(width, limits.MAX_UNPACKED_ACROSS_CPU // max(1, weight.rows) * weight.bits // 8))
+    for start in range(0, width, step):
         piece = weight.data[:, start : start + step]
         if four:
             columns = slice(2 * start, 2 * (start + step))
@@ -249,8 +249,8 @@ def _tiled_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) ->
     step = max(1, limits.MAX_UNPACKED_CPU // max(1, 2 * columns * lanes))
     for start in range(0, count, step):
         wide, tiles = _widen(weight.data[start : start + step], inputs.dtype)
-        made = inputs @ wide
-        result[:, start : start + step] = made.view(rows, 2, tiles, lanes).transpose(1, 2)
+        part = inputs @ wide
+        result[:, start : start + step] = part.view(rows, 2, tiles, lanes).transpose(1, 2)
     return _scaled(result.flatten(1)[:, : weight.rows], _step_scale(weight), bias)
 
 

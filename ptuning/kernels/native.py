@@ -52,16 +52,17 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     Raises:
         ValueError: tensors that do not fit each other, or are not what this kernel reads.
     """
-    rows, threads = inputs.shape[0], torch.get_num_threads()
-    wide, wide_bias, scale = _float32(inputs), None if bias is None else _float32(bias), weight.scale.contiguous()
-    given = _address("inputs", wide, torch.float32, (rows, weight.columns)), *_weight_addresses(weight, scale)
-    added = None if wide_bias is None else _address("bias", wide_bias, torch.float32, (weight.rows,))
-    result = wide.new_empty(rows, weight.rows)
-    if rows and weight.rows:
-        room = wide.new_empty(_product_room(rows, weight.columns, weight.bits, threads))
-        _library().ptuning_product(
-            *given, added, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
-            weight.bits, _digits(inputs.dtype), _pool(), threads,
+    rows, threads, library = inputs.shape[0], torch.get_num_threads(), _library()
+    data, scale, bits, outputs, columns = weight[:5]
+    wide, wide_bias, scale = _float32(inputs), None if bias is None else _float32(bias), scale.contiguous()
+    addresses = _address("inputs", wide, torch.float32, (rows, columns)), *_weight_addresses(weight, scale)
+    added = None if wide_bias is None else _address("bias", wide_bias, torch.float32, (outputs,))
+    result = wide.new_empty(rows, outputs)
+    if rows and outputs:
+        room = wide.new_empty(_product_room(library, rows, columns, bits, threads))
+        library.ptuning_product(
+            *addresses, added, room.data_ptr(), result.data_ptr(), rows, outputs, columns, data.stride(0), bits,
+            _digits(inputs.dtype), _pool(), threads,
         )  # fmt: skip
     return result if inputs.dtype == torch.float32 else result.to(inputs.dtype)
 
@@ -72,15 +73,16 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     Raises:
         ValueError: tensors that do not fit each other, or are not what this kernel reads.
     """
-    rows, threads = gradient.shape[0], torch.get_num_threads()
-    wide, scale = _float32(gradient), weight.scale.contiguous()
-    given = _address("gradient", wide, torch.float32, (rows, weight.rows)), *_weight_addresses(weight, scale)
-    if not weight.rows or not rows:
-        return gradient.new_zeros(rows, weight.columns)
-    result = wide.new_empty(rows, weight.columns)
-    room = wide.new_empty(_library().ptuning_gradient_room(rows, weight.rows, weight.columns, weight.bits, threads))
-    _library().ptuning_gradient(
-        *given, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0), weight.bits,
+    rows, threads, library = gradient.shape[0], torch.get_num_threads(), _library()
+    data, scale, bits, outputs, columns = weight[:5]
+    wide, scale = _float32(gradient), scale.contiguous()
+    addresses = _address("gradient", wide, torch.float32, (rows, outputs)), *_weight_addresses(weight, scale)
+    if not outputs or not rows:
+        return gradient.new_zeros(rows, columns)
+    result = wide.new_empty(rows, columns)
+    room = wide.new_empty(library.ptuning_gradient_room(rows, outputs, columns, bits, threads))
+    library.ptuning_gradient(
+        *addresses, room.data_ptr(), result.data_ptr(), rows, outputs, columns, data.stride(0), bits,
         max(2, _digits(gradient.dtype)), _pool(), threads,
     )  # fmt: skip
     return result.to(gradient.dtype)
@@ -128,10 +130,9 @@ def gelu(values: Tensor) -> Tensor:
     return result
 
 
-@cache
 def attends(head_size: int) -> bool:
     """Whether :func:`attend` takes heads of this size."""
-    return bool(_library().ptuning_attends(head_size))
+    return _attends(_library(), head_size)
 
 
 class Attended(NamedTuple):
@@ -161,19 +162,19 @@ def attend(fused: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: T
         ValueError: tensors that do not fit each other, a head size that :func:`attends` does not take, or a length that a
             slot does not have; nothing is changed.
     """
-    rows, (slots, heads, columns, size) = fused.shape[0], keys.shape
-    if slots < rows or not attends(size):
+    rows, (slots, heads, columns, size), library = fused.shape[0], keys.shape, _library()
+    if slots < rows or not _attends(library, size):
         raise ValueError(f"{slots} slots and a head size of {size} were given for {rows} rows; see attends()")
     query, mixed = keys.new_empty(2, rows, heads, 1, size).unbind()
     attended = Attended(query, mixed, keys.new_empty(rows, heads, 1))
     fused, lengths = _float32(fused), lengths.contiguous()
-    cosines, sines = (table.contiguous() for table in rotary)
-    bad = _library().ptuning_attend(
+    cosines, sines = rotary[0].contiguous(), rotary[1].contiguous()
+    slot_shape = slots, heads, columns, size
+    bad = library.ptuning_attend(
         _address("fused", fused, torch.float32, (rows, 1, 3 * heads * size)),
         _address("cosines", cosines, torch.float32, (rows, 1, 1, size)),
         _address("sines", sines, torch.float32, (rows, 1, 1, size)),
-        _address("keys", keys, torch.float32, (slots, heads, columns, size)),
-        _address("values", values, torch.float32, (slots, heads, columns, size)),
+        _address("keys", keys, torch.float32, slot_shape), _address("values", values, torch.float32, slot_shape),
         _address("lengths", lengths, torch.int64, (rows,)), query.data_ptr(), mixed.data_ptr(), attended.sums.data_ptr(),
         rows, heads, columns, size, _pool(), torch.get_num_threads(),
     )  # fmt: skip
@@ -182,7 +183,6 @@ def attend(fused: Tensor, rotary: tuple[Tensor, Tensor], keys: Tensor, values: T
     return attended
 
 
-@cache
 def screen_pack() -> int:
     """Rows of a screened weight's copy are padded to a multiple of so many; 0: nothing can be screened here."""
     return int(_library().ptuning_screen_pack())
@@ -248,11 +248,11 @@ def _copy_addresses(weight: Tensor, copy: tuple[Tensor, Tensor, Tensor]) -> tupl
 
 def _weight_addresses(weight: PackedWeight, scale: Tensor) -> tuple[int, int]:
     """Of the packed numbers and of the scales; the caller keeps ``scale``, contiguous, as long as it is read."""
-    bits = weight.bits
-    if bits not in (4, 8) or weight.lanes or weight.columns * bits % 8:
+    data, _, bits, outputs, columns, lanes, _ = weight
+    if bits not in (4, 8) or lanes or columns * bits % 8:
         raise ValueError(f"the native kernel reads INT4 (even columns) and INT8 in the published form, not {weight[2:6]}")
-    held = weight.rows, weight.columns * bits // 8
-    return _address("weight", weight.data, torch.int8, held, True), _address("scale", scale, torch.float16, held[:1])
+    packed = _address("weight", data, torch.int8, (outputs, columns * bits // 8), True)
+    return packed, _address("scale", scale, torch.float16, (outputs,))
 
 
 def _address(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], rows_apart: bool = False) -> int:
@@ -287,10 +287,15 @@ def _float32(values: Tensor) -> Tensor:
     return values.detach().float().contiguous()
 
 
+@cache
+def _attends(library: Any, head_size: int) -> bool:
+    return bool(library.ptuning_attends(head_size))
+
+
 @lru_cache(maxsize=1024)
-def _product_room(rows: int, columns: int, bits: int, threads: int) -> int:
-    """Floats of room that a product needs."""
-    return int(_library().ptuning_product_room(rows, columns, bits, threads))
+def _product_room(library: Any, rows: int, columns: int, bits: int, threads: int) -> int:
+    """Floats of room that a product needs in this library."""
+    return int(library.ptuning_product_room(rows, columns, bits, threads))
 
 
 @cache
