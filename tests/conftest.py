@@ -18,6 +18,11 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 COLLECTED = pytest.StashKey[list[pytest.Item]]()
+OPTIONAL = {
+    "fastapi", "gradio", "gradio_client", "httpx", "hypothesis", "openai", "pexpect", "prometheus_client", "starlette",
+    "uvicorn",
+}
+"""Packages of extras and of tests that a machine may lack on which only some tests are run, as those for a GPU."""
 SLOW_LIMIT = 300  # seconds of a test marked slow
 
 
@@ -25,6 +30,26 @@ def pytest_configure(config):
     """Tests press Ctrl-C in programs they start, and a program started where the signal is ignored would ignore it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class ModuleOfTests(pytest.Module):
+    """A file of tests, left out with a reason where it needs a package that is not there and need not be."""
+
+    def collect(self):
+        """Its tests."""
+        try:
+            return super().collect()
+        except self.CollectError as error:
+            cause = error.__cause__
+            missing = isinstance(cause, ModuleNotFoundError) and (cause.name or "").partition(".")[0]
+            if missing not in OPTIONAL or "CI" in os.environ:
+                raise
+            pytest.skip(f"the package {missing} is not installed", allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Files of tests are collected as ``ModuleOfTests``."""
+    return ModuleOfTests.from_parent(parent, path=module_path)
 
 
 @pytest.hookimpl(tryfirst=True)

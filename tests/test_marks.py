@@ -1,9 +1,12 @@
 """What ``scripts/test.sh --quick`` runs: most tests, some of every room, and all that hold golden results."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from conftest import COLLECTED
+from conftest import COLLECTED, OPTIONAL
 
 TESTS = Path(__file__).parent
 
@@ -45,3 +48,25 @@ def test_what_holds_golden_results_is_quick(collected):
 
     assert any(map(golden, collected))
     assert not [item.nodeid for item in collected if golden(item) and is_slow(item)]
+
+
+MISSING = sorted({*OPTIONAL, "datasets", "jieba", "nltk", "rouge_chinese"})
+WITHOUT_PACKAGES = f"""
+import sys
+sys.modules.update(dict.fromkeys({MISSING}))
+import pytest
+sys.exit(pytest.main(["-q", "-rs", "-m", "gpu", "--collect-only", "-p", "no:cacheprovider", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+def test_tests_for_a_gpu_need_no_package_of_other_tests():
+    files = [TESTS / "edges" / "http" / "test_http.py", TESTS / "kernels" / "test_kernels.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_PACKAGES, *map(str, files)], capture_output=True, text=True, check=False,
+        cwd=TESTS.parent, env=environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_timeout"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the package httpx is not installed" in done.stdout
+    assert "test_gpu_kernels_give_the_dense_product" in done.stdout

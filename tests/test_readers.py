@@ -172,6 +172,7 @@ def refused(read, path):
         return "", f"{type(error).__name__}: {str(error)[:200]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_every_hostile_file_is_one_line_with_its_name_in_bounded_memory(reader, tmp_path):
     make, read, contents = READERS[reader]

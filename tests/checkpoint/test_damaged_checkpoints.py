@@ -140,6 +140,7 @@ def test_values_that_no_run_writes_are_named(run, caplog, case):
     refused(run, caplog, name, word)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "word"), [({"amsgrad": True}, "amsgrad"), ({"weight_decay": None}, "weight_decay")], ids=["switch", "lacking"]
 )
@@ -206,6 +207,7 @@ def test_what_is_no_file_is_not_read(run, caplog):
         refused(run, caplog, "rng_state.pth")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_the_newest_that_agrees_and_ends_the_same(run, whole, command):
     flip(run / "checkpoint-4" / "optimizer.pt", 0.5)
     train([*command(run, **SIX), "--resume_from_checkpoint", "auto"])
@@ -225,6 +227,7 @@ def test_where_nothing_agrees_a_run_starts_anew_and_says_so(run, caplog):
         resumed(run, "true")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -241,6 +244,7 @@ def test_another_optimiser_or_schedule_is_named(run, command, rows_file, setting
         train([*command(run, **SIX, **settings, validation_file=rows_file), "--resume_from_checkpoint", "auto"])
 
 
+@pytest.mark.slow
 def test_a_state_of_other_shapes_is_named(run, command):
     """One that agrees with its own list: copied from another run together with it."""
     path = run / "checkpoint-4" / "optimizer.pt"
@@ -261,6 +265,7 @@ def test_random_states_of_other_processes_are_not_passed_over_in_silence(run, ca
     assert "was written by 2 processes and this run has 1" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_weights_alone_is_written_and_read_but_not_gone_on_from(command, tmp_path, caplog):
     result = train(command(tmp_path / "run", max_steps=2, save_steps=1, save_only_model=True, prefix_format="both"))
     assert read_adapter(result.checkpoint).pre_seq_len == 5

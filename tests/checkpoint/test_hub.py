@@ -80,6 +80,7 @@ SAFE = {"model.safetensors.index.json", "model-00001-of-00002.safetensors", "mod
 BIN = {"pytorch_model.bin.index.json", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"}
 
 
+@pytest.mark.slow
 def test_a_repository_is_fetched_without_code_and_without_a_second_form(hub, tmp_path):
     tokenizer, model = call(tmp_path / "home", hub.url, ask(weights=False), ask())
     assert set(tokenizer["files"]) == SMALL | {"model.safetensors.index.json"}
@@ -88,6 +89,7 @@ def test_a_repository_is_fetched_without_code_and_without_a_second_form(hub, tmp
     assert Path(model["folder"]).is_relative_to(tmp_path / "home")
 
 
+@pytest.mark.slow
 def test_revision_and_cache_dir(hub, tmp_path):
     cache = tmp_path / "模型 cache"
     old, missing = call(tmp_path, hub.url, ask(revision="v0", cache_dir=str(cache)), ask(revision="v9"))
@@ -97,6 +99,7 @@ def test_revision_and_cache_dir(hub, tmp_path):
     assert "model_revision" in missing["error"]
 
 
+@pytest.mark.slow
 def test_weights_under_other_names_do_not_pass_for_safetensors(hub, tmp_path):
     (found,) = call(tmp_path, hub.url, ask("someone/bin-only"))
     assert set(found["files"]) == SMALL | BIN

@@ -156,6 +156,7 @@ def test_a_folder_that_goes_away_ends_the_run_and_is_not_made_again(command, tmp
     assert not folder.exists() or not list(folder.iterdir())
 
 
+@pytest.mark.slow
 @posix
 def test_nothing_is_written_through_links(command, tmp_path):
     folder, outside = tmp_path / "run", tmp_path / "outside"

@@ -171,6 +171,7 @@ def test_a_file_that_others_can_change_is_refused(tmp_path):
         check_file(tmp_path / "none")
 
 
+@pytest.mark.slow
 @with_owners
 def test_what_libraries_compile_is_kept_where_nobody_else_writes(home, monkeypatch, caplog):
     """torch's compiler runs what lies in its folder, /tmp/torchinductor_USER unless the environment names one."""

@@ -41,6 +41,7 @@ def test_results_and_a_report_are_written_on_request(file, tmp_path):
     assert "--metrics-only" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_command_imports_no_torch(tmp_path):
     path = tmp_path / "generated_predictions.txt"
     path.write_text('{"labels": "今天天气不错", "predict": "今天天气很好"}\n', encoding="utf-8")

@@ -61,6 +61,7 @@ def test_little_memory_turns_it_on_and_changes_no_number(run):
     assert same_numbers(tight, roomy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "free", "times"), [(False, LITTLE, 1), (True, PLENTY, 2)])
 @pytest.mark.parametrize("name", ["gradient_checkpointing", "activation_checkpointing"])
 def test_a_flag_always_wins(run, name, flag, free, times):

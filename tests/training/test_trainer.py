@@ -109,6 +109,7 @@ def test_a_tuned_folder_answers_without_any_flag(straight, golden):
         assert torch.equal(model(ids).logits, again(ids).logits)
 
 
+@pytest.mark.slow
 def test_the_published_form_is_written_on_request(command, tmp_path):
     train(command(tmp_path / "run", max_steps=1, prefix_format="both"))
     folder = tmp_path / "run" / "checkpoint-1"
@@ -132,6 +133,7 @@ def test_length_grouping_checkpointing_and_bfloat16_run(command, tmp_path):
         assert 1 < result.train_metrics["train_loss"] < 20, extra
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_weight(command, tmp_path):
     for name, checkpointing in (("plain", False), ("lean", True)):
         train(command(tmp_path / name, max_steps=3, gradient_checkpointing=checkpointing))
@@ -147,6 +149,7 @@ def test_a_quantised_backbone_trains(command, tmp_path, bits):
     assert 1 < result.train_metrics["train_loss"] < 20
 
 
+@pytest.mark.slow
 def test_the_validation_loss_is_the_mean_over_its_rows(command, tmp_path, rows_file, golden):
     argv = command(tmp_path / "run", max_steps=2, do_eval=True, validation_file=rows_file, per_device_eval_batch_size=11)
     train(argv)

@@ -76,6 +76,7 @@ def test_a_rate_of_another_method_is_named_once(command, tmp_path, caplog, rate,
     assert caplog.text.count("outside the usual range of a prefix") == int(warned)
 
 
+@pytest.mark.slow
 def test_init_from_takes_weights_and_starts_at_step_0(command, tmp_path):
     first = train(command(tmp_path / "first", max_steps=3)).checkpoint
     argv = command(tmp_path / "second", max_steps=1, init_from=first, learning_rate="1e-30", pre_seq_len=None)
@@ -101,6 +102,7 @@ def test_changes_are_named_when_a_run_goes_on(command, tmp_path, caplog, golden_
     assert "adam_beta1" not in caplog.text
 
 
+@pytest.mark.slow
 def test_overwriting_sets_the_old_checkpoints_aside(command, tmp_path):
     train(command(tmp_path / "run", max_steps=3))
     result = train(command(tmp_path / "run", max_steps=2, overwrite_output_dir=True))

@@ -17,7 +17,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def address():
-    with running("serve", fresh=True) as (address, _):
+    with running("serve") as (address, _):
         yield address
 
 
@@ -59,6 +59,7 @@ def refused(response, path, status=None):
 # ---- fields that are followed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_limits_by_all_of_their_names(address, path):
     whole = text_of(post(address, path, body_of(path, max_new_tokens=12)))
@@ -72,6 +73,7 @@ def test_limits_by_all_of_their_names(address, path):
     assert text_of(post(address, path, body_of(path, temperature=None, do_sample=True, top_k=1))) == cut
 
 
+@pytest.mark.slow
 def test_one_limit_is_enough(address):
     path = ROUTES[1]
     assert text_of(post(address, path, body_of(path, max_tokens=3, max_completion_tokens=3)))
@@ -79,6 +81,7 @@ def test_one_limit_is_enough(address):
     assert error["message"] == "max_tokens 5, max_new_tokens 3: they mean the same; give one of them"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_stop_text_at_the_very_start_gives_an_empty_answer(address, path, stream):
@@ -97,6 +100,7 @@ def test_a_stop_text_at_the_very_start_gives_an_empty_answer(address, path, stre
     assert choices[-1]["finish_reason"] == "stop"
 
 
+@pytest.mark.slow
 def test_content_in_parts_is_read_as_one_text(address):
     path = ROUTES[1]
     parts = [{"type": "text", "text": "你是"}, {"type": "text", "text": "谁", "cache_control": {"type": "ephemeral"}}]
@@ -107,6 +111,7 @@ def test_content_in_parts_is_read_as_one_text(address):
 # ---- what may stand there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_what_changes_nothing_is_let_through(address, path):
     neutral = {
@@ -122,6 +127,7 @@ def test_what_changes_nothing_is_let_through(address, path):
     assert text_of(post(address, path, body_of(path, **nothing))) == expected
 
 
+@pytest.mark.slow
 def test_the_servers_own_answer_may_be_sent_back(address):
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     first = client.chat.completions.create(model=BASE, messages=MESSAGES, max_tokens=3)
@@ -136,6 +142,7 @@ def test_the_servers_own_answer_may_be_sent_back(address):
 # ---- what is refused, by its name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
@@ -171,6 +178,7 @@ def test_what_would_change_the_answer_is_refused_by_name(address, path, name, va
     assert len(error["message"]) < 500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [("max_tokens", 3, "did you mean max_new_tokens?"), ("stream", True, "not supported"), ("n", 2, "not supported"),
@@ -181,6 +189,7 @@ def test_openais_names_on_the_published_route(address, name, value, message):
     assert (error["param"], message in error["message"]) == (name, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "field", "message"),
     [
@@ -211,6 +220,7 @@ def test_fields_inside_of_fields(address, change, field, message):
     assert message in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_settings_in_the_address_are_refused(address, path):
     for name in ("temperature", "stop", "num_beams", "max_length"):
@@ -223,6 +233,7 @@ def test_settings_in_the_address_are_refused(address, path):
 # ---- counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
     ("change", "message"),
@@ -240,12 +251,14 @@ def test_stop_texts(address, path, change, message):
     assert (error["message"], error["param"]) == (message, "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_stop_texts_that_may_be(address, path):
     for stop in ([], "", [""], ["x"] * 16, "x" * 256, [""] * 16):
         assert post(address, path, body_of(path, stop=stop)).status_code == 200
 
 
+@pytest.mark.slow
 def test_rounds_messages_and_parts(address):
     for path, change, field in (
         ("/", {"history": [["a", "b"]] * 4001}, "history"),
@@ -262,6 +275,7 @@ def test_rounds_messages_and_parts(address):
     assert "the question has more than" in post(address, "/", signs).json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_no_work_goes_into_what_cannot_fit(address):
     for query in ("长" * 600_000, "a b" * 500_000, "\u200b" * 600_000):
         response = post(address, "/", body_of("/", prompt=query))
@@ -283,6 +297,7 @@ NUMBERS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize("name", NUMBERS)
 def test_no_value_is_too_wild(address, path, name):
@@ -305,6 +320,7 @@ def test_no_value_is_too_wild(address, path, name):
 # ---- bodies that are none
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 @pytest.mark.parametrize(
     ("content", "message"),
@@ -338,6 +354,7 @@ def test_bodies_that_are_none(address, path, content, message):
     assert error["param"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ROUTES)
 def test_what_a_body_says_that_it_is(address, path):
     body = json.dumps(body_of(path)).encode()
@@ -367,6 +384,7 @@ def test_what_a_body_says_that_it_is(address, path):
     assert "multipart/form-data" in refused(form, path, 422 if path == "/" else 415)["message"]
 
 
+@pytest.mark.slow
 def test_halves_of_characters_do_no_harm(address):
     for path, change in (("/", {"prompt": "\ud800", "history": [["\udfff", "\ud83d"]], "stop": "\udc00", "user": "\ud800"}),
                          ("/", {"model": "\ud800"}), (ROUTES[1], {"model": "\ud800"}),
@@ -379,6 +397,7 @@ def test_halves_of_characters_do_no_harm(address):
 # ---- paths and methods
 
 
+@pytest.mark.slow
 def test_head_and_slashes(address):
     for path in ("/health", "/metrics", "/v1/models", f"/v1/models/{BASE}", "/openapi.json", "/docs", "/health/"):
         got, head = httpx.get(f"{address}{path}"), httpx.head(f"{address}{path}")
@@ -396,6 +415,7 @@ def test_head_and_slashes(address):
     assert missing.json()["error"]["message"] == f"there is no model or prefix 'nobody'; there are {BASE}"
 
 
+@pytest.mark.slow
 def test_the_documents_load_nothing(address):
     page = httpx.get(f"{address}/docs")
     assert "<script" not in page.text
@@ -410,6 +430,7 @@ def test_the_documents_load_nothing(address):
     assert fields["required"] == ["model", "messages"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -108,6 +108,7 @@ def test_numbers_of_texts_must_agree(pairs):
         score(*pairs)
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_and_nothing_heavy_imported_early():
     code = (
         "import sys; import ptuning.evaluation.metrics.scoring as m\n"
