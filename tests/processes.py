@@ -16,12 +16,7 @@ from pathlib import Path
 from weakref import WeakSet
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "ptuning.edges.tuning", "ptuning.edges.results", "jieba", "nltk", "rouge_chinese", "sacrebleu.metrics", "jinja2",
-        "matplotlib.figure", "matplotlib.backends.backend_agg", "fastapi", "uvicorn", "prometheus_client",
-    ]
-)
+FORKS.set_forkserver_preload(["tests.preloaded"])  # which starts in the checkout
 _started: WeakSet["Command"] = WeakSet()
 
 

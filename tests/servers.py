@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,7 +15,6 @@ import pytest
 from processes import FORKS, write_to
 
 ROOT = Path(__file__).resolve().parent.parent
-AT_IMPORT = {"PYTHONPATH", "TMPDIR", "GRADIO_TEMP_DIR", "GRADIO_SERVER_PORT"}  # what counts when a module is imported
 
 
 @contextlib.contextmanager
@@ -25,7 +25,7 @@ def running(verb, *flags, fresh=False, **environment):
     """
     env = {key: value for key, value in os.environ.items() if not key.startswith(("API_", "GRADIO_", "WEB_"))}
     path = os.pathsep.join([environment.pop("PYTHONPATH", ""), str(ROOT)]).strip(os.pathsep)
-    fresh = fresh or path != str(ROOT) or bool(AT_IMPORT & environment.keys())
+    fresh = fresh or path != str(ROOT)
     env |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment
     port = [] if "GRADIO_SERVER_PORT" in environment else ["--port", "0"]
     argv = [verb, *map(str, flags), "--device", "cpu", *port]
@@ -106,7 +106,8 @@ def _serve(argv, env, writer):
     write_to(1, writer.fileno())
     writer.close()
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(env)  # gradio, which reads some of it when it is imported, is not there yet
+    tempfile.tempdir = None
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from ptuning.edges.cli import main
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import COLLECTED, OPTIONAL
+from processes import Command
 
 TESTS = Path(__file__).parent
 
@@ -70,3 +71,11 @@ def test_tests_for_a_gpu_need_no_package_of_other_tests():
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the package httpx is not installed" in done.stdout
     assert "test_gpu_kernels_give_the_dense_product" in done.stdout
+
+
+@pytest.mark.slow
+def test_commands_are_forked_from_a_process_that_has_everything(tmp_path):
+    """A module that cannot be imported there would only be missed, and every command be slow."""
+    given = "import gc, sys; assert 'tests.preloaded' in sys.modules and gc.get_freeze_count() > 0"
+    run = Command(["--version"], tmp_path / "out", before=given)
+    assert run.wait() == 0, run.text()
