@@ -263,7 +263,7 @@ def test_files_opened_later_are_no_standard_stream(tmp_path):
         (UserError(f"a:1: no\n{HOSTILE}"), 2, f"error: a:1: no {shown(HOSTILE.rstrip())}"),
         (GenerationError("scores are NaN\nin layer 3"), 1, "error: scores are NaN in layer 3"),
         (TrainingError("the loss\nis NaN"), 1, "error: the loss is NaN"),
-        (StoppedError("stopped\nbehind step 3", 143), 143, "stopped behind step 3"),
+        (StoppedError("stopped\nafter step 3", 143), 143, "stopped after step 3"),
         (OSError(errno.ENOSPC, "No space left on device", "/disk/a\x1bb"), 1,
          "error: /disk/a\\x1bb: No space left on device; make room there, or name another place"),
         (OSError(errno.EROFS, "Read-only file system", b"/rom/x"), 1,
