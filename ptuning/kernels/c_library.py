@@ -35,7 +35,7 @@ def load_library() -> ctypes.CDLL:
     """The compiled source; compiled first where the cache folder does not hold it for this compiler and processor.
 
     The name of a kept library bears the checksum of what is in it, because one that was cut short would end the process
-    that loads it. What others could have changed is not loaded: it is compiled anew, in a folder of this process alone
+    that loads it. What others could have changed is not loaded: it is compiled again, in a folder of this process alone
     where the cache folder is open to others.
 
     Raises:
@@ -60,7 +60,7 @@ def load_library() -> ctypes.CDLL:
             reason = f"{kept}: not what was compiled"
         except OSError as error:
             reason = str(error)
-        logger.warning("the native kernel is compiled anew (%s)", reason)
+        logger.warning("the native kernel is compiled again (%s)", reason)
         with contextlib.suppress(OSError):
             kept.unlink()
     return ctypes.CDLL(str(_compile(compiler, folder, name)))
@@ -112,9 +112,9 @@ def _compiled(compiler: str, architecture: tuple[str, ...], folder: Path) -> Pat
     """Compile every source, as many at a time as there are cores, and link them in ``folder``."""
 
     def compiled(source: Path) -> str:
-        made = str(folder / f"{source.stem}.o")
-        _run([compiler, *_FLAGS, *architecture, "-c", str(source), "-o", made], TMPDIR=str(folder))
-        return made
+        object_file = str(folder / f"{source.stem}.o")
+        _run([compiler, *_FLAGS, *architecture, "-c", str(source), "-o", object_file], TMPDIR=str(folder))
+        return object_file
 
     sources = sorted(FOLDER.glob("*.c"), key=lambda source: -source.stat().st_size)  # the longest first
     with ThreadPoolExecutor(os.cpu_count() or 1) as workers:

@@ -58,18 +58,18 @@ def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
 def unpack(data: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """The float weight as :func:`ptuning.kernels.packed.dequantize_weight` makes it, in one pass over memory."""
     rows, width = data.shape
-    made = torch.empty(rows, width * 8 // bits, dtype=dtype, device=data.device)
+    unpacked = torch.empty(rows, width * 8 // bits, dtype=dtype, device=data.device)
     if not rows or not width:
-        return made
+        return unpacked
     with torch.cuda.device(data.device):
         kernel = _kernels(torch.cuda.get_device_capability(data.device))[NAMES[bits, _KINDS[dtype]]]
         stream = ctypes.c_void_p(torch.cuda.current_stream(data.device).cuda_stream)
         arguments = [
-            ctypes.c_void_p(data.data_ptr()), ctypes.c_void_p(scale.data_ptr()), ctypes.c_void_p(made.data_ptr()),
+            ctypes.c_void_p(data.data_ptr()), ctypes.c_void_p(scale.data_ptr()), ctypes.c_void_p(unpacked.data_ptr()),
             ctypes.c_longlong(data.stride(0)), ctypes.c_int(width),
         ]
         kernel((rows, -(-width // THREADS), 1), (THREADS, 1, 1), 0, stream, arguments)
-    return made
+    return unpacked
 
 
 @cache
@@ -112,10 +112,10 @@ def _cpm(name: str) -> Any:
 
 def _resources() -> ModuleType:
     """The two functions of pkg_resources that cpm_kernels calls while it is imported."""
-    made: Any = ModuleType("pkg_resources")
-    made.resource_exists = lambda package, path: (_package_folder(package) / path).is_file()
-    made.resource_string = lambda package, path: (_package_folder(package) / path).read_bytes()
-    return made
+    module: Any = ModuleType("pkg_resources")
+    module.resource_exists = lambda package, path: (_package_folder(package) / path).is_file()
+    module.resource_string = lambda package, path: (_package_folder(package) / path).read_bytes()
+    return module
 
 
 def _package_folder(module: str) -> Any:

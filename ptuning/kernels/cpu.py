@@ -3,7 +3,7 @@
 Legend: M rows of activations, O output rows, I input columns, l lanes of a tile.
 
 Few rows in bfloat16 (decoding) go to torch's INT4 and INT8 operators, which read the packed weight at the speed of
-memory; their own group scale is left at 1 and the float16 row scale multiplied in float32 behind them, so that only the
+memory; their own group scale is left at 1 and the float16 row scale multiplied in float32 after them, so that only the
 operator's output is rounded. Many rows (a prompt, training) unpack a piece of the weight that fits the cache and multiply
 it at once. Both nibbles are unpacked *in place in the byte*, as 16 times their value (``byte & -16`` and ``byte << 4``),
 which needs no shift back: the 16 goes into the scale. Even and odd columns stay apart, and the activations are put in
@@ -63,8 +63,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     rows = inputs.shape[0]
     missing = -rows % _ROWS_TOGETHER if rows > _ROWS_TOGETHER else 0
     inputs = F.pad(inputs, (0, 0, 0, missing)) if missing else inputs.contiguous()
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
-    return made[:rows] if missing else made
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")
+    return product[:rows] if missing else product
 
 
 def onednn_is_faster(inputs: Tensor) -> bool:
@@ -85,8 +85,8 @@ def _onednn_rows() -> int:
 @cache
 def has_fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware: AVX-512 with bf16, or AMX."""
-    found = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    return any(supported is not None and supported() for supported in found)
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(supported is not None and supported() for supported in checks)
 
 
 def widened(dtype: torch.dtype) -> torch.dtype:
@@ -140,23 +140,23 @@ def tile_lanes() -> int:
         torch.ops.aten._weight_int4pack_mm_for_cpu(torch.zeros(1, 64, dtype=torch.bfloat16), theirs, 32, _unit(64, 128))
     except (AttributeError, NotImplementedError, RuntimeError):
         return 0
-    found = [lanes for lanes in (32, 16) if torch.equal(tile_int4(values, lanes).flatten(), theirs.flatten())]
-    return found[0] if found else 0
+    matching = [lanes for lanes in (32, 16) if torch.equal(tile_int4(values, lanes).flatten(), theirs.flatten())]
+    return matching[0] if matching else 0
 
 
 def integers(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The integers of a weight, [O, I] in ``dtype``: exact, made in pieces. What a resident copy holds."""
-    made = torch.empty(weight.rows, weight.columns, dtype=dtype)
+    unpacked = torch.empty(weight.rows, weight.columns, dtype=dtype)
     if weight.bits == 8:
-        return made.copy_(weight.data)
+        return unpacked.copy_(weight.data)
     data = untile_int4(weight.data, weight.rows) if weight.lanes else weight.data
-    pairs = made.view(weight.rows, weight.columns // 2, 2)
+    pairs = unpacked.view(weight.rows, weight.columns // 2, 2)
     step = max(1, limits.MAX_UNPACKED_CPU // max(1, weight.columns))
     for start in range(0, weight.rows, step):
         piece = data[start : start + step]
         pairs[start : start + step, :, 0] = piece >> 4
         pairs[start : start + step, :, 1] = (piece << 4) >> 4
-    return made
+    return unpacked
 
 
 def _operator_fits(weight: PackedWeight, inputs: Tensor) -> bool:
@@ -170,23 +170,23 @@ def _operator_fits(weight: PackedWeight, inputs: Tensor) -> bool:
 def _operator_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     inputs = inputs.contiguous()
     if weight.bits == 8:
-        made = torch.ops.aten._weight_int8pack_mm(inputs, weight.data, _ones(weight.rows))
-        return _scaled(made, weight.scale, bias)
+        product = torch.ops.aten._weight_int8pack_mm(inputs, weight.data, _ones(weight.rows))
+        return _scaled(product, weight.scale, bias)
     padded = weight.data.shape[0] * 2 * weight.lanes
     group = next(size for size in (256, 128, 64, 32) if weight.columns % size == 0)
-    made = torch.ops.aten._weight_int4pack_mm_for_cpu(
+    product = torch.ops.aten._weight_int4pack_mm_for_cpu(
         inputs, weight.data.view(padded, weight.columns // 2), group, _unit(weight.columns, padded, group)
     )
-    return _scaled(made if padded == weight.rows else made[:, : weight.rows], weight.scale, bias)
+    return _scaled(product if padded == weight.rows else product[:, : weight.rows], weight.scale, bias)
 
 
 @cache
 def _unit(columns: int, rows: int, group: int = 32) -> Tensor:
     """Group scales of 1 and zero points of 0, [I/group, O, 2]; one for all weights of a size."""
     with torch.inference_mode(False):
-        made = torch.zeros(columns // group, rows, 2, dtype=torch.bfloat16)
-        made[..., 0] = 1.0
-    return made
+        unit = torch.zeros(columns // group, rows, 2, dtype=torch.bfloat16)
+        unit[..., 0] = 1.0
+    return unit
 
 
 @cache
@@ -195,14 +195,14 @@ def _ones(rows: int) -> Tensor:
         return torch.ones(rows, dtype=torch.bfloat16)
 
 
-def _scaled(made: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """``made * scale + bias`` in float32, back in the dtype of ``made``."""
-    if made.dtype == torch.float32:
-        made *= scale
-        return made if bias is None else made.add_(bias)
+def _scaled(values: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """``values * scale + bias`` in float32, back in the dtype of ``values``; float32 values are changed in place."""
+    if values.dtype == torch.float32:
+        values *= scale
+        return values if bias is None else values.add_(bias)
     # bfloat16 and float16 together compute in float32.
-    wide = made * scale.to(torch.float32) if bias is None else torch.addcmul(bias, made, scale)
-    return wide.to(made.dtype)
+    wide = values * scale.to(torch.float32) if bias is None else torch.addcmul(bias, values, scale)
+    return wide.to(values.dtype)
 
 
 def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
@@ -215,13 +215,13 @@ def _published_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None
     wide = torch.empty(step, weight.columns, dtype=dtype)
     for start in range(0, weight.rows, step):
         rows = slice(start, min(start + step, weight.rows))
-        piece, made = weight.data[rows], wide[: rows.stop - start]
+        piece, unpacked = weight.data[rows], wide[: rows.stop - start]
         if four:
-            made[:, :half] = piece & -16
-            made[:, half:] = piece << 4
+            unpacked[:, :half] = piece & -16
+            unpacked[:, half:] = piece << 4
         else:
-            made.copy_(piece)
-        result[:, rows] = linear(inputs, made)
+            unpacked.copy_(piece)
+        result[:, rows] = linear(inputs, unpacked)
     return _scaled(result, _step_scale(weight), bias)
 
 
@@ -249,8 +249,8 @@ def _tiled_product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) ->
     step = max(1, limits.MAX_UNPACKED_CPU // max(1, 2 * columns * lanes))
     for start in range(0, count, step):
         wide, tiles = _widen(weight.data[start : start + step], inputs.dtype)
-        made = inputs @ wide
-        result[:, start : start + step] = made.view(rows, 2, tiles, lanes).transpose(1, 2)
+        product = inputs @ wide
+        result[:, start : start + step] = product.view(rows, 2, tiles, lanes).transpose(1, 2)
     return _scaled(result.flatten(1)[:, : weight.rows], _step_scale(weight), bias)
 
 

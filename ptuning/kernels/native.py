@@ -9,7 +9,7 @@ Under ``medium`` activations have 8 bits, exact to 2^-8 of the largest of 128. A
 Beside products: attention of one new token of every row (``decode_attention.c``), the largest products of a head
 (``screening.c``), and GELU (``elementwise.c``).
 
-C trusts what it is given: every address comes out of :func:`_address`, which has looked at the tensor.
+C trusts what it is given: every address comes out of :func:`_address`, which checks the tensor.
 
 Legend: M rows of activations, O output rows, I input columns; A rows, N heads, H head size, C columns of a slot.
 """
@@ -54,13 +54,13 @@ def product(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor
     """
     rows, threads = inputs.shape[0], torch.get_num_threads()
     wide, wide_bias, scale = _float32(inputs), None if bias is None else _float32(bias), weight.scale.contiguous()
-    given = _address("inputs", wide, torch.float32, (rows, weight.columns)), *_weight_addresses(weight, scale)
+    addresses = _address("inputs", wide, torch.float32, (rows, weight.columns)), *_weight_addresses(weight, scale)
     added = None if wide_bias is None else _address("bias", wide_bias, torch.float32, (weight.rows,))
     result = wide.new_empty(rows, weight.rows)
     if rows and weight.rows:
         room = wide.new_empty(_product_room(rows, weight.columns, weight.bits, threads))
         _library().ptuning_product(
-            *given, added, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
+            *addresses, added, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
             weight.bits, _digits(inputs.dtype), _pool(), threads,
         )  # fmt: skip
     return result if inputs.dtype == torch.float32 else result.to(inputs.dtype)
@@ -74,14 +74,14 @@ def input_gradient(gradient: Tensor, weight: PackedWeight) -> Tensor:
     """
     rows, threads = gradient.shape[0], torch.get_num_threads()
     wide, scale = _float32(gradient), weight.scale.contiguous()
-    given = _address("gradient", wide, torch.float32, (rows, weight.rows)), *_weight_addresses(weight, scale)
+    addresses = _address("gradient", wide, torch.float32, (rows, weight.rows)), *_weight_addresses(weight, scale)
     if not weight.rows or not rows:
         return gradient.new_zeros(rows, weight.columns)
     result = wide.new_empty(rows, weight.columns)
     room = wide.new_empty(_library().ptuning_gradient_room(rows, weight.rows, weight.columns, weight.bits, threads))
     _library().ptuning_gradient(
-        *given, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0), weight.bits,
-        max(2, _digits(gradient.dtype)), _pool(), threads,
+        *addresses, room.data_ptr(), result.data_ptr(), rows, weight.rows, weight.columns, weight.data.stride(0),
+        weight.bits, max(2, _digits(gradient.dtype)), _pool(), threads,
     )  # fmt: skip
     return result.to(gradient.dtype)
 
@@ -119,10 +119,10 @@ def half_product(inputs: Tensor, weight: Tensor) -> Tensor:
 
 def gelu(values: Tensor) -> Tensor:
     """GELU in its tanh form of float32 numbers; without gradient."""
-    given = _float32(values)
-    result = torch.empty_like(given)
+    inputs = _float32(values)
+    result = torch.empty_like(inputs)
     _library().ptuning_gelu(
-        _address("values", given, torch.float32, given.shape), result.data_ptr(), given.numel(), _pool(),
+        _address("values", inputs, torch.float32, inputs.shape), result.data_ptr(), inputs.numel(), _pool(),
         torch.get_num_threads(),
     )  # fmt: skip
     return result

@@ -2,7 +2,7 @@
 
 Legend: O output rows, I input columns, l lanes of a tile.
 
-Published (SPEC: quantised weights): one float16 scale per row; int8 [O, I], or two columns in a byte, [O, I/2], the even
+Published: one float16 scale per row; int8 [O, I], or two columns in a byte, [O, I/2], the even
 one in the high nibble. Tiled (INT4 only): bytes [ceil(O/2l), I, l]; byte j of tile t, column k, holds row 2lt+j in its
 low nibble and row 2lt+l+j in its high one, each as value+8. That is what ``_weight_int4pack_mm_for_cpu`` of torch reads,
 with 32 lanes under AVX-512 and 16 under AVX2. Both forms have the same size, and each gives back the other bit for bit.

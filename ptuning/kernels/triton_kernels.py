@@ -113,28 +113,28 @@ def refuse(weight: PackedWeight, inputs: Tensor) -> str | None:
 def unpack(data: Tensor, scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """The float weight as :func:`ptuning.kernels.packed.dequantize_weight` makes it, in one pass over memory."""
     rows, width = data.shape
-    made = torch.empty(rows, width * 8 // bits, dtype=dtype, device=data.device)
+    unpacked = torch.empty(rows, width * 8 // bits, dtype=dtype, device=data.device)
     grid = (triton.cdiv(rows, 16), triton.cdiv(width, 128))
     with _on(data):
         _unpack_kernel[grid](
-            data, scale, made, rows, width, data.stride(0), FOUR_BITS=bits == 4, OUTPUTS=16, BYTES=128
+            data, scale, unpacked, rows, width, data.stride(0), FOUR_BITS=bits == 4, OUTPUTS=16, BYTES=128
         )
-    return made
+    return unpacked
 
 
 def _few_rows(inputs: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
     inputs = inputs.contiguous()
-    made = inputs.new_empty(inputs.shape[0], weight.rows)
+    result = inputs.new_empty(inputs.shape[0], weight.rows)
     outputs = 16 if weight.rows <= 8192 else 32
     with _on(inputs):
         _product_kernel[(triton.cdiv(weight.rows, outputs),)](
-            inputs, weight.data, weight.scale, made if bias is None else bias, made,
+            inputs, weight.data, weight.scale, result if bias is None else bias, result,
             inputs.shape[0], weight.rows, weight.data.shape[1],
-            inputs.stride(0), weight.data.stride(0), made.stride(0),
+            inputs.stride(0), weight.data.stride(0), result.stride(0),
             FOUR_BITS=weight.bits == 4, HAS_BIAS=bias is not None, IN_FLOAT32=_is_interpreted(),
             ROWS=16, OUTPUTS=outputs, BYTES=128,
         )  # fmt: skip
-    return made
+    return result
 
 
 def _on(tensor: Tensor) -> Any:

@@ -250,7 +250,7 @@ def test_a_library_is_loaded_as_it_was_compiled_or_not_at_all(compilers, home):
     assert start(compilers, home) == ""
     for damaged in (whole[: len(whole) // 2], whole[:-1] + b"\1"):
         kept.write_bytes(damaged)
-        assert start(compilers, home) == f"the native kernel is compiled anew ({kept}: not what was compiled)\n"
+        assert start(compilers, home) == f"the native kernel is compiled again ({kept}: not what was compiled)\n"
         assert kept.read_bytes() == whole
     kept.chmod(0o722)
     assert "other users can write to it (mode 0722)" in start(compilers, home)

@@ -15,7 +15,7 @@ from processes import Command
 
 from ptuning.core.errors import GenerationError, StoppedError, TrainingError, UserError
 from ptuning.edges import cli
-from ptuning.edges.output import SafeFormatter, inline, say_json, shown, tell
+from ptuning.edges.output import SafeFormatter, inline, print_error, print_json, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\r"
@@ -98,7 +98,7 @@ def test_json_gives_the_value_back_in_every_encoding(monkeypatch):
     for encoding in ("utf-8", "gbk", "ascii", "latin-1"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
-        say_json(value)
+        print_json(value)
         stream.flush()
         written = stream.buffer.getvalue().decode(encoding)
         assert json.loads(written) == value
@@ -126,7 +126,7 @@ def test_that_nobody_reads_what_is_told_ends_nothing(monkeypatch):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    tell("anybody there?")
+    print_error("anybody there?")
 
 
 # ---- the real thing ------------------------------------------------------------------------------------------------------
