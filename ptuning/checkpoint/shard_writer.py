@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     size = int(float(match[1]) * unit) if match and unit else 0
     if size < 1:
-        raise UserError(f"--max_shard_size: size {shown(text)!r} was given; write a number with MB or GB behind it (2GB)")
+        raise UserError(f"--max_shard_size: size {shown(text)!r} was given; write a number followed by MB or GB (2GB)")
     return size
 
 
