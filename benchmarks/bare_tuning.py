@@ -58,5 +58,5 @@ def tune(place: Path, flags: list[str], *, bare: bool) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     scores = json.loads((place / "run" / "predict_results.json").read_text(encoding="utf-8"))
-    found = {name: round(scores[key], 2) for name, key in _SCORES.items()}
-    return {**found, "seconds": round(time.perf_counter() - start)}
+    rounded = {name: round(scores[key], 2) for name, key in _SCORES.items()}
+    return {**rounded, "seconds": round(time.perf_counter() - start)}

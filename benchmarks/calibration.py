@@ -106,17 +106,17 @@ def measure(
         ids = torch.tensor([[*row, *[3] * (longest - len(row))] for row, _ in some])
         real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row, _ in some])
         column = torch.arange(longest)
-        asked = (column >= torch.tensor([sop for _, sop in some])[:, None]) & (column < real.sum(1, keepdim=True) - 1)
-        wanted = ids.roll(-1, 1)[asked]
-        ours, theirs = (each(ids, attention_mask=real).logits[asked].float() for each in (model, exact))
+        scored = (column >= torch.tensor([sop for _, sop in some])[:, None]) & (column < real.sum(1, keepdim=True) - 1)
+        targets = ids.roll(-1, 1)[scored]
+        ours, theirs = (each(ids, attention_mask=real).logits[scored].float() for each in (model, exact))
         ours_log, theirs_log = ours.log_softmax(-1), theirs.log_softmax(-1)
         sums += torch.stack([
-            F.nll_loss(ours_log, wanted, reduction="sum"),
+            F.nll_loss(ours_log, targets, reduction="sum"),
             (theirs_log.exp() * (theirs_log - ours_log)).sum(),
             (ours - theirs).square().sum(),
             theirs.square().sum(),
         ]).double()
-        count += len(wanted)
+        count += len(targets)
     loss, divergence, error, size = sums.tolist()
     return {"loss": loss / count, "divergence": divergence / count, "logit_error": error / size}
 

@@ -70,8 +70,8 @@ def measure(python: str, sizes: dict[str, int], prompt: int, new: int) -> dict[s
         size = path.stat().st_size
         command = [python, "-c", _INSIDE, str(path), str(prompt), str(new), str(torch.get_num_threads())]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {"model": "chatglm-cpp, q4_0", "file GB": size / 1e9, **found, "peak / file": found["peak GB"] * 1e9 / size}
+    measured = json.loads(done.stdout.splitlines()[-1])
+    return {"model": "chatglm-cpp, q4_0", "file GB": size / 1e9, **measured, "peak / file": measured["peak GB"] * 1e9 / size}
 
 
 def _write(file: BinaryIO, config: ChatGLMConfig) -> None:

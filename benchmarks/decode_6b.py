@@ -55,19 +55,19 @@ def main(arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
             folder = Path(temporary) / "model"
             size = write_random_checkpoint(folder, options.size, quantised_embeddings=embeddings == "int4")
-            found = _in_subprocess(options, folder)
-        read_per_token, rates = found.pop("bytes read per token"), found.pop("rates")
+            measured = _in_subprocess(options, folder)
+        read_per_token, rates = measured.pop("bytes read per token"), measured.pop("rates")
         results += [
             {
-                "model": f"ptuning, {options.memory}, {embeddings} embeddings, {precision}", "file GB": size / 1e9, **found,
-                "peak / file": found["peak GB"] * 1e9 / size, **rates[precision],
+                "model": f"ptuning, {options.memory}, {embeddings} embeddings, {precision}", "file GB": size / 1e9,
+                **measured, "peak / file": measured["peak GB"] * 1e9 / size, **rates[precision],
                 "ceiling tokens/s": ceiling * 1e9 / read_per_token,
             }
             for precision in options.precision
         ]
     if options.chatglm_cpp:
         peer.append(_peer(options))
-        results.append({name: _better(name, *(one[name] for one in peer)) for name in peer[0]})
+        results.append({name: _better(name, *(run[name] for run in peer)) for name in peer[0]})
     heads = list(dict.fromkeys(key for result in results for key in result))
     print(f"Random model of size {options.size}; memory read at {ceiling:.1f} GB/s.\n")
     print(table(heads, [[_cell(result.get(head)) for head in heads] for result in results]))

@@ -69,8 +69,8 @@ def _compare(
     words = tokenizer()
 
     def engine(batch: int) -> Answers:
-        found = generate_answers(model, words, prompts, limits, batch_size=batch, preset=PRESETS["greedy"])
-        return {answer.index: answer.ids for answer in found}
+        generated = generate_answers(model, words, prompts, limits, batch_size=batch, preset=PRESETS["greedy"])
+        return {answer.index: answer.ids for answer in generated}
 
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     few = sorted({order[place * len(order) // options.alone] for place in range(min(options.alone, len(order)))})
@@ -89,14 +89,14 @@ def _compare(
             seconds[name].append(time.perf_counter() - began)
             rates[name].append(sum(map(len, answers[name].values())) / seconds[name][-1])
     plain = statistics.median(rates[PLAIN])
-    wanted = answers[PLAIN]
+    reference = answers[PLAIN]
     return [
         {
             "way": name, "dtype": dtype, "rows": len(answers[name]), "median s": statistics.median(seconds[name]),
             "spread": (max(rate) - min(rate)) / statistics.median(rate),
             "rows/s": len(answers[name]) / statistics.median(seconds[name]), "tokens/s": statistics.median(rate),
             "times as fast": statistics.median(rate) / plain,
-            "equal answers": sum(answers[name][n] == ids for n, ids in wanted.items()) / len(wanted),
+            "equal answers": sum(answers[name][n] == ids for n, ids in reference.items()) / len(reference),
         }
         for name, rate in rates.items()
     ]
@@ -107,14 +107,14 @@ def one_at_a_time(
     model: Any, words: Any, prompts: Sequence[list[int]], limits: Sequence[int], chosen: Sequence[int], width: int = 0
 ) -> Answers:
     """The answers of the chosen prompts, padded to ``width``, through a model's ``generate``, without ``<eop>``."""
-    found = {}
+    answers = {}
     for index in chosen:
         missing = max(0, width - len(prompts[index]))
         ids = [words.pad_token_id] * missing + prompts[index]
         mask = torch.tensor([[0] * missing + [1] * len(prompts[index])], device=model.device)
-        made = model.generate(
+        generated = model.generate(
             torch.tensor([ids], device=model.device), attention_mask=mask, max_new_tokens=limits[index], do_sample=False,
             eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id,
         )[0, len(ids) :].tolist()
-        found[index] = made[: made.index(words.eos_token_id)] if words.eos_token_id in made else made
-    return found
+        answers[index] = generated[: generated.index(words.eos_token_id)] if words.eos_token_id in generated else generated
+    return answers

@@ -41,22 +41,22 @@ def commands(size: str, device: str, names: tuple[str, ...] = NAMES, file: str |
         names: which benchmarks.
         file: real rows for training and evaluation, where there are some.
     """
-    made: dict[str, list[str]] = {}
+    words_by_name: dict[str, list[str]] = {}
     for name in names:
         chosen = "tiny" if name in _TINY_ONLY else "mid" if (name, size) == ("growth", "6b") else size
         words = [name, *([] if name == "startup" else ["--size", chosen, "--device", device])]
         words += shlex.split(_MODEST[name][chosen])
         if file is not None and name in ("train", "evaluate"):
             words += ["--rows" if name == "train" else "--file", file]
-        made[name] = words
-    return made
+        words_by_name[name] = words
+    return words_by_name
 
 
 def main(arguments: list[str]) -> int:
     """Run them and collect their JSON lines; 1 where one failed, with the names of those that did."""
     parser = argparse.ArgumentParser(prog="benchmark.sh all", description=(__doc__ or "").splitlines()[0])
     add_model_options(parser)
-    parser.add_argument("--output", default="benchmarks.jsonl", help="the file of JSON lines, begun anew")
+    parser.add_argument("--output", default="benchmarks.jsonl", help="the file of JSON lines, overwritten")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES)
     parser.add_argument("--file", help="real rows for train and evaluate (columns content and summary)")
     options = parser.parse_args(arguments)

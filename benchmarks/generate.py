@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmark.sh generate", description=(__doc__ or "").splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of every prompt")
-    parser.add_argument("--new", type=int, default=32, help="tokens of every answer, behind its first")
+    parser.add_argument("--new", type=int, default=32, help="tokens of every answer, after its first")
     parser.add_argument("--prefix", type=int, default=128)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16", "float16"))
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
     return 1 if wrong else 0
 
 
-def _compare(model: Any, weights: str, batch: int, options: argparse.Namespace, least: float) -> list[dict[str, Any]]:
+def _compare(model: Any, weights: str, batch: int, options: argparse.Namespace, min_seconds: float) -> list[dict[str, Any]]:
     ways: dict[str, Answer] = {
         PLAIN: _by_generate(plain_copy(model)), "our generate": _by_generate(model), "engine": _by_engine(model, batch),
     }
@@ -73,25 +73,25 @@ def _compare(model: Any, weights: str, batch: int, options: argparse.Namespace, 
     prompts = [[draw.randrange(100, 1500) for _ in range(options.prompt - 2)] + ends for _ in range(batch)]
     first: dict[str, list[float]] = {name: [] for name in ways}
     step: dict[str, list[float]] = {name: [] for name in ways}
-    made: dict[str, list[list[int]]] = {}
+    tokens: dict[str, list[list[int]]] = {}
     for repeat in range(-1, options.repeats):  # the first round warms up
         for name, answer in ways.items():
-            one, _ = _timed(answer, prompts, 1, model.device)
-            whole, made[name] = _timed(answer, prompts, 1 + options.new, model.device)
+            first_seconds, _ = _timed(answer, prompts, 1, model.device)
+            all_seconds, tokens[name] = _timed(answer, prompts, 1 + options.new, model.device)
             if repeat >= 0:
-                first[name].append(one)
-                step[name].append((whole - one) / options.new)
+                first[name].append(first_seconds)
+                step[name].append((all_seconds - first_seconds) / options.new)
     plain = statistics.median(step[PLAIN])
     rows = []
     for name in ways:
         reading, decoding = statistics.median(first[name]), statistics.median(step[name])
-        equal = sum(mine == wanted for mine, wanted in zip(made[name], made[PLAIN], strict=True)) / batch
+        equal = sum(ids == plain_ids for ids, plain_ids in zip(tokens[name], tokens[PLAIN], strict=True)) / batch
         rows.append(
             {
                 "way": name, "weights": weights, "batch": batch, "prompt ms": 1000 * reading,
                 "prompt tokens/s": batch * options.prompt / reading, "step ms": 1000 * decoding,
                 "spread": (max(step[name]) - min(step[name])) / decoding, "tokens/s": batch / decoding,
-                "of ceiling": least / decoding, "times as fast": plain / decoding,
+                "of ceiling": min_seconds / decoding, "times as fast": plain / decoding,
                 "times as fast, prompt": statistics.median(first[PLAIN]) / reading, "equal tokens": equal,
             }
         )
@@ -102,21 +102,21 @@ def _timed(answer: Answer, prompts: list[list[int]], new: int, device: torch.dev
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
-    made = answer(prompts, new)  # ids on the host: nothing is left to wait for
-    return time.perf_counter() - began, made
+    tokens = answer(prompts, new)  # ids on the host: nothing is left to wait for
+    return time.perf_counter() - began, tokens
 
 
 def _by_generate(model: Any) -> Answer:
     def answer(prompts: list[list[int]], new: int) -> list[list[int]]:
         with torch.no_grad():
-            made = model.generate(
+            ids = model.generate(
                 torch.tensor(prompts, device=model.device), max_new_tokens=new, do_sample=False, eos_token_id=None,
                 pad_token_id=model.config.pad_token_id,
             )
-        found: list[list[int]] = made[:, len(prompts[0]) :].tolist()
-        if len(found[0]) != new:
-            raise RuntimeError(f"{len(found[0])} tokens came out where {new} were asked for")
-        return found
+        answers: list[list[int]] = ids[:, len(prompts[0]) :].tolist()
+        if len(answers[0]) != new:
+            raise RuntimeError(f"{len(answers[0])} tokens came out where {new} were asked for")
+        return answers
 
     return answer
 
@@ -130,7 +130,7 @@ def _by_engine(model: Any, batch: int) -> Answer:
 
     def answer(prompts: list[list[int]], new: int) -> list[list[int]]:
         greedy = SamplingParams(temperature=0, max_new_tokens=new)
-        found = {one.index: one.ids for one in engine.run([Request(ids, prefix, greedy) for ids in prompts])}
-        return [found[number] for number in range(len(prompts))]
+        answers = {done.index: done.ids for done in engine.run([Request(ids, prefix, greedy) for ids in prompts])}
+        return [answers[number] for number in range(len(prompts))]
 
     return answer

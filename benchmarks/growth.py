@@ -52,8 +52,8 @@ def main(arguments: list[str]) -> int:
     fits = {name: fit([row for row in results if row["what grows"] == name]) for name in axis_names(results)}
     flags = [f"{row['what grows']} {row['size']}: {row['flag']}" for row in results if row["flag"]]
     print(table(HEADS, [[cell(row.get(head)) for head in HEADS] for row in results]))
-    for name, found in fits.items():
-        print(f"{name}, over the whole range: reading {found['reading']:.2f}, decoding {found['decoding']:.2f}")
+    for name, exponents in fits.items():
+        print(f"{name}, over the whole range: reading {exponents['reading']:.2f}, decoding {exponents['decoding']:.2f}")
     print("worse than linear: " + ("; ".join(flags) or "nothing"))
     if options.plots:
         from benchmarks.plots import draw_growth
@@ -128,9 +128,9 @@ def _timed(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def doubled(ends: Sequence[int]) -> list[int]:
-    """From the least to the most by doubling."""
-    least, most = ends
-    return [size for size in (least << place for place in range(64)) if size <= most]
+    """Sizes from the smallest to the largest by doubling."""
+    smallest, largest = ends
+    return [size for size in (smallest << place for place in range(64)) if size <= largest]
 
 
 def _axes(bench: Bench, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -165,9 +165,9 @@ def add_exponents(rows: list[dict[str, Any]]) -> None:
     for before, row in pairwise(rows):
         wider = math.log(row["size"] / before["size"])
         for time_of, name, what in ((_reading, "exponent", "reading"), (_step, "step exponent", "decoding")):
-            least, most = time_of(before), time_of(row)
-            row[name] = math.log(most / least) / wider
-            if row[name] > _NOISE and least > 1000 * _SHORT:
+            earlier, later = time_of(before), time_of(row)
+            row[name] = math.log(later / earlier) / wider
+            if row[name] > _NOISE and earlier > 1000 * _SHORT:
                 row["flag"] = f"{row['flag']}{', ' if row['flag'] else ''}{what} {row[name]:.2f}"
 
 

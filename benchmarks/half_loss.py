@@ -38,16 +38,16 @@ def main(arguments: list[str]) -> int:
     results: list[dict[str, Any]] = []
     for dtype, curve in curves.items():
         tail = curve[-max(1, len(curve) // 10) :]
-        found = {
+        summary = {
             "weights": dtype, "first loss": curve[0], "mean of the last tenth": statistics.mean(tail),
             "final loss": curve[-1],
         }
         if dtype == "bfloat16":
-            found |= {
+            summary |= {
                 "mean difference": statistics.mean(map(abs, apart)), "largest": max(map(abs, apart)),
                 "final difference": apart[-1],
             }
-        results.append(found | {"losses": [round(loss, 5) for loss in curve]})
+        results.append(summary | {"losses": [round(loss, 5) for loss in curve]})
     print(table(HEADS, [[cell(result.get(head), 5) for head in HEADS] for result in results]))
     settings = {**vars(options), "rows": Path(options.rows).name}
     print(json_line("half_loss", settings, results))
@@ -62,8 +62,8 @@ def losses(options: argparse.Namespace, dtype: str) -> list[float]:
     model.train()
     encoder = model.prefix_encoder
     optimiser = torch.optim.AdamW(encoder.parameters(), lr=options.rate)
-    rows = [(one.input_ids, one.labels) for one in read_examples(options.rows, 64, 96)]
-    found = []
+    rows = [(example.input_ids, example.labels) for example in read_examples(options.rows, 64, 96)]
+    values = []
     for step in range(options.steps):
         chosen = [rows[place % len(rows)] for place in range(step * options.batch, (step + 1) * options.batch)]
         torch.manual_seed(step)  # of the dropout
@@ -71,5 +71,5 @@ def losses(options: argparse.Namespace, dtype: str) -> list[float]:
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
-        found.append(float(loss.detach()))
-    return found
+        values.append(float(loss.detach()))
+    return values

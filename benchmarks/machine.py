@@ -42,9 +42,9 @@ def _timed(run: Callable[[], Any], device: torch.device, calls: int) -> float:
 
 def read_gigabytes_per_second(device: torch.device, size: int = 1 << 28) -> float:
     """Best rate at which this device's memory was read, GB/s: a dot product over arrays that fit no cache."""
-    values = torch.ones(size // 4, device=device)
-    other = torch.ones(size // 4, device=device)
-    best = min(median_seconds(lambda: torch.dot(values, other), device, repeats=3) for _ in range(3))
+    first = torch.ones(size // 4, device=device)
+    second = torch.ones(size // 4, device=device)
+    best = min(median_seconds(lambda: torch.dot(first, second), device, repeats=3) for _ in range(3))
     return 2 * size / best / 1e9
 
 
@@ -77,7 +77,7 @@ def json_line(benchmark: str, settings: dict[str, Any], results: Any) -> str:
 
 def machine() -> dict[str, Any]:
     """Processor, cores, load and versions."""
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": _cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
@@ -86,8 +86,8 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
     }
     if torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
 
 
 def commit() -> str | None:

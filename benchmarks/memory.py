@@ -135,9 +135,9 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         for name, sizes in (("small", WARM_UP), ("large", SCALED)):
-            made = random_model(ChatGLMConfig(**sizes, **IDS), {"bits": 0}, torch.device("cpu"), torch.float16)
-            made.save_pretrained(Path(place) / name)
-            del made
+            model = random_model(ChatGLMConfig(**sizes, **IDS), {"bits": 0}, torch.device("cpu"), torch.float16)
+            model.save_pretrained(Path(place) / name)
+            del model
         # The small one does everything first: libraries and their buffers are in memory then.
         loaded = _load(Path(place) / "small", case)
         use(loaded, {**case, "batch": 1, "source": 8, "target": 8, "prompt": 8, "length": 16})
@@ -145,7 +145,7 @@ def measure(case: dict[str, Any]) -> dict[str, int]:
         gc.collect()
         _return_free_memory()  # what was freed and is still held would be used again, and not be counted
         before = resident()
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the highest mark starts anew
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
         large = _load(Path(place) / "large", case)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         use(large, case)

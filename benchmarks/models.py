@@ -81,7 +81,7 @@ def made_model(
         prefix: P; 0 for none.
         bits: 0, 4 or 8.
         device: where it goes.
-        positions: ``max_sequence_length``, where another is wanted.
+        positions: ``max_sequence_length``, if not the default.
     """
     if size == "tiny":
         model: Any = load_model(embedded_folder(), device=device, dtype=dtype, quantization_bit=bits)
@@ -144,12 +144,12 @@ def tokenizer() -> Any:
 
 def read_examples(file: str, source: int, target: int) -> list[Example]:
     """Rows of a file (ADGEN's columns, or a form found by its keys) as training examples of the built-in tokenizer."""
-    made = tokenizer()
+    words = tokenizer()
     try:
         rows = read_rows(file, prompt_column="content", response_column="summary")
     except UserError:
         rows = read_rows(file)
-    return [training_example(made, row, max_source_length=source, max_target_length=target) for row in rows]
+    return [training_example(words, row, max_source_length=source, max_target_length=target) for row in rows]
 
 
 def made_prompts(count: int, target: int = 64, file: str | None = None) -> tuple[list[list[int]], list[int]]:

@@ -44,8 +44,8 @@ class PeftStep:
         torch.manual_seed(0)
         base: Any = GlmForCausalLM(shape)
         base = base.to(dtype).to(device)
-        wanted = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prefix)
-        self.model: Any = get_peft_model(base, wanted).train()
+        prefix_config = PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=prefix)
+        self.model: Any = get_peft_model(base, prefix_config).train()
 
     def __call__(self, batch: dict[str, Tensor]) -> float:
         """Run forward and backward; the gradient stays in the prefix."""

@@ -118,7 +118,7 @@ class PlainGeneration(ChatGLMForConditionalGeneration):
 
 
 def _linear(module: Any, inputs: Tensor) -> Tensor:
-    """Float weights as ``nn.Linear`` multiplies them: which library suits the rows is looked at in ours only."""
+    """Float weights as ``nn.Linear`` multiplies them: only ours chooses the library by the number of rows."""
     if isinstance(module, FloatLinear):
         return F.linear(inputs, module.weight, module.bias)
     return module(inputs)  # type: ignore[no-any-return]
@@ -126,10 +126,10 @@ def _linear(module: Any, inputs: Tensor) -> Tensor:
 
 def plain_copy(model: ChatGLMForConditionalGeneration) -> PlainGeneration:
     """The same weights, prefix included, under the published way of answering."""
-    made: Any = copy.copy(model)
-    made.__class__ = PlainGeneration
-    made.packed = packed_linears(model)
-    return made  # type: ignore[no-any-return]
+    copied: Any = copy.copy(model)
+    copied.__class__ = PlainGeneration
+    copied.packed = packed_linears(model)
+    return copied  # type: ignore[no-any-return]
 
 
 def _square_mask(ids: Tensor, starts: Sequence[int], real: Tensor | None) -> Tensor:

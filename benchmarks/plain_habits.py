@@ -46,13 +46,13 @@ def made_rows(config: Any, count: int, source: int, target: int) -> list[Row]:
     def draw(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (1,), generator=generator))
 
-    made: list[Row] = []
+    rows: list[Row] = []
     for _ in range(count):
         prompt = torch.randint(100, config.vocab_size - 600, (draw(source // 4, source - 1),), generator=generator)
         reply = torch.randint(100, config.vocab_size - 600, (draw(3 * target // 4, target - 2),), generator=generator)
         ids = [*prompt.tolist(), config.gmask_token_id, config.bos_token_id, *reply.tolist(), config.eos_token_id]
-        made.append((ids, [-100] * (len(prompt) + 1) + ids[len(prompt) + 1 :]))
-    return made
+        rows.append((ids, [-100] * (len(prompt) + 1) + ids[len(prompt) + 1 :]))
+    return rows
 
 
 def batch_of(rows: Sequence[Row], pad: int, width: int | None, device: torch.device) -> dict[str, Tensor]:
@@ -131,9 +131,9 @@ class _PublishedProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         inputs, packed, scale = ctx.saved_tensors
-        made = gradient @ dequantize_weight(packed, scale, ctx.bits, gradient.dtype)
+        input_gradient = gradient @ dequantize_weight(packed, scale, ctx.bits, gradient.dtype)
         gradient.reshape(-1, gradient.shape[-1]).t() @ inputs.reshape(-1, inputs.shape[-1])
-        return made, None, None, None
+        return input_gradient, None, None, None
 
 
 PackedLinears = list[tuple[QuantizedLinear, Tensor, Tensor]]
@@ -142,8 +142,8 @@ PackedLinears = list[tuple[QuantizedLinear, Tensor, Tensor]]
 
 def packed_linears(model: ChatGLMForConditionalGeneration) -> PackedLinears:
     """Those of the blocks; none in a float model."""
-    found = [m for m in model.transformer.layers.modules() if isinstance(m, QuantizedLinear)]
-    return [(module, module.weight, module.weight_scale) for module in found]
+    linears = [m for m in model.transformer.layers.modules() if isinstance(m, QuantizedLinear)]
+    return [(module, module.weight, module.weight_scale) for module in linears]
 
 
 @contextmanager
@@ -169,8 +169,8 @@ def published_products(linears: PackedLinears) -> Iterator[None]:
         def product(
             inputs: Tensor, module: QuantizedLinear = module, packed: Tensor = packed, scale: Tensor = scale
         ) -> Tensor:
-            made: Tensor = _PublishedProduct.apply(inputs, packed, scale, module.bits)
-            return made if module.bias is None else made + module.bias
+            result: Tensor = _PublishedProduct.apply(inputs, packed, scale, module.bits)
+            return result if module.bias is None else result + module.bias
 
         module.forward = product  # type: ignore[method-assign]
     try:

@@ -25,8 +25,8 @@ def draw_growth(rows: Sequence[dict[str, Any]], folder: str | Path) -> Path:
             if "attention ms" in some[0]:
                 axes.plot(sizes, [row["attention ms"] for row in some], "^:", color="C2", markersize=3, label="attention")
             axes.plot(sizes, [row["step ms"] for row in some], "s-", color="C1", markersize=3, label="one decode step")
-            least = some[0]["prompt ms"]
-            axes.plot(sizes, [least * size / sizes[0] for size in sizes], "--", color="0.6", linewidth=1, label="linear")
+            smallest = some[0]["prompt ms"]
+            axes.plot(sizes, [smallest * size / sizes[0] for size in sizes], "--", color="0.6", linewidth=1, label="linear")
             axes.set_xscale("log", base=2)
             axes.set_yscale("log")
             axes.set_xlabel(name)
@@ -52,7 +52,7 @@ def draw_half_loss(results: Sequence[dict[str, Any]], folder: str | Path) -> Pat
         axes.set_ylabel("training loss")
         axes.legend(fontsize=7, frameon=False)
         axes = figure.add_subplot(1, 2, 2)
-        axes.plot(steps, [one - other for one, other in zip(half, whole, strict=True)], linewidth=0.8, color="C3")
+        axes.plot(steps, [low - full for low, full in zip(half, whole, strict=True)], linewidth=0.8, color="C3")
         axes.set_xlabel("step")
         axes.set_ylabel("bfloat16 less float32")
 

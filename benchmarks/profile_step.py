@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     add_model_options(parser, "mid")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     parser.add_argument("--bits", type=int, choices=(0, 4, 8), help="packed weights (default: 4 at 6b, else 0)")
-    parser.add_argument("--steps", type=int, default=3, help="profiled steps, behind one that warms up")
+    parser.add_argument("--steps", type=int, default=3, help="profiled steps, after one that warms up")
     parser.add_argument("--batch", type=int, default=4, help="rows of the training step")
     parser.add_argument("--rows", type=int, default=8, help="rows of the decode step")
     parser.add_argument("--prefix", type=int, default=128)
@@ -113,7 +113,7 @@ def native_ranges() -> Iterator[None]:
 def _training(model: Any, options: argparse.Namespace, habits: tuple[str, ...]) -> Callable[[], Any]:
     config = model.config
     if options.file:
-        rows = [(one.input_ids, one.labels) for one in read_examples(options.file, 64, 64)[: options.batch]]
+        rows = [(row.input_ids, row.labels) for row in read_examples(options.file, 64, 64)[: options.batch]]
     else:
         rows = made_rows(config, options.batch, 64, 64)
     batch = batch_of(rows, config.pad_token_id, 128 if habits else None, model.device)

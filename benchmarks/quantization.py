@@ -76,20 +76,20 @@ def _blocks(hidden: int, bits: int, device: torch.device) -> list[list[PackedWei
 
 def _contenders(device: torch.device, bits: int, dtype: str) -> list[tuple[str, dispatch.Kernel | None, str]]:
     """(name, kernel or None for a float weight, form of the weight)."""
-    found: list[tuple[str, dispatch.Kernel | None, str]] = [("float weights", None, "float")]
+    contenders: list[tuple[str, dispatch.Kernel | None, str]] = [("float weights", None, "float")]
     if device.type == "cpu":
-        found += [("reference", dispatch.REFERENCE, "published"), ("cpu, published form", dispatch.CPU, "published")]
+        contenders += [("reference", dispatch.REFERENCE, "published"), ("cpu, published form", dispatch.CPU, "published")]
         if bits == 4 and dtype == "bfloat16" and cpu.tile_lanes():
-            found.append(("cpu, lean (tiled form)", dispatch.CPU, "tiled"))
-        found.append(("cpu, fast (unpacked copy)", dispatch.CPU, "resident"))
+            contenders.append(("cpu, lean (tiled form)", dispatch.CPU, "tiled"))
+        contenders.append(("cpu, fast (unpacked copy)", dispatch.CPU, "resident"))
         native = dispatch.start("native")
         if native is not None:
-            found.append(("native", native, "published"))
+            contenders.append(("native", native, "published"))
             lower = dispatch.PRECISIONS[1:] if bits == 4 else ()  # INT8 has one precision
-            found += [(f"native, {precision}", _at(native, precision), "published") for precision in lower]
-        return found
+            contenders += [(f"native, {precision}", _at(native, precision), "published") for precision in lower]
+        return contenders
     started = [(name, dispatch.start(name)) for name in ("reference", "triton", "cpm")]
-    return found + [(name, kernel, "published") for name, kernel in started if kernel is not None]
+    return contenders + [(name, kernel, "published") for name, kernel in started if kernel is not None]
 
 
 def _at(kernel: dispatch.Kernel, precision: str) -> dispatch.Kernel:

@@ -38,10 +38,10 @@ def main(arguments: list[str]) -> int:
             if text.startswith("{"):
                 line = json.loads(text)
                 lines.setdefault(line["benchmark"], []).append(line)
-    made = {name: "\n\n".join(section(line, pictures) for line in some) for name, some in lines.items()}
-    text, missing = filled(page.read_text(encoding="utf-8"), made)
+    sections = {name: "\n\n".join(section(line, pictures) for line in some) for name, some in lines.items()}
+    text, missing = filled(page.read_text(encoding="utf-8"), sections)
     page.write_text(text, encoding="utf-8")
-    print(f"written into {page}: {', '.join(name for name in made if name not in missing) or 'nothing'}")
+    print(f"written into {page}: {', '.join(name for name in sections if name not in missing) or 'nothing'}")
     if missing:
         print(f"no place for: {', '.join(missing)} (add <!-- {missing[0]} --> and <!-- /{missing[0]} -->)")
     return 1 if missing else 0
@@ -54,7 +54,7 @@ def filled(text: str, sections: Mapping[str, str]) -> tuple[str, list[str]]:
         marked = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- /{re.escape(name)} -->)", re.S)
         if not marked.search(text):
             missing.append(name)
-        text = marked.sub(lambda found, new=section_text: f"{found[1]}{new}\n{found[2]}", text)  # type: ignore[misc]
+        text = marked.sub(lambda match, new=section_text: f"{match[1]}{new}\n{match[2]}", text)  # type: ignore[misc]
     return text, missing
 
 
@@ -99,27 +99,27 @@ def _shown(value: Any) -> str:
 def remarks(line: Line) -> list[str]:
     """What a benchmark says beside its table."""
     name, settings, results = line["benchmark"], line["settings"], line["results"]
-    said = []
+    sentences = []
     if "ceiling GB/s" in settings:
-        said.append(f"Memory read at {settings['ceiling GB/s']} GB/s.")
+        sentences.append(f"Memory read at {settings['ceiling GB/s']} GB/s.")
     if name == "train":
-        said += [
+        sentences += [
             f"{check['what']}: losses apart by at most {check['loss']:.1e}, prefix gradients by {check['gradient']:.1e} of "
             "the largest." for check in results["checks"]
         ]
         if settings.get("peft"):
-            said.append("peft runs transformers' GLM, another model of the same size, so its loss is another number.")
+            sentences.append("peft runs transformers' GLM, another model of the same size, so its loss is another number.")
     if name == "serving":
-        said.append(f"Answers of a full batch equal to generate's: {results['equal answers']:.0%}.")
+        sentences.append(f"Answers of a full batch equal to generate's: {results['equal answers']:.0%}.")
     if name == "startup":
-        said += [f"Imports of the training: {row['imports s']:.2f} s." for row in results if "imports s" in row]
+        sentences += [f"Imports of the training: {row['imports s']:.2f} s." for row in results if "imports s" in row]
     if name == "growth":
-        said += [
-            f"Exponents over the whole range, {axis}: reading {found['reading']:.2f}, decoding {found['decoding']:.2f}."
-            for axis, found in results["fits"].items()
+        sentences += [
+            f"Exponents over the whole range, {axis}: reading {fit['reading']:.2f}, decoding {fit['decoding']:.2f}."
+            for axis, fit in results["fits"].items()
         ]
-        said.append(f"Worse than linear: {'; '.join(results['flags']) or 'nothing'}.")
-    return [" ".join(said)] if said else []
+        sentences.append(f"Worse than linear: {'; '.join(results['flags']) or 'nothing'}.")
+    return [" ".join(sentences)] if sentences else []
 
 
 def draw(line: Line, folder: Path) -> Path | None:

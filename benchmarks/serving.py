@@ -80,15 +80,15 @@ class Bench:
         for repeat in range(-1, options.repeats):  # the first round warms up
             for number, way in enumerate(ways):
                 if way["way"] == "engine":
-                    found = self._engine(way["clients"], way["prefixes"], short=repeat < 0)
+                    measured = self._engine(way["clients"], way["prefixes"], short=repeat < 0)
                 else:
-                    found = self._generate()
+                    measured = self._generate()
                 if repeat >= 0:
-                    runs[number].append(found)
+                    runs[number].append(measured)
         plain = statistics.median(run["tokens/s"] for run in runs[0])
-        for way, measured in zip(ways, runs, strict=True):
-            way |= {key: statistics.median(run[key] for run in measured) for key in measured[0]}
-            rates = [run["tokens/s"] for run in measured]
+        for way, repeats in zip(ways, runs, strict=True):
+            way |= {key: statistics.median(run[key] for run in repeats) for key in repeats[0]}
+            rates = [run["tokens/s"] for run in repeats]
             way["spread"] = (max(rates) - min(rates)) / way["tokens/s"]
             way["times as fast"] = way["tokens/s"] / plain
         return ways
@@ -106,17 +106,17 @@ class Bench:
         engine, shared = self._made(clients, prefixes)
         total = clients if short else max(options.alone, options.requests * clients if clients >= 32 else 3 * clients)
         done: list[Generation] = []
-        asked, greedy = 0, SamplingParams(temperature=0, max_new_tokens=options.new)
+        sent, greedy = 0, SamplingParams(temperature=0, max_new_tokens=options.new)
 
         def ask(client: int) -> None:
-            nonlocal asked
-            request = Request(self.prompts[asked % 512], shared[client % prefixes], greedy)
-            asked += 1
-            engine.submit([request], lambda one, _: ended(one, client))
+            nonlocal sent
+            request = Request(self.prompts[sent % 512], shared[client % prefixes], greedy)
+            sent += 1
+            engine.submit([request], lambda generation, _: ended(generation, client))
 
-        def ended(one: Generation, client: int) -> None:
-            done.append(one)
-            if asked < total:
+        def ended(generation: Generation, client: int) -> None:
+            done.append(generation)
+            if sent < total:
                 ask(client)
 
         began = time.perf_counter()
@@ -125,9 +125,9 @@ class Bench:
         while engine.step():
             pass
         seconds = time.perf_counter() - began
-        waits = sorted(1000 * ((one.first_token or 0.0) - one.submitted) for one in done)
+        waits = sorted(1000 * ((answer.first_token or 0.0) - answer.submitted) for answer in done)
         return {
-            "tokens/s": sum(len(one.ids) for one in done) / seconds,
+            "tokens/s": sum(len(answer.ids) for answer in done) / seconds,
             "requests/s": len(done) / seconds,
             "first token p50 ms": waits[len(waits) // 2],
             "p99 ms": waits[min(len(waits) - 1, int(0.99 * len(waits)))],
@@ -144,12 +144,12 @@ class Bench:
     @torch.no_grad()
     def _alone(self, ids: list[int], prefix: int) -> list[int]:
         """What transformers' generate answers, as long as every other answer."""
-        made = self.model.generate(
+        generated = self.model.generate(
             torch.tensor([ids], device=self.model.device), max_new_tokens=self.options.new, do_sample=False,
             eos_token_id=None, pad_token_id=self.tokenizer.pad_token_id,
             prefix_key_values=self.encoders[prefix](self.model.dtype),
         )
-        return made[0, len(ids) :].tolist()
+        return generated[0, len(ids) :].tolist()
 
     def equal_answers(self) -> float:
         """Share of 12 answers in a batch with many prefixes that are token for token those of generate."""
@@ -158,9 +158,9 @@ class Bench:
         new = self.options.new
         greedy = SamplingParams(temperature=0, max_new_tokens=new)
         requests = [Request(ids, shared[number % count], greedy) for number, ids in enumerate(self.prompts[:32])]
-        found = {one.index: one.ids for one in engine.run(requests)}
+        answers = {generation.index: generation.ids for generation in engine.run(requests)}
         chosen = range(0, 32, 3)
-        return sum(found[n] == self._alone(self.prompts[n], n % count) for n in chosen) / len(chosen)
+        return sum(answers[n] == self._alone(self.prompts[n], n % count) for n in chosen) / len(chosen)
 
 
 def _cell(value: Any) -> str:

@@ -29,7 +29,7 @@ HEAVY = (
 HEADS = ("start", "median s", "least s", "most s", "goal s", "met", "heavy modules")
 _EAGER = "import torch, transformers, transformers.trainer, datasets, jieba, nltk, rouge_chinese, matplotlib.pyplot"
 _LIST = "print(json.dumps([name for name in {heavy!r} if name in sys.modules]), file=open({path!r}, 'w'))"
-_PROMPT = "You:"  # the blank behind it is a movement of the cursor
+_PROMPT = "You:"  # the blank after it is a movement of the cursor
 _PATIENCE = 120.0
 
 

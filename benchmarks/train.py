@@ -121,7 +121,7 @@ def _ways(options: Options) -> dict[str, Way]:
 
 
 class Bench:
-    """The models of the ways, made when they are first wanted, and the rows."""
+    """The models of the ways, made when they are first needed, and the rows."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.device = options, torch.device(options.device)
@@ -132,9 +132,9 @@ class Bench:
     def model(self, dtype: str, bits: int) -> Any:
         """A model in training mode; ways that need the same one share it."""
         if (dtype, bits) not in self.models:
-            made = made_model(self.options.size, dtype, prefix=self.options.prefix, bits=bits, device=self.device)
-            torch.nn.init.normal_(made.prefix_encoder.embedding.weight, std=0.02)
-            self.models[dtype, bits] = made.train()
+            model = made_model(self.options.size, dtype, prefix=self.options.prefix, bits=bits, device=self.device)
+            torch.nn.init.normal_(model.prefix_encoder.embedding.weight, std=0.02)
+            self.models[dtype, bits] = model.train()
         return self.models[dtype, bits]
 
     def step(self, way: Way) -> tuple[Callable[[dict[str, Tensor]], float], list[Any]]:
@@ -152,7 +152,7 @@ class Bench:
         options = self.options
         config = next(iter(self.models.values())).config
         if not self._rows and options.rows:
-            self._rows = [(one.input_ids, one.labels) for one in read_examples(options.rows, options.source, options.target)]
+            self._rows = [(row.input_ids, row.labels) for row in read_examples(options.rows, options.source, options.target)]
         elif not self._rows:
             self._rows = made_rows(config, options.batch * (options.steps + 1), options.source, options.target)
         first = number * options.batch
@@ -218,22 +218,22 @@ def _published(bits: int) -> str:
 
 def _checks(ways: dict[str, Way], losses: dict[str, float], gradients: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Every way on the same weights in the published way's dtype beside it; float32 must be equal to rounding."""
-    found = []
+    checks = []
     for bits in sorted({way.bits for way in ways.values()}):
         published = ways[_published(bits)]
         alike = [name for name, way in ways.items() if way.habits is not None and way[1:] == published[1:]]
-        least, most = min(losses[name] for name in alike), max(losses[name] for name in alike)
-        wanted = gradients[_published(bits)]
+        min_loss, max_loss = min(losses[name] for name in alike), max(losses[name] for name in alike)
+        expected = gradients[_published(bits)]
         ours = [gradients[name] for name in alike if ways[name].habits == ()]
-        off = max((float((one - wanted).abs().max() / wanted.abs().max()) for one in ours), default=0.0)
-        equal = most - least < _LOSS_TOLERANCE and off < _GRADIENT_TOLERANCE
-        found.append(
+        off = max((float((gradient - expected).abs().max() / expected.abs().max()) for gradient in ours), default=0.0)
+        equal = max_loss - min_loss < _LOSS_TOLERANCE and off < _GRADIENT_TOLERANCE
+        checks.append(
             {
-                "what": f"{f'INT{bits}' if bits else 'float'} weights in {published.dtype}", "loss": most - least,
+                "what": f"{f'INT{bits}' if bits else 'float'} weights in {published.dtype}", "loss": max_loss - min_loss,
                 "gradient": off, "equal": equal or published.dtype != "float32",
             }
         )
-    return found
+    return checks
 
 
 def _clock(device: torch.device) -> float:

@@ -106,7 +106,7 @@ def printing_faults(path: Path) -> Iterator[str]:
             continue
         called = ast.unparse(node.func)
         if called == "print":
-            yield f"{place(path, node)}: say or tell it (ptuning/edges/output.py)"
+            yield f"{place(path, node)}: use print_line or print_error (ptuning/edges/output.py)"
         for stream in ("sys.stdout", "sys.stderr", "sys.__stdout__", "sys.__stderr__"):
             if called.startswith((f"{stream}.write", f"{stream}.buffer")):
                 yield f"{place(path, node)}: {called}"

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of an open weight file by name, mapped; who goes through all of them keeps none in memory.
+    """The tensors of an open weight file by name, mapped; iterating over all of them keeps none in memory.
 
     Args:
         file: that was opened.
@@ -92,7 +92,7 @@ class FolderFiles:
         return is_regular(self.folder / name)
 
     def is_file(self, name: str) -> bool:
-        """Likewise; whatever else has the name passes for nothing."""
+        """As :meth:`has`, but a folder or a pipe of that name counts as absent instead of raising."""
         return os.path.isfile(self.folder / name)
 
     def json(self, name: str) -> dict[str, Any]:

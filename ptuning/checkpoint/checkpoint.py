@@ -193,20 +193,20 @@ def read_config(folder: Path, **changes: Any) -> ChatGLMConfig:
     return config
 
 
-def choose_quantization(stored: int, asked: int | None, where: Path) -> int:
+def choose_quantization(stored: int, requested: int | None, where: Path) -> int:
     """Bits of the model to build, from what the checkpoint holds and what was asked for.
 
     Raises:
         UserError: a checkpoint quantised one way and asked for another.
     """
-    if asked not in (None, 0, 4, 8) or isinstance(asked, bool | float):
-        raise UserError(f"quantization_bit {asked} was given; allowed are 4 and 8 (0 or none: as the checkpoint is)")
-    if stored and asked and stored != asked:
+    if requested not in (None, 0, 4, 8) or isinstance(requested, bool | float):
+        raise UserError(f"quantization_bit {requested} was given; allowed are 4 and 8 (0 or none: as the checkpoint is)")
+    if stored and requested and stored != requested:
         raise UserError(
-            f"{where} is quantised to {stored} bits, but quantization_bit {asked} was asked for: leave the flag out, or "
+            f"{where} is quantised to {stored} bits, but quantization_bit {requested} was asked for: leave the flag out, or "
             "give the float16 checkpoint"
         )
-    return stored or asked or 0
+    return stored or requested or 0
 
 
 def read_tokenizer(folder: Path, config: ChatGLMConfig | None = None) -> ChatGLMTokenizer:

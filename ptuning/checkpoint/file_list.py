@@ -88,12 +88,12 @@ def what_disagrees(folder: Path, *, contents: bool = True) -> str | None:
     """Say how a folder differs from its list: a file that is missing, of another size, or (``contents``) changed.
 
     None where they agree, or where there is no list. Reads every listed file once (1 to 2 GB a second) unless ``contents``
-    is False, which looks at the sizes only.
+    is False, which checks the sizes only.
     """
     try:
-        for name, wanted in (read_file_list(folder) or {}).items():
-            if found := _difference(folder / name, wanted, contents):
-                return f"{name} {found}"
+        for name, listed in (read_file_list(folder) or {}).items():
+            if difference := _difference(folder / name, listed, contents):
+                return f"{name} {difference}"
     except UserError as error:
         return str(error)
     return None
@@ -128,11 +128,11 @@ def _differs(file: Path, difference: str) -> UserError:
     return UserError(f"{file} {difference}; {_REMEDY.replace('this list', str(file.with_name(LIST_FILE)))}")
 
 
-def _difference(file: Path, wanted: ListedFile, contents: bool) -> str | None:
+def _difference(file: Path, listed: ListedFile, contents: bool) -> str | None:
     if not file.is_file():
         return f"is missing ({LIST_FILE} lists it)"
     with guarded(file, remedy="take another checkpoint"):
-        return _differing(wanted, file.stat().st_size, (lambda: _sha256(file)) if contents else None)
+        return _differing(listed, file.stat().st_size, (lambda: _sha256(file)) if contents else None)
 
 
 def _differing(listed: ListedFile, size: int, sha256: Callable[[], str] | None) -> str | None:

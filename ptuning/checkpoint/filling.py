@@ -82,9 +82,9 @@ def _one_storage(names: TensorNames) -> dict[str, str]:
     return {names.embedding: names.head, names.head: names.embedding}
 
 
-def _is_same_storage(one: Tensor, other: Tensor) -> bool:
-    same = one.data_ptr() == other.data_ptr() and one.shape == other.shape and one.dtype == other.dtype
-    return same and one.is_floating_point() and one.stride() == other.stride()
+def _is_same_storage(first: Tensor, second: Tensor) -> bool:
+    same = first.data_ptr() == second.data_ptr() and first.shape == second.shape and first.dtype == second.dtype
+    return same and first.is_floating_point() and first.stride() == second.stride()
 
 
 def _fill(
@@ -98,7 +98,7 @@ def _fill(
 ) -> None:
     """Put one tensor of a file, checked before, where it belongs."""
     leaf = name.rpartition(".")[2]
-    wanted = dtype
+    target_dtype = dtype
     if isinstance(parent, QuantizedLinear | QuantizedEmbedding):
         if leaf == "weight" and tensor.is_floating_point():
             try:
@@ -108,10 +108,10 @@ def _fill(
             parent.weight = nn.Parameter(packed, requires_grad=False)
             parent.weight_scale = nn.Parameter(scale, requires_grad=False)
             return
-        wanted = {"weight": torch.int8, "weight_scale": torch.float16}.get(leaf, dtype)
+        target_dtype = {"weight": torch.int8, "weight_scale": torch.float16}.get(leaf, dtype)
     elif isinstance(parent, HalfLinear | HalfEmbedding) and dtype is not None and device.type == "cpu":
-        wanted = tensor.dtype if tensor.dtype.itemsize < dtype.itemsize else dtype  # widened where it is read
+        target_dtype = tensor.dtype if tensor.dtype.itemsize < dtype.itemsize else dtype  # widened where it is read
     # A copy, so that nothing keeps the mapped file alive.
-    value = on_large_pages(torch.empty(tensor.shape, dtype=wanted or tensor.dtype, device=device))
+    value = on_large_pages(torch.empty(tensor.shape, dtype=target_dtype or tensor.dtype, device=device))
     value.copy_(tensor)
     setattr(parent, leaf, nn.Parameter(value, requires_grad=trainable))

@@ -118,12 +118,12 @@ def _download(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
 def _from_hub(repository: str, weights: bool, settings: dict[str, Any]) -> Path:
     from huggingface_hub import model_info, snapshot_download
 
-    wanted = list(_SMALL_FILES)
+    patterns = list(_SMALL_FILES)
     if weights:
         listed = model_info(repository, revision=settings["revision"], token=settings["token"]).siblings or ()
         files = [file.rfilename for file in listed]
-        wanted += _SAFETENSORS if any(fnmatch(file, form) for file in files for form in _SAFETENSORS) else _BIN
-    return Path(snapshot_download(repository, allow_patterns=wanted, **settings))
+        patterns += _SAFETENSORS if any(fnmatch(file, form) for file in files for form in _SAFETENSORS) else _BIN
+    return Path(snapshot_download(repository, allow_patterns=patterns, **settings))
 
 
 def _from_cache(repository: str, weights: bool, settings: dict[str, Any]) -> Path:

@@ -111,7 +111,7 @@ def safetensors_stored(header: Mapping[str, Any], start: int, length: int) -> di
 
     Args:
         header: parsed.
-        start: the file's first byte behind the header.
+        start: the file's first byte after the header.
         length: of the file in bytes.
 
     Raises:

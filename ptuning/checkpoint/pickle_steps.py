@@ -130,7 +130,7 @@ class PickleSteps:
         self._memo: dict[int, Any] = {}
 
     def follow(self, file: BinaryIO) -> Any:
-        """What the pickle at the file's position describes; the file stands behind it afterwards."""
+        """What the pickle at the file's position describes; the file's position is after it on return."""
         start = file.tell()
         steps = pickletools.genops(_Capped(file))  # type: ignore[arg-type]  # it asks for no other methods
         for count, (operation, argument, position) in enumerate(steps):
@@ -211,9 +211,9 @@ class PickleSteps:
         kind, storage, key, _place, elements, *view = self._stack.pop()
         if kind != "storage" or not isinstance(storage, _Name) or not isinstance(key, str) or any(view):
             raise ValueError("it names data of another kind")
-        found = Storage(_STORAGES[storage.name], key, *_whole([elements]))
-        self.storages.append(found)
-        self._stack.append(found)
+        described = Storage(_STORAGES[storage.name], key, *_whole([elements]))
+        self.storages.append(described)
+        self._stack.append(described)
 
     def _reduce(self, _: Any) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
@@ -232,14 +232,14 @@ _ACTIONS: dict[str, Callable[[PickleSteps, Any], None]] = {
 
 def _known(module: str, name: str) -> _Name:
     """A name that stands for plain tensors or for what may lie beside them; all others are refused."""
-    found = _Name(module, name)
+    known = _Name(module, name)
     of_torch = module in ("torch", "torch.cuda", "torch.storage") and name in _STORAGES
     dtype = module == "torch" and isinstance(vars(torch).get(name), torch.dtype)
-    if of_torch or dtype or found.whole in _OPAQUE or found.whole in _RESULTS or found.whole == _DICTIONARY:
-        return found
+    if of_torch or dtype or known.whole in _OPAQUE or known.whole in _RESULTS or known.whole == _DICTIONARY:
+        return known
     if module in ("torch._utils", "torch._tensor") and name in _OTHER_TENSORS:
         raise ValueError(f"it holds a {_OTHER_TENSORS[name]} tensor; only plain dense tensors are read")
-    raise ValueError(f"refused: it would run code on loading ({shortened(found.whole, 80)}); no weights need that")
+    raise ValueError(f"refused: it would run code on loading ({shortened(known.whole, 80)}); no weights need that")
 
 
 _DICTIONARY = "collections.OrderedDict"

@@ -16,13 +16,13 @@ from ptuning.model.config import ChatGLMConfig
 from ptuning.model.sizes import ModelSizes, PrefixSizes, prefix_numbers, size_text
 
 
-def parse_dtype(*given: Any) -> torch.dtype | None:
+def parse_dtype(*values: Any) -> torch.dtype | None:
     """A torch dtype from the first value that is not None: a dtype, its name, "half"/"fp16"/"bf16"/"fp32", or "auto".
 
     Raises:
         UserError: anything else.
     """
-    value = next((one for one in given if one is not None), None)
+    value = next((candidate for candidate in values if candidate is not None), None)
     if value is None or value == "auto":
         return None
     names = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16", "half": "float16", "float": "float32"}
@@ -86,7 +86,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def chosen_dtype(
-    config: ChatGLMConfig, bits: int | None, device: torch.device, asked: str | torch.dtype | None
+    config: ChatGLMConfig, bits: int | None, device: torch.device, requested: str | torch.dtype | None
 ) -> torch.dtype | None:
     """The dtype to load in; None is the checkpoint's own.
 
@@ -96,9 +96,9 @@ def chosen_dtype(
         config: of the checkpoint.
         bits: asked for; what the checkpoint has comes before.
         device: where the model goes.
-        asked: as a user wrote it; None or "auto": see :func:`cpu_dtype`.
+        requested: as a user wrote it; None or "auto": see :func:`cpu_dtype`.
     """
-    dtype, bits = parse_dtype(asked), config.quantization_bit or bits
+    dtype, bits = parse_dtype(requested), config.quantization_bit or bits
     if device.type != "cpu":
         return dtype
     if bits and kernel_settings().memory == "lean":

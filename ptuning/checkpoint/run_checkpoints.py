@@ -2,7 +2,7 @@
 
 A checkpoint is written into a hidden folder and renamed when it is whole, so that a folder ``checkpoint-N`` is either
 complete or not there, whenever the process may be killed. The list of its files (:mod:`ptuning.checkpoint.file_list`) is
-written last; a run goes on only from a checkpoint that agrees with its list.
+written last; a run resumes only from a checkpoint that agrees with its list.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ def checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    found = [
+    numbered = [
         (int(match.group(1)), item)
         for item in (folder.iterdir() if folder.is_dir() else ())
         if (match := _NAME.fullmatch(item.name)) and item.is_dir()
     ]
-    return [item for _, item in sorted(found)]
+    return [item for _, item in sorted(numbered)]
 
 
 def what_is_broken(checkpoint: Path) -> str | None:
     """Say what keeps a folder from being a whole checkpoint; None where it is one.
 
     Cheap: names, sizes, headers. Other programs (the published trainer, a copy that was cut short) do not write by
-    renaming, so the files are looked at: the state must be readable and weight files must have their full length.
+    renaming, so the files are checked: the state must be readable and weight files must have their full length.
     """
     if not (checkpoint / STATE_FILE).is_file():
         return f"no {STATE_FILE}"
@@ -72,7 +72,7 @@ def what_is_broken(checkpoint: Path) -> str | None:
 
 
 def why_not_resumable(checkpoint: Path) -> str | None:
-    """Say what keeps a run from going on exactly where a checkpoint was written; None where nothing does.
+    """Say what keeps a run from resuming exactly where a checkpoint was written; None if nothing does.
 
     Reads every file that the checkpoint's list names, about a second for each GB or two. A checkpoint of another program
     has no list; of those the state files must be there and readable.
@@ -107,17 +107,17 @@ def starting_point(training: Seq2SeqTrainingArguments) -> str | None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder}: this is a file; name a folder")
     if wish and str(wish).lower() not in ("false", "no"):
-        found = _resume(str(wish), folder)
-        if found is not None and training.process_index == 0:
-            warn_of_other_processes(Path(found), training.world_size)
-        return found
+        checkpoint = _resume(str(wish), folder)
+        if checkpoint is not None and training.process_index == 0:
+            warn_of_other_processes(Path(checkpoint), training.world_size)
+        return checkpoint
     if getattr(training, "overwrite_output_dir", False) or not folder.exists():
         return None
     whole = checkpoints(folder)
     if whole:
         raise UserError(
-            f"--output_dir {folder} already holds a run, up to {whole[-1].name}: go on from there with "
-            "--resume_from_checkpoint auto, start anew with --overwrite_output_dir, or name another folder"
+            f"--output_dir {folder} already holds a run, up to {whole[-1].name}: resume from there with "
+            "--resume_from_checkpoint auto, start from scratch with --overwrite_output_dir, or name another folder"
         )
     if any(item.name != LOCK_FILE for item in folder.iterdir()):
         raise UserError(
@@ -138,7 +138,7 @@ def _resume(wish: str, folder: Path) -> str | None:
         if wish.lower() == "true":
             raise UserError(f"--resume_from_checkpoint {wish}: no whole checkpoint-N folder in {folder}")
         if skipped:
-            logger.warning("%s: there is no checkpoint to go on from, so training starts at step 0", folder)
+            logger.warning("%s: there is no checkpoint to resume from, so training starts at step 0", folder)
         return None
     reason = why_not_resumable(Path(wish))
     if reason is not None:
@@ -203,7 +203,7 @@ def _flush(path: Path) -> None:
 
 
 def not_saved(error: OutputError, staged: Path, output_dir: str | Path) -> OutputError:
-    """Remove a checkpoint that could not be written, and make the error that tells of it and of what is kept.
+    """Remove a checkpoint that could not be written; return the error that names it and what is kept.
 
     Args:
         error: it may name the whole checkpoint: PyTorch does not say which file it was writing.
@@ -218,13 +218,13 @@ def not_saved(error: OutputError, staged: Path, output_dir: str | Path) -> Outpu
     kept = f"{saved[-1].name} is whole and kept" if saved else "nothing was saved before"
     how = "--resume_from_checkpoint auto" if saved else "--overwrite_output_dir"
     what = f"{staged.name} is not saved: {file.name} cannot be written ({error.strerror})"
-    more = [kept, *([error.more] if error.more else []), f"then go on with the same command and {how}"]
+    more = [kept, *([error.more] if error.more else []), f"then resume with the same command and {how}"]
     return OutputError(output_dir, error.errno or 0, "; ".join(more), what)
 
 
 def set_aside(output_dir: str | Path) -> None:
     """Rename the checkpoints of an earlier run to ``old-checkpoint-N``: a new run in their folder must not be mistaken for
-    one that goes on from them."""
+    one that resumes from them."""
     for item in _numbered(Path(output_dir)):
         aside = item.with_name(f"old-{item.name}")
         remove_tree(aside)
@@ -242,10 +242,10 @@ def remove_old(output_dir: str | Path, limit: int | None, keep: str | None) -> N
     """
     if not limit or limit < 0:
         return
-    found = _numbered(Path(output_dir))
+    numbered = _numbered(Path(output_dir))
     best = Path(keep).resolve() if keep else None
-    old = [item for item in found[:-1] if item.resolve() != best]
-    stay = limit - 1 - (1 if best is not None and best in [item.resolve() for item in found[:-1]] else 0)
+    old = [item for item in numbered[:-1] if item.resolve() != best]
+    stay = limit - 1 - (1 if best is not None and best in [item.resolve() for item in numbered[:-1]] else 0)
     for item in old[: max(len(old) - max(stay, 0), 0)]:
         logger.info("Deleting older checkpoint %s (--save_total_limit %d)", item, limit)
         remove_tree(item)
@@ -271,7 +271,7 @@ def write_run(checkpoint: str | Path, description: Mapping[str, Any], loss: Mapp
 
     Args:
         checkpoint: the folder.
-        description: settings and rows, to be compared when the run goes on.
+        description: settings and rows, to be compared when the run is resumed.
         loss: the sums that the next log line needs.
     """
     values = {"description": dict(description), "loss": dict(loss), "file_list": LIST_FILE}
@@ -280,7 +280,7 @@ def write_run(checkpoint: str | Path, description: Mapping[str, Any], loss: Mapp
 
 
 def changes_since(checkpoint: str | Path, description: Mapping[str, Any]) -> list[str]:
-    """What differs between the run that wrote a checkpoint and the one that goes on: ``name: before → now``."""
+    """What differs between the run that wrote a checkpoint and the one that resumes: ``name: before → now``."""
     before = read_run(checkpoint).get("description") or {}
     now = json.loads(json.dumps(dict(description)))
     return [

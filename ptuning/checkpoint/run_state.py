@@ -51,14 +51,14 @@ def what_is_missing(checkpoint: Path) -> str | None:
         SCHEDULER_FILE: elsewhere or (checkpoint / SCHEDULER_FILE).is_file(),
         "rng_state.pth": any(checkpoint.glob("rng_state*.pth")),
     }
-    missing = [name for name, found in there.items() if not found]
+    missing = [name for name, present in there.items() if not present]
     return f"no {', '.join(missing)}: the state of the run is not in it" if missing else None
 
 
 def what_is_unreadable(checkpoint: Path) -> str | None:
     """Say which file of the state of a run cannot be read, or holds something else; None where all is well.
 
-    Of the optimiser's tensors only the names and shapes are looked at.
+    Of the optimiser's tensors only the names and shapes are checked.
     """
     readers: list[tuple[str, Callable[[Path], object]]] = [
         (STATE_FILE, _read_trainer_state), (OPTIMIZER_FILE, _read_optimizer), (SCHEDULER_FILE, _read_scheduler),
@@ -74,13 +74,13 @@ def what_is_unreadable(checkpoint: Path) -> str | None:
 
 
 def warn_of_other_processes(checkpoint: Path, processes: int) -> None:
-    """Say where a checkpoint has no random state for each process of this run: dropout then goes another way."""
-    wanted = [rng_file(process, processes) for process in range(processes)]
-    if not all((checkpoint / name).is_file() for name in wanted):
-        found = len(list(checkpoint.glob("rng_state*.pth")))
+    """Say where a checkpoint has no random state for each process of this run: dropout then differs."""
+    names = [rng_file(process, processes) for process in range(processes)]
+    if not all((checkpoint / name).is_file() for name in names):
+        count = len(list(checkpoint.glob("rng_state*.pth")))
         logger.warning(
-            "%s was written by %d process%s and this run has %d: the random numbers (dropout, order of rows) do not go on "
-            "from there", checkpoint, found, "" if found == 1 else "es", processes,
+            "%s was written by %d process%s and this run has %d: the random numbers (dropout, order of rows) do not "
+            "continue from there", checkpoint, count, "" if count == 1 else "es", processes,
         )
 
 
@@ -112,16 +112,16 @@ def _read_trainer_state(path: Path) -> TrainerState:
         _check_counts(path, state)
         entries = isinstance(state.log_history, list) and all(isinstance(entry, dict) for entry in state.log_history)
         callbacks = state.stateful_callbacks
-        known = isinstance(callbacks, dict) and all(isinstance(one, dict | list) for one in callbacks.values())
+        known = isinstance(callbacks, dict) and all(isinstance(callback, dict | list) for callback in callbacks.values())
         if not entries or not known or "TrainerControl" not in callbacks:
             raise UserError(f"{path}: log_history or stateful_callbacks is damaged; take another checkpoint")
     return state
 
 
 def _check_counts(path: Path, state: TrainerState) -> None:
-    """The numbers that a run counts on with, and the step that the folder's name says."""
-    numbers = (state.logging_steps, state.save_steps, state.eval_steps, state.total_flos, state.num_train_epochs)
-    if any(isinstance(one, bool) or not isinstance(one, int | float) or not math.isfinite(one) for one in numbers):
+    """Check the numbers that a resumed run counts on from, and the step in the folder's name."""
+    counts = (state.logging_steps, state.save_steps, state.eval_steps, state.total_flos, state.num_train_epochs)
+    if any(isinstance(count, bool) or not isinstance(count, int | float) or not math.isfinite(count) for count in counts):
         raise UserError(f"{path}: one of its counts is no number; take another checkpoint")
     named = re.fullmatch(r"checkpoint-(\d{1,18})", path.parent.name)
     if (named and int(named[1]) != state.global_step) or state.global_step > state.max_steps:

@@ -26,11 +26,11 @@ def parse_size(text: str) -> int:
     Raises:
         UserError: anything else.
     """
-    found = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", text)
-    unit = _UNITS.get(found[2].upper()) if found else None
-    size = int(float(found[1]) * unit) if found and unit else 0
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
     if size < 1:
-        raise UserError(f"--max_shard_size: size {shown(text)!r} was given; write a number with MB or GB behind it (2GB)")
+        raise UserError(f"--max_shard_size: size {shown(text)!r} was given; write a number followed by MB or GB (2GB)")
     return size
 
 

@@ -231,10 +231,10 @@ def _shards(index: Path) -> tuple[MappedTensors, ...]:
     parts = tuple(open_tensors(path) for path in paths)
     metadata = values.get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    found = sum(part.length for part in parts)
-    if isinstance(stated, int | float) and found < stated:
+    total = sum(part.length for part in parts)
+    if isinstance(stated, int | float) and total < stated:
         raise UserError(
-            f"the shards in {index.parent} hold {found} bytes; {index.name} states {shortened(stated, 60)}: "
+            f"the shards in {index.parent} hold {total} bytes; {index.name} states {shortened(stated, 60)}: "
             "a download is incomplete, fetch them again"
         )
     return parts
@@ -251,7 +251,7 @@ def check_whole(path: Path) -> None:
 
 
 class _Header(NamedTuple):
-    """The header of a safetensors file, parsed, and the first byte behind it."""
+    """The header of a safetensors file, parsed, and the offset of the first byte after it."""
 
     entries: dict[str, Any]
     end: int

@@ -50,7 +50,7 @@ _OTHER_KEYWORDS = (
 
 
 def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
-    """What stands behind ``ChatGLMForConditionalGeneration.from_pretrained`` and :func:`ptuning.load_model`.
+    """The implementation of ``ChatGLMForConditionalGeneration.from_pretrained``.
 
     Args:
         cls: the model class.
@@ -75,8 +75,8 @@ def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs
     folder = resolve_folder(name, weights=False, **hub)  # a model of another kind is refused before 13 GB are fetched
     opened = Checkpoint(os.fspath(name), folder, read_config(folder), hub=hub)
     config = _given_config(kwargs.pop("config", None), opened, kwargs)
-    asked = config.quantization_bit if bits is None else bits
-    config.quantization_bit = choose_quantization(opened.config.quantization_bit, asked, folder)
+    requested_bits = config.quantization_bit if bits is None else bits
+    config.quantization_bit = choose_quantization(opened.config.quantization_bit, requested_bits, folder)
     if dtype is None and config.dtype != opened.config.dtype:
         dtype = parse_dtype(config.dtype)
     files = opened.weights()
@@ -85,11 +85,11 @@ def from_pretrained(cls: Any, name: str | os.PathLike[str], *args: Any, **kwargs
     return (model, info) if report else model
 
 
-def _given_config(given: Any, opened: Checkpoint, changes: dict[str, Any]) -> ChatGLMConfig:
+def _given_config(config_or_folder: Any, opened: Checkpoint, changes: dict[str, Any]) -> ChatGLMConfig:
     """The configuration to build from: one that was handed over, or the folder's own, with single values changed."""
-    if isinstance(given, str | os.PathLike):
-        given = read_config(resolve_folder(given, weights=False))
-    config = opened.new_config() if given is None else given
+    if isinstance(config_or_folder, str | os.PathLike):
+        config_or_folder = read_config(resolve_folder(config_or_folder, weights=False))
+    config = opened.new_config() if config_or_folder is None else config_or_folder
     for key, value in changes.items():
         if config.attribute_map.get(key, key) in vars(config):
             setattr(config, key, value)

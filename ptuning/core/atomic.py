@@ -76,8 +76,8 @@ def write_error_number(error: Exception, path: Path) -> int | None:
     if isinstance(error, OSError):
         return error.errno or errno.EIO
     text = str(error)
-    if type(error).__name__ == "SafetensorError" and (found := re.search(r"I/O error.*\(os error (\d+)\)", text)):
-        return int(found[1])
+    if type(error).__name__ == "SafetensorError" and (match := re.search(r"I/O error.*\(os error (\d+)\)", text)):
+        return int(match[1])
     if not isinstance(error, RuntimeError) or not any(sign in text for sign in _TORCH_WRITER):
         return None
     if text.startswith("Parent directory"):

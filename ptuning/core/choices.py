@@ -45,7 +45,7 @@ PrefixForm = Literal["ptuning", "published", "both"]
 """Forms of a prefix in a checkpoint."""
 
 MethodName = Literal["prefix"]
-"""Tuning methods; the objects behind the names are those of :data:`ptuning.methods.registry.METHODS`."""
+"""Tuning methods; the objects with these names are in :data:`ptuning.methods.registry.METHODS`."""
 
 DEFAULT_METHOD: MethodName = "prefix"
 """How a run tunes that does not say."""

@@ -38,7 +38,7 @@ class GenerationError(RuntimeError):
 
 
 class TrainingError(RuntimeError):
-    """Training that cannot go on: a loss or a gradient that is not a number, or memory that does not suffice.
+    """Training that cannot continue: a loss or a gradient that is not a number, or memory that does not suffice.
 
     What was saved stays as it is; the message says where it lies and what to change.
     """
@@ -84,7 +84,7 @@ class StoppedError(RuntimeError):
     """A run that a signal ended, after its state was saved.
 
     Args:
-        message: where the run stopped and how it goes on.
+        message: where the run stopped and how to resume it.
         exit_code: of the process, 128 + number of the signal.
     """
 

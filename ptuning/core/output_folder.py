@@ -1,7 +1,7 @@
-"""One run at a time writes into an output folder: the claim on it, and the watch over it while the run goes on.
+"""One run at a time writes into an output folder: the claim on it, and a check that it is still there.
 
 The claim is a lock of the operating system on a file in the folder. It ends with the process, however that ends, so that a
-file which a killed run left behind blocks nobody. Child processes do not inherit it.
+file left by a killed run blocks nobody. Child processes do not inherit it.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def claimed(folder: str | os.PathLike[str], *, flag: str = "--output_dir", besid
         UserError: it cannot be made or written, or another run is writing there.
         OutputError: the disk is full.
     """
-    made: list[tuple[Path, int]] = []
+    created: list[tuple[Path, int]] = []
     try:
         try:
             path = Path(os.path.abspath(folder))
             lock = path.with_name(f".{path.name}.lock") if beside else path / LOCK_FILE
-            _make(lock.parent, made)
+            _make(lock.parent, created)
             held = OutputFolder(path, lock, _locked(lock, f"{flag} {folder}"))
         except (OSError, ValueError) as error:
             raise _refusal(error, flag, folder) from None
@@ -98,27 +98,27 @@ def claimed(folder: str | os.PathLike[str], *, flag: str = "--output_dir", besid
             held.release()
     finally:
         with suppress(OSError):
-            for place, number in made:  # the lowest first
-                if place.lstat().st_ino == number:  # else somebody else's stands there by now
+            for place, number in created:  # the lowest first
+                if place.lstat().st_ino == number:  # otherwise another process has created its own there
                     place.rmdir()
 
 
-def _make(folder: Path, made: list[tuple[Path, int]]) -> None:
-    """Make a folder and those above it; ``made`` gets those that were not there, with their inodes."""
+def _make(folder: Path, created: list[tuple[Path, int]]) -> None:
+    """Make a folder and those above it; ``created`` gets those that were not there, with their inodes."""
     if folder.is_dir():
         return
     if folder.is_symlink() and not folder.exists():
         raise UserError(f"this is a link to {os.readlink(folder)}, which is not there")
     if folder.exists():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    _make(folder.parent, made)
+    _make(folder.parent, created)
     try:
         folder.mkdir()
     except FileExistsError:  # somebody was faster
         if not folder.is_dir():
             raise
     else:
-        made.insert(0, (folder, folder.lstat().st_ino))
+        created.insert(0, (folder, folder.lstat().st_ino))
 
 
 def _refusal(error: OSError | ValueError, flag: str, folder: str | os.PathLike[str]) -> Exception:

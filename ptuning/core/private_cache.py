@@ -1,7 +1,7 @@
 """Folders whose files decide what runs or what is learnt: nobody but this user and root can have put anything there.
 
 The last folder alone says nothing: whoever can write to one above it can put another in its place. So every folder from the
-root on is looked at, as is the file itself. Where there are no owners (Windows), the system's own folder has to do.
+root on is checked, as is the file itself. Where there are no owners (Windows), the system's own folder has to do.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def cache_root() -> Path:
     Raises:
         OSError: there is no home.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
+    cache_home = os.environ.get("XDG_CACHE_HOME", "")
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
-    if os.path.isabs(given):
-        return Path(given)
+    if os.path.isabs(cache_home):
+        return Path(cache_home)
     return _home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
 
 
@@ -80,13 +80,13 @@ def private_folder(folder: Path, *, own: int = 0) -> Path:
             at = at.parent
             continue
         try:
-            found = below.lstat()
+            status = below.lstat()
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):  # another process made it
                 below.mkdir(mode=0o700)
-            found = below.lstat()
-        if stat.S_ISLNK(found.st_mode) and not ours:
-            _check_owner(below, found)
+            status = below.lstat()
+        if stat.S_ISLNK(status.st_mode) and not ours:
+            _check_owner(below, status)
             links += 1
             if links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
@@ -95,7 +95,7 @@ def private_folder(folder: Path, *, own: int = 0) -> Path:
             left += _names(target)
             continue
         at = below
-        _check(at, _closed(at, found) if ours else found)
+        _check(at, _closed(at, status) if ours else status)
     _check(at, at.lstat(), sticky=False)
     if not os.access(at, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(at))
@@ -128,19 +128,19 @@ def keep_compiled_code_private(variable: str, name: str) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Look whether a file of a private folder is a plain file that only its owner, this user or root, can change.
+    """Check that a file of a private folder is a plain file that only its owner, this user or root, can change.
 
     Raises:
         OSError: there is none; :class:`UntrustedPathError` where it is something else or somebody else's.
     """
-    found = path.lstat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
         raise UntrustedPathError(f"{path}: no regular file")
     if not hasattr(os, "geteuid"):
         return
-    _check_owner(path, found)
-    if found.st_mode & _OTHERS_WRITE:
-        raise UntrustedPathError(f"{path}: other users can write to it (mode {stat.S_IMODE(found.st_mode):04o})")
+    _check_owner(path, status)
+    if status.st_mode & _OTHERS_WRITE:
+        raise UntrustedPathError(f"{path}: other users can write to it (mode {stat.S_IMODE(status.st_mode):04o})")
 
 
 def _names(path: Path) -> list[str]:
@@ -148,25 +148,25 @@ def _names(path: Path) -> list[str]:
     return [name for name in path.parts if name != path.anchor][::-1]
 
 
-def _closed(folder: Path, found: os.stat_result) -> os.stat_result:
+def _closed(folder: Path, status: os.stat_result) -> os.stat_result:
     """Close one of our own folders to others; what was put there meanwhile is not ours, and is told by its owner."""
-    if found.st_uid != os.geteuid():
-        raise UntrustedPathError(f"{folder}: belongs to user {found.st_uid}, not to {os.geteuid()}")
-    if not stat.S_ISDIR(found.st_mode) or not found.st_mode & 0o077:
-        return found
+    if status.st_uid != os.geteuid():
+        raise UntrustedPathError(f"{folder}: belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if not stat.S_ISDIR(status.st_mode) or not status.st_mode & 0o077:
+        return status
     folder.chmod(0o700)
     return folder.lstat()
 
 
-def _check(folder: Path, found: os.stat_result, *, sticky: bool = True) -> None:
-    if not stat.S_ISDIR(found.st_mode):
-        raise UntrustedPathError(f"{folder}: {'a link' if stat.S_ISLNK(found.st_mode) else 'a file'}, not a folder")
-    _check_owner(folder, found)
-    if found.st_mode & _OTHERS_WRITE and not (sticky and found.st_mode & stat.S_ISVTX):
-        mode = stat.S_IMODE(found.st_mode)
+def _check(folder: Path, status: os.stat_result, *, sticky: bool = True) -> None:
+    if not stat.S_ISDIR(status.st_mode):
+        raise UntrustedPathError(f"{folder}: {'a link' if stat.S_ISLNK(status.st_mode) else 'a file'}, not a folder")
+    _check_owner(folder, status)
+    if status.st_mode & _OTHERS_WRITE and not (sticky and status.st_mode & stat.S_ISVTX):
+        mode = stat.S_IMODE(status.st_mode)
         raise UntrustedPathError(f"{folder}: other users can write to it (mode {mode:04o}; chmod go-w closes it)")
 
 
-def _check_owner(path: Path, found: os.stat_result) -> None:
-    if found.st_uid not in (0, os.geteuid()):
-        raise UntrustedPathError(f"{path}: belongs to another user ({found.st_uid})")
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise UntrustedPathError(f"{path}: belongs to another user ({status.st_uid})")

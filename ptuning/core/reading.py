@@ -91,8 +91,8 @@ def check_kinds(values: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]
         value = values.get(name)
         fits = isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
         if value is not None and not fits:
-            wanted = " or ".join(_KIND_WORDS.get(kind, kind.__name__) for kind in allowed)
-            raise UserError(f"{where} has {name} {shortened(repr(value), 60)}; allowed is {wanted}")
+            kinds_text = " or ".join(_KIND_WORDS.get(kind, kind.__name__) for kind in allowed)
+            raise UserError(f"{where} has {name} {shortened(repr(value), 60)}; allowed is {kinds_text}")
 
 
 _KIND_WORDS = {

@@ -108,10 +108,10 @@ def cache_folder() -> Path | None:
 
     None, with a line in the log, where it cannot be used, or where others could write to it: what lies there is learnt.
     """
-    given = os.environ.get("PTUNING_CACHE")
+    named_folder = os.environ.get("PTUNING_CACHE")
     try:
-        if given:
-            return private_folder(Path(given).expanduser().absolute())
+        if named_folder:
+            return private_folder(Path(named_folder).expanduser().absolute())
         return private_folder(cache_root() / "ptuning" / "examples", own=2)
     except (OSError, RuntimeError) as error:  # RuntimeError: no home for ~
         logger.warning("prepared rows cannot be kept, nor kept ones be read: %s", error)

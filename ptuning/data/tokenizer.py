@@ -143,19 +143,19 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
             if _MARKER.fullmatch(piece) and sp.get_score(i) == 0.0 and not (sp.is_byte(i) or sp.is_unknown(i))
         )
 
-    def _choose_num_image_tokens(self, given: int | None, bos_token: str) -> int:
-        if given is None:
+    def _choose_num_image_tokens(self, count: int | None, bos_token: str) -> int:
+        if count is None:
             return image_tokens(self.sp_model, bos_token, _bos_id_of_config_beside(self.vocab_file))
-        check_image_tokens(given, CONFIG_FILE)
-        return given
+        check_image_tokens(count, CONFIG_FILE)
+        return count
 
-    def _special_tokens(self, named: Any, given: dict[int, AddedToken] | None) -> dict[int, AddedToken]:
+    def _special_tokens(self, named: Any, added_tokens: dict[int, AddedToken] | None) -> dict[int, AddedToken]:
         """Special tokens by id. As published, ``encode`` drops the whitespace beside one that stands in a text."""
         decoder = {}
         for token in named:
             added = AddedToken(token, lstrip=True, rstrip=True, normalized=False, special=True)
             decoder[self._convert_token_to_id(token)] = added
-        return decoder | (given or {})
+        return decoder | (added_tokens or {})
 
     # --- sizes and single tokens
 
@@ -225,14 +225,14 @@ class ChatGLMTokenizer(PreTrainedTokenizer):
     def _literal_ids(self, text: str) -> list[int]:
         """SentencePiece ids of ``text`` in which the only reserved ids are those of its whitespace."""
         ids = self.sp_model.encode(self._mark_whitespace(text, self._piece_of))
-        found = [self._pieces[i] for i in ids if i in self._reserved_ids]
-        if not found:
+        reserved = [self._pieces[i] for i in ids if i in self._reserved_ids]
+        if not reserved:
             return ids
         # Most texts end here: the reserved pieces are those that were put in for whitespace. Otherwise a marker was
         # typed, perhaps in full-width letters that the normaliser folds, and the literal processor is needed.
         signed = self._mark_whitespace(text, self._sign_of)
         spaces = [self._space_of[sign] for sign in _SIGN.findall(signed) if sign in self._space_of]
-        if found == [self._piece_of[space] for space in spaces]:
+        if reserved == [self._piece_of[space] for space in spaces]:
             return ids
         return self._literal().encode(signed)
 

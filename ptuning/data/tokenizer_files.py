@@ -99,10 +99,10 @@ def _merge_special(values: dict[str, Any], special: dict[str, Any]) -> None:
             token = AddedToken(**{key: switch for key, switch in value.items() if key != "special"}, special=True)
         elif isinstance(value, list) and name == "extra_special_tokens":
             token = list(values.get(name) or [])
-            for one in value:
-                made = AddedToken(**one, special=True) if isinstance(one, dict) else one
-                if made not in token:
-                    token.append(made)
+            for entry in value:
+                extra = AddedToken(**entry, special=True) if isinstance(entry, dict) else entry
+                if extra not in token:
+                    token.append(extra)
         values[name] = token
     if isinstance(values.get("extra_special_tokens"), dict):
         values.setdefault("model_specific_special_tokens", {}).update(values.pop("extra_special_tokens"))

@@ -68,10 +68,10 @@ def check_image_tokens(count: Any, where: Path | str) -> None:
 
 def _check_config(values: Mapping[str, Any], where: Path) -> None:
     check_kinds(values, _KINDS, where)
-    given = values.get("tokenizer_class")
-    if given not in (None, "ChatGLMTokenizer"):
+    name = values.get("tokenizer_class")
+    if name not in (None, "ChatGLMTokenizer"):
         raise UserError(
-            f"{where} has tokenizer_class {shortened(given, 60)}; ptuning runs ChatGLM-6B, whose class is ChatGLMTokenizer: "
+            f"{where} has tokenizer_class {shortened(name, 60)}; ptuning runs ChatGLM-6B, whose class is ChatGLMTokenizer: "
             "take ice_text.model and tokenizer_config.json from one chatglm-6b folder"
         )
     for key in ("padding_side", "truncation_side"):

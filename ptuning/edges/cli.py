@@ -11,7 +11,7 @@ from ptuning import __version__
 from ptuning.core.errors import UserError
 from ptuning.core.paths import working_directory_is_gone
 from ptuning.edges.failures import EXIT_OK, GONE, explain
-from ptuning.edges.output import discard_unwritten, flush, prepare, say, say_text, tell_text
+from ptuning.edges.output import discard_unwritten, flush, prepare, print_error_text, print_line, print_text
 from ptuning.edges.suggestions import did_you_mean
 
 VERBS: dict[str, tuple[str, str]] = {
@@ -46,10 +46,10 @@ def run(argv: Sequence[str]) -> int:
         UserError: an unknown verb, or an error of the verb.
     """
     if not argv or argv[0] in ("-h", "--help", "help"):
-        say_text(help_text())
+        print_text(help_text())
         return EXIT_OK
     if argv[0] in ("-V", "--version", "version"):
-        say(f"ptuning {__version__}")
+        print_line(f"ptuning {__version__}")
         return EXIT_OK
     verb, rest = argv[0], list(argv[1:])
     if verb not in VERBS:
@@ -77,5 +77,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         discard_unwritten()
         line, code = explanation
         if line:
-            tell_text(line)
+            print_error_text(line)
     return code

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ptuning.core.choices import DEFAULT_METHOD
 from ptuning.core.errors import UserError
-from ptuning.edges.output import say, say_json
+from ptuning.edges.output import print_json, print_line
 from ptuning.edges.table import table
 from ptuning.memory.estimates import (
     MemoryEstimate,
@@ -83,10 +83,10 @@ def main(argv: Sequence[str]) -> int:
         subject.sizes, subject.storage, subject.stored_bits, subject.stored_float_bytes
     )
     if use.json:
-        say_json(_values(subject, use, estimate, loading))
+        print_json(_values(subject, use, estimate, loading))
         return 0
     for line in _table(subject, use, estimate, loading):
-        say(line)
+        print_line(line)
     return 0
 
 

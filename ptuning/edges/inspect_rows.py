@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptuning.core.errors import UserError
-from ptuning.edges.output import Green, say, say_json, say_text
+from ptuning.edges.output import Green, print_json, print_line, print_text
 from ptuning.edges.table import table
 from ptuning.settings.arguments import BUILT_IN_MODEL, DataArguments, ModelArguments
 from ptuning.settings.parsing import SettingsParser
@@ -60,10 +60,10 @@ def main(argv: Sequence[str]) -> int:
     name = model.tokenizer_name or _base_model_name(model)
     inspection = inspect_file(load_tokenizer(name, **hub_settings(model)), data, show.examples)
     if show.json:
-        say_json(_values(inspection, data, name))
+        print_json(_values(inspection, data, name))
         return 0
     for line in _table(inspection, data, name, built_in):
-        say(line)
+        print_line(line)
     _show_samples(inspection)
     return 0
 
@@ -143,14 +143,14 @@ def _show_samples(inspection: Any) -> None:
     """The examples; what bears the loss stands between » and «, in green where the terminal has colours."""
     if not inspection.samples:
         return
-    say()
-    say("examples as the model sees them; the loss is taken on what stands between » and «")
+    print_line()
+    print_line("examples as the model sees them; the loss is taken on what stands between » and «")
     for sample in inspection.samples:
-        say()
+        print_line()
         remark = f"; {sample.remark}" if sample.remark else ""
-        say(f"{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")
-        say_text(f"  {_indented(sample.context)}»", end="")
-        say(Green(_indented(sample.learnt)), "«")
+        print_line(f"{sample.source}: {sample.context_tokens} + {sample.learnt_tokens} tokens{remark}")
+        print_text(f"  {_indented(sample.context)}»", end="")
+        print_line(Green(_indented(sample.learnt)), "«")
 
 
 def _indented(text: str) -> str:

@@ -22,6 +22,7 @@ import threading
 import traceback
 import warnings
 from pathlib import PurePath
+from types import TracebackType
 from typing import Any, TextIO
 
 # Control characters except tab and newline, U+2028 and U+2029, bidirectional marks, surrogates.
@@ -49,7 +50,7 @@ def inline(text: object) -> str:
     return shown(str(text)).replace("\n", "\\n")
 
 
-def say(*parts: object, end: str = "\n", flush: bool = False) -> None:
+def print_line(*parts: object, end: str = "\n", flush: bool = False) -> None:
     """Print one line, made of these parts, to standard output.
 
     Raises:
@@ -58,14 +59,16 @@ def say(*parts: object, end: str = "\n", flush: bool = False) -> None:
     _write(sys.stdout, "".join(_part(part) for part in parts) + end, flush=flush)
 
 
-def say_text(text: str, *, end: str = "\n", flush: bool = False) -> None:
-    """Print text that may have several lines to standard output; raises as :func:`say`."""
+def print_text(text: str, *, end: str = "\n", flush: bool = False) -> None:
+    """Print text that may have several lines to standard output; raises as :func:`print_line`."""
     _write(sys.stdout, shown(text) + end, flush=flush)
 
 
-def say_json(value: Any) -> None:
-    """Print a value as one line of JSON to standard output; raises as :func:`say`. Unsafe and unencodable characters are
-    escaped as in JSON, so that a parser gets the exact value."""
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON to standard output; raises as :func:`print_line`.
+
+    Unsafe and unencodable characters are escaped as in JSON, so that a parser gets the exact value.
+    """
     line = json.dumps(value, ensure_ascii=False)
     try:
         line = _UNSAFE.sub(lambda character: f"\\u{ord(character[0]):04x}", line)
@@ -75,21 +78,21 @@ def say_json(value: Any) -> None:
     _write(sys.stdout, line + "\n")
 
 
-def say_answer(piece: str) -> None:
-    """Print a piece of a model's answer to standard output and flush it; raises as :func:`say`.
+def print_answer(piece: str) -> None:
+    """Print a piece of a model's answer to standard output and flush it; raises as :func:`print_line`.
 
     A file or pipe gets exactly what the model wrote, a terminal gets unsafe characters escaped.
     """
     _write(sys.stdout, shown(piece) if sys.stdout.isatty() else piece, flush=True)
 
 
-def tell(text: object) -> None:
+def print_error(text: object) -> None:
     """Print one line to standard error; errors of that stream are ignored."""
-    tell_text(inline(text))
+    print_error_text(inline(text))
 
 
-def tell_text(text: str) -> None:
-    """Print text that may have several lines to standard error, like :func:`tell`."""
+def print_error_text(text: str) -> None:
+    """Print text that may have several lines to standard error, like :func:`print_error`."""
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         _write(sys.stderr, shown(text) + "\n", flush=True)
 
@@ -188,22 +191,24 @@ def _escape_logs_and_tracebacks() -> None:
     logging.setLogRecordFactory(_SafeRecord)
     format_warning = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: shown(format_warning(*args, **kwargs))
-    sys.excepthook = lambda kind, error, trace: tell_text("".join(traceback.format_exception(kind, error, trace)).rstrip())
+
+    def print_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        print_error_text("".join(traceback.format_exception(kind, error, trace)).rstrip())
 
     def thread_excepthook(failure: Any) -> None:
         if failure.exc_type is not SystemExit:
             name = failure.thread.name if failure.thread else "?"
             lines = traceback.format_exception(failure.exc_type, failure.exc_value, failure.exc_traceback)
-            tell_text(f"exception in thread {inline(name)}:\n{''.join(lines)}".rstrip())
+            print_error_text(f"exception in thread {inline(name)}:\n{''.join(lines)}".rstrip())
 
-    threading.excepthook = thread_excepthook
+    sys.excepthook, threading.excepthook = print_exception, thread_excepthook
 
 
 def flush() -> None:
     """Write what standard output still buffers; on a full disk this raises, instead of a message at Python's exit.
 
     Raises:
-        OSError: as :func:`say`.
+        OSError: as :func:`print_line`.
     """
     if not sys.stdout.closed:
         _write(sys.stdout, "", flush=True)

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from ptuning.core.progress import OpenProgress, Progress
-from ptuning.edges.output import inline, tell
+from ptuning.edges.output import inline, print_error
 
 SECONDS_BETWEEN_LINES = 30.0
 """How often progress is told where standard error is no terminal."""
@@ -82,7 +82,7 @@ class _Lines:
         left = self._total - self._done
         remaining = f", {timedelta(seconds=round(left / rate))} left" if left else ""
         count = f"{self._amount(self._done)}/{self._amount(self._total)}"
-        tell(f"{self._title}: {count} {self._unit}, {rate / self._scale:.1f} {self._unit}/s{remaining}")
+        print_error(f"{self._title}: {count} {self._unit}, {rate / self._scale:.1f} {self._unit}/s{remaining}")
 
     def _amount(self, number: int) -> str:
         return str(number) if self._scale == 1.0 else f"{number / self._scale:.1f}"
@@ -91,7 +91,7 @@ class _Lines:
         """Figures go with a bar only."""
 
     def line(self, text: str) -> None:
-        tell(text)
+        print_error(text)
 
     def close(self) -> None:
         """Nothing is open."""

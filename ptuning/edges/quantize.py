@@ -11,7 +11,7 @@ from typing import Any
 
 from ptuning.core.choices import PackedBits, RoundingMethod, WeightForm, allowed
 from ptuning.core.errors import UserError
-from ptuning.edges.output import say
+from ptuning.edges.output import print_line
 from ptuning.edges.progress import open_progress
 from ptuning.settings.arguments import BUILT_IN_MODEL
 from ptuning.settings.parsing import SettingsParser
@@ -171,7 +171,7 @@ def _write_claimed(settings: QuantizeArguments, calibration: CalibrationArgument
     )
     done = _calibrate(job, settings, calibration) if calibrated else quantize_checkpoint(job, open_progress)
     files = f"{len(done.files)} files" if len(done.files) > 1 else done.files[0].name
-    say(
+    print_line(
         f"{done.folder}: INT{job.bits}{' with quantised embeddings' if job.embeddings else ''}"
         f"{', calibrated' if calibrated else ''}, {done.total_bytes / 1e6:,.1f} MB in {files} "
         f"(the source: {done.source_bytes / 1e6:,.1f} MB)"

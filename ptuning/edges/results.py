@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ptuning.core.paths import pasted
-from ptuning.edges.output import say
+from ptuning.edges.output import print_line
 from ptuning.edges.table import table
 from ptuning.evaluation.answers import ANSWERS_FILE, PREDICTIONS_FILE
 from ptuning.evaluation.intervals import LEVEL
@@ -25,21 +25,21 @@ def print_result(result: RunResult, *, written: bool = True) -> None:
         print_samples(result.models, result.noun)
     if not written:
         return
-    say()
-    say("files")
+    print_line()
+    print_line("files")
     if result.checkpoint is not None:
-        say(f"  {result.noun:<12} {result.checkpoint}")
+        print_line(f"  {result.noun:<12} {result.checkpoint}")
     for model in result.models:
         if (model.folder / ANSWERS_FILE).is_file():
-            say(f"  predictions  {model.folder / PREDICTIONS_FILE}  ({model.name})")
+            print_line(f"  predictions  {model.folder / PREDICTIONS_FILE}  ({model.name})")
     if len(result.table) > 1:
-        say(f"  comparison   {result.folder / COMPARISON_FILE}")
+        print_line(f"  comparison   {result.folder / COMPARISON_FILE}")
     if (result.folder / "all_results.json").is_file():
-        say(f"  all results  {result.folder / 'all_results.json'}")
-    say(f"  report       {result.folder / PAGE_FILE}")
+        print_line(f"  all results  {result.folder / 'all_results.json'}")
+    print_line(f"  report       {result.folder / PAGE_FILE}")
     if result.checkpoint is not None:
-        say()
-        say(f"talk to it:  bash scripts/chat.sh --ptuning_checkpoint {pasted(result.checkpoint)}")
+        print_line()
+        print_line(f"talk to it:  bash scripts/chat.sh --ptuning_checkpoint {pasted(result.checkpoint)}")
 
 
 def print_scores(rows: Sequence[ScoreRow]) -> None:
@@ -56,7 +56,7 @@ def print_scores(rows: Sequence[ScoreRow]) -> None:
             means = (f"{values[metric.name]:.2f}" for metric in metrics)
             counts = (f"{values[name]:.0f}" for name in counted)
             lines.append([row.model.name, *means, *counts, f"{values['repeated_4grams']:.1f}%"])
-        say()
+        print_line()
         _say_table(lines)
         _print_intervals(chosen)
 
@@ -65,8 +65,8 @@ def _print_intervals(rows: Sequence[ScoreRow]) -> None:
     """Intervals of the differences to the base model; of the scores themselves where there is nothing to compare."""
     metrics = table_metrics()
     compared = [row for row in rows if row.differences]
-    say()
-    say(f"{LEVEL} % intervals" + (", difference to the base model" if compared else ""))
+    print_line()
+    print_line(f"{LEVEL} % intervals" + (", difference to the base model" if compared else ""))
     lines = []
     for row in compared or rows:
         cells = [f"{metric.name} {_interval(row, metric.name)}" for metric in metrics]
@@ -84,7 +84,7 @@ def _interval(row: ScoreRow, name: str) -> str:
 
 def _say_table(rows: Sequence[Sequence[str]], align: Literal["left", "right"] = "right") -> None:
     for line in table(rows, first=18, align=align):
-        say(line)
+        print_line(line)
 
 
 def print_samples(models: Sequence[ScoredModel], noun: str) -> None:
@@ -103,15 +103,15 @@ def print_samples(models: Sequence[ScoredModel], noun: str) -> None:
     count = min(SAMPLES, len(answers))
     for number in range(count):
         answer = answers[number * len(answers) // count]
-        say()
-        say(f"sample {number + 1}  ({answer.source})")
+        print_line()
+        print_line(f"sample {number + 1}  ({answer.source})")
         texts = [("prompt", answer.prompt)] if answer.prompt else []
         texts.append(("reference", answer.reference))
         if base is not None and base.task is not None:
             texts.append(("base", base.task.answers[answer.index].answer))
         texts.append((name, answer.answer))
         for what, text in texts:
-            say(f"  {what:<9}  {_one_line(text)}")
+            print_line(f"  {what:<9}  {_one_line(text)}")
 
 
 def _one_line(text: str) -> str:

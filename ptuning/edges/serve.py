@@ -74,7 +74,7 @@ class ServerArguments:
         metadata={"help": "Connections at a time; for more, idle ones are closed, or the new ones get status 503."},
     )
     shutdown_seconds: int = field(
-        default=10, metadata={"help": "How long answers may go on after Ctrl-C or SIGTERM before they are cut."}
+        default=10, metadata={"help": "How long answers may continue after Ctrl-C or SIGTERM before they are truncated."}
     )
     log_requests: bool = field(default=False, metadata={"help": "One line for every request."})
 
@@ -90,10 +90,10 @@ class ServerArguments:
         self.cors_origins = [allowed_origin(one) for one in self.cors_origins or ()]
         if not 0 <= self.port <= 65535:
             raise UserError(f"--port {self.port}: allowed are 0 to 65535")
-        least_values = {"max_rows": 1, "max_waiting": 0, "max_body_bytes": 1, "shutdown_seconds": 0, "request_timeout": 1}
-        for name, least in (least_values | {"max_connections": 1}).items():
-            if getattr(self, name) < least:
-                raise UserError(f"--{name} {getattr(self, name)}: must be {least} or more")
+        min_values = {"max_rows": 1, "max_waiting": 0, "max_body_bytes": 1, "shutdown_seconds": 0, "request_timeout": 1}
+        for name, minimum in (min_values | {"max_connections": 1}).items():
+            if getattr(self, name) < minimum:
+                raise UserError(f"--{name} {getattr(self, name)}: must be {minimum} or more")
         if self.max_length is not None and self.max_length < 8:
             raise UserError(f"--max_length {self.max_length}: must be 8 or more")
         if not Path(self.checkpoint_root).is_dir():
@@ -155,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def guarded(app: Any, settings: ServerArguments, opened: socket) -> Any:
-    """An application behind the look at who calls it: see :class:`ptuning.edges.http.middleware.origin.OriginMiddleware`."""
+    """The application inside the origin check, :class:`ptuning.edges.http.middleware.origin.OriginMiddleware`."""
     from ptuning.edges.http.middleware.origin import OriginMiddleware
 
     return OriginMiddleware(

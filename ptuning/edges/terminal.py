@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ptuning.core.errors import GenerationError, UserError
 from ptuning.edges.chat_commands import ChatCommands, Leave
-from ptuning.edges.output import inline, say, say_answer, say_text, tell, tell_text
+from ptuning.edges.output import inline, print_answer, print_error, print_error_text, print_line, print_text
 
 if TYPE_CHECKING:
     from ptuning.edges.terminal_texts import Texts
@@ -96,8 +96,8 @@ class ChatTerminal:
         """Answer until ``stop`` or the end of the input; returns the exit code: 1 where a question of a pipe failed."""
         reader: LineReader = PipeReader() if self.plain else InteractiveReader("\n" + self.texts("user"), self.commands)
         if not self.plain:
-            say(self.texts("welcome"))
-            say(self.texts("answering", self.commands.describe(self.conversation.prefix)), flush=True)
+            print_line(self.texts("welcome"))
+            print_line(self.texts("answering", self.commands.describe(self.conversation.prefix)), flush=True)
         try:
             while True:
                 try:
@@ -105,7 +105,7 @@ class ChatTerminal:
                 except KeyboardInterrupt:
                     if self.plain:
                         raise
-                    say(self.texts("leave"))
+                    print_line(self.texts("leave"))
         except (EOFError, Leave):
             return int(self.failed and self.plain)
 
@@ -121,28 +121,28 @@ class ChatTerminal:
             self._answer(line)
         except (UserError, RuntimeError) as error:  # GenerationError, an error of the device, or a full queue
             self.failed = True
-            tell(f"{self.texts('error')}{' '.join(str(error).split())}")
+            print_error(f"{self.texts('error')}{' '.join(str(error).split())}")
 
     def _answer(self, query: str) -> None:
         """Stream one answer; Ctrl-C ends the answer, not the program."""
         answer = self.conversation.ask(query)
         self._note_dropped_rounds(answer.asked.dropped_rounds)
         if not self.plain:
-            say(self._speaker(), end="", flush=True)
+            print_line(self._speaker(), end="", flush=True)
         pieces: Any = iter(answer)
         try:
             for piece in pieces:
-                say_answer(piece)
-            say(flush=True)
+                print_answer(piece)
+            print_line(flush=True)
             if answer.truncated:
                 self._print_note(self.texts("truncated"))
         except KeyboardInterrupt:
             if self.plain:
                 raise
-            say()
-            say(self.texts("stopped"), flush=True)
+            print_line()
+            print_line(self.texts("stopped"), flush=True)
         except GenerationError:
-            say(flush=True)
+            print_line(flush=True)
             raise
         finally:
             pieces.close()
@@ -162,6 +162,6 @@ class ChatTerminal:
     def _print_note(self, text: str) -> None:
         """A note on the conversation; on standard error in plain mode."""
         if self.plain:
-            tell_text(text)
+            print_error_text(text)
         else:
-            say_text(text, flush=True)
+            print_text(text, flush=True)

@@ -77,10 +77,10 @@ class SlotCache:
         self.rows, self.columns, self.offsets = rows, columns, offsets
         self.growths += 1
 
-    def _exchange(self, other: Callable[[Tensor], Tensor]) -> None:
+    def _exchange(self, replace: Callable[[Tensor], Tensor]) -> None:
         for tensors in (self.keys, self.values):
             for layer in range(self.layers):
-                tensors[layer] = other(tensors[layer])
+                tensors[layer] = replace(tensors[layer])
 
     def _grown(self, old: Tensor, shape: tuple[int, ...]) -> Tensor:
         grown = zeros_when_read(shape, self.dtype, self.device)
@@ -97,7 +97,7 @@ class SlotCache:
             return
         shape = (self.rows, self.heads, self.columns, self.head_dim)
         try:
-            self._exchange(lambda one: one if one.shape == shape else one[: self.rows, :, : self.columns].clone())
+            self._exchange(lambda old: old if old.shape == shape else old[: self.rows, :, : self.columns].clone())
         except Exception as error:
             self.forget()
             raise CacheLostError(f"the memory of all running answers was lost: {error}") from error

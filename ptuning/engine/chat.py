@@ -142,7 +142,7 @@ class ChatMixin:
         drawn: dict[str, Any],
         settings: dict[str, Any],
     ) -> _Question:
-        """The prompt, and all settings looked at."""
+        """The prompt, with all settings checked."""
         if not isinstance(query, str):
             raise UserError(f"query {shown(query)} was given; allowed is a text")
         ids = prompt_ids(tokenizer, query, _turns(history), **self.prompt_settings)

@@ -41,7 +41,7 @@ class Engine:
     """Continuous batching over one model.
 
     Args:
-        model: backbone and head; a prefix that is attached to it is not looked at.
+        model: backbone and head; a prefix attached to it is ignored.
         tokenizer: of the model.
         max_rows: requests that run at a time.
         max_waiting: requests that may wait beside them; more raise :class:`QueueFullError`.
@@ -105,11 +105,11 @@ class Engine:
         order = sorted(range(len(requests)), key=lambda index: (-len(requests[index].prompt_ids), index))
         done: SimpleQueue[Generation] = SimpleQueue()
         generations = [
-            self._generation(requests[index], index, lambda one, piece: done.put(one) if one.finish_reason else None)
+            self._generation(requests[index], index, lambda ended, _: done.put(ended) if ended.finish_reason else None)
             for index in order
         ]
-        if self.device.type == "cpu":  # elsewhere room that short answers leave would be taken all the same
-            columns = max((len(one.prompt_ids) + (one.sampling.max_new_tokens or 0) for one in requests), default=0)
+        if self.device.type == "cpu":  # on an accelerator, space reserved for the longest answers would be occupied at once
+            columns = max((len(item.prompt_ids) + (item.sampling.max_new_tokens or 0) for item in requests), default=0)
             self.runner.cache.prepare(min(self.max_rows, len(requests)), min(self.max_length, columns + 1))
         self.queue.add(generations, limited=False)
         try:
@@ -176,7 +176,7 @@ class Engine:
     def step(self) -> bool:
         """One token for every running row. Returns whether anything runs or waits.
 
-        What fails ends those that made it fail, each with an error; where that cannot be told, all that run.
+        A failure ends the requests that caused it, each with an error; if the cause is unknown, it ends all running ones.
         """
         if self._driver == get_ident():
             raise RuntimeError("a listener cannot take a step: it is called within one")

@@ -119,7 +119,7 @@ def _answers(
     num_beams: int,
     seeds: Sequence[int] | None,
 ) -> Iterator[Answer]:
-    """What :func:`generate_answers` says, of sizes that were looked at."""
+    """As :func:`generate_answers`, after its checks of the sizes."""
     if num_beams > 1:
         yield from _beam_answers(model, tokenizer, prompts, limits, batch_size, preset, num_beams, seeds)
         return

@@ -1,6 +1,6 @@
 """From the last states of the rows to their next tokens: scores of the whole vocabulary, or of the likeliest tokens only.
 
-Legend: A rows, D hidden, V vocabulary, K likeliest tokens looked at.
+Legend: A rows, D hidden, V vocabulary, K likeliest tokens considered.
 """
 
 from __future__ import annotations

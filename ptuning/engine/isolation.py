@@ -17,19 +17,20 @@ Result = TypeVar("Result")
 def in_parts(
     what: str, parts: Parts, work: Callable[[Parts], Result], again: bool = False
 ) -> Iterator[tuple[Parts, Result | None, str]]:
-    """Do work for all at once; where that fails, for one half after the other, and so on: who fails alone is to blame.
+    """Do work for all parts at once; if that fails, for each half, and so on, until the parts that fail alone are found.
 
     Args:
-        what: is done, for the log.
-        parts: whom it is done for.
-        work: may raise; it is tried again after the caller was told, who leaves everything so that it can be.
-        again: it is a further try.
+        what: name of the work, for the log.
+        parts: what to work on.
+        work: may raise. It is called again after the failure was yielded; the caller has to restore the state by then.
+        again: whether this is a retry.
 
     Yields:
-        after every try: for whom, what came out (None where it failed), and why it failed. One alone is not tried again.
+        after every try: its parts, the result (None if it failed), and the reason of the failure. A single part is not
+        tried again.
 
     Raises:
-        CacheLostError: there is nothing to try again on.
+        CacheLostError: the cache was lost, so nothing can be tried again.
     """
     result, reason = None, ""
     try:

@@ -37,7 +37,7 @@ def attention_with_sum(query: Tensor, key: Tensor, value: Tensor, bias: Tensor |
 
 
 class PrefixReads:
-    """How the rows of one batch read their prefixes; made anew when rows come or go, not per token.
+    """How the rows of one batch read their prefixes; rebuilt when rows come or go, not per token.
 
     Args:
         pool: the prefixes.
@@ -71,8 +71,8 @@ class PrefixReads:
         mixed, sums = [], []
         flat = query.transpose(1, 2)
         for pool, (start, stop, table) in self.reads:
-            asked = (flat if table is None else flat[table]).reshape(stop - start, -1, heads, size).transpose(1, 2)
-            attended, total = attention_with_sum(asked, pool.keys[layer][start:stop], pool.values[layer][start:stop], None)
+            queries = (flat if table is None else flat[table]).reshape(stop - start, -1, heads, size).transpose(1, 2)
+            attended, total = attention_with_sum(queries, pool.keys[layer][start:stop], pool.values[layer][start:stop], None)
             mixed.append(attended.transpose(1, 2).reshape(-1, tokens, heads, size))
             sums.append(total.transpose(1, 2).reshape(-1, tokens, heads))
         if self.straight:

@@ -2,7 +2,7 @@
 
 Legend: A rows, M prefixes, P prefix slots, L layers, N heads, H head size, G prefixes of one read, Q rows of each.
 
-Prefixes of one length lie behind one another in one tensor per layer, those in use first. A batch's queries are laid out
+Prefixes of one length lie one after the other in one tensor per layer, those in use first. A batch's queries are laid out
 by prefix, [G, N, Q, H], and one attention over the tensor's view [G, N, P, H] serves them all: no prefix is copied, and
 the rows of one prefix share its reading.
 """
@@ -122,7 +122,7 @@ class LengthPool:
         places: list[tuple[int, int]] = []
         device, offset = self.keys[0].device, 0
         sizes = [len(group) for group in readers]
-        for start, stop in (run for asked in _stretches(sizes) for run in _runs(sizes, *asked)):
+        for start, stop in (run for stretch in _stretches(sizes) for run in _runs(sizes, *stretch)):
             max_size = max(len(group) for group in readers[start:stop])
             filled = [group + [0] * (max_size - len(group)) for group in readers[start:stop]]
             whole = stop - start == 1 and len(filled[0]) == len(rows)
@@ -132,20 +132,20 @@ class LengthPool:
             offset += max_size * (stop - start)
         return reads, places
 
-    def _swap(self, one: int, other: int) -> None:
-        if one == other:
+    def _swap(self, first: int, second: int) -> None:
+        if first == second:
             return
         for tensor in (*self.keys, *self.values):
-            self._spare.copy_(tensor[one])
-            tensor[one] = tensor[other]
-            tensor[other] = self._spare
+            self._spare.copy_(tensor[first])
+            tensor[first] = tensor[second]
+            tensor[second] = self._spare
         entries = self.entries
-        entries[one], entries[other] = entries[other], entries[one]
-        entries[one].position, entries[other].position = one, other
+        entries[first], entries[second] = entries[second], entries[first]
+        entries[first].position, entries[second].position = first, second
 
 
 def _stretches(sizes: Sequence[int]) -> list[tuple[int, int]]:
-    """Neighbours that are all asked by somebody."""
+    """Ranges of neighbouring prefixes that all have readers."""
     ends = [-1, *(place for place, size in enumerate(sizes) if size == 0), len(sizes)]
     return [(left + 1, right) for left, right in pairwise(ends) if right > left + 1]
 
@@ -201,14 +201,14 @@ class PrefixPool:
             self._drop_empty()
 
     def recount(self, rows: Sequence[SharedPrefix | None]) -> None:
-        """After something failed: be read by these rows and by no others.
+        """After a failure: set the readers to exactly these rows.
 
         Args:
             rows: the prefix of every running row.
         """
         for pool in self.by_length.values():
             for entry in list(pool.entries):
-                readers = sum(one is entry for one in rows)
+                readers = sum(prefix is entry for prefix in rows)
                 while entry.rows < readers:
                     pool.acquire(entry)
                 while entry.rows > readers:

@@ -33,7 +33,7 @@ class Request:
         prompt_ids: ending in ``[gMASK] <sop>``.
         prefix: of :meth:`Engine.add_prefix`; None is the base model.
         sampling: how the answer is drawn and where it ends.
-        stream: whether text is wanted while it is made.
+        stream: whether text is delivered while it is generated.
     """
 
     prompt_ids: list[int]
@@ -69,7 +69,7 @@ class Generation:
     """A request on its way: waiting, running, finished.
 
     Attributes:
-        request: what was asked.
+        request: the prompt and its settings.
         index: place among the requests of one call.
         ids: generated so far, without ``<eop>``.
         finish_reason: None until it is over. stop: the model or a stop text ended it; length: a limit did.

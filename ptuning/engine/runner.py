@@ -63,7 +63,7 @@ class Runner:
         Their prefixes are taken already. Changes nothing but these slots.
         """
         requests = [sequence.generation.request for sequence in sequences]
-        prompts, prefixes = [one.prompt_ids for one in requests], [one.prefix for one in requests]
+        prompts, prefixes = [request.prompt_ids for request in requests], [request.prefix for request in requests]
         states, positions = prefill(self.model, self.cache, self.prefix_pool, prompts, prefixes, first)
         tokens = self.head.sample(Sampler([sequence.sampler for sequence in sequences], self.device), states)
         slots = slice(first, first + len(sequences))

@@ -1,6 +1,6 @@
 """From scores to the next token of every row, all rows at once, each by its own settings and its own random numbers.
 
-Legend: A rows, V vocabulary, K likeliest tokens looked at.
+Legend: A rows, V vocabulary, K likeliest tokens considered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who runs: requests join and leave the batch at token steps, and what fails ends those that made it fail.
+"""Who runs: requests join and leave the batch at token steps, and a failure ends the requests that caused it.
 
 A pass through the backbone that fails is repeated for parts of the batch until it is known whose it was
 (:mod:`.isolation`). So nothing is changed by a pass before its tokens are there; what follows for one row (its text, its
@@ -75,7 +75,7 @@ class Scheduler:
     # ---- who leaves before a step ----------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
-        for generation in (*self.queue.drop(lambda one: one.cancelled), *self.queue.take_admitted()):
+        for generation in (*self.queue.drop(lambda generation: generation.cancelled), *self.queue.take_admitted()):
             self.delivery.finish(generation, "cancelled")  # none is being admitted, unless Ctrl-C came between
         generations = [sequence.generation for sequence in self.sequences]
         gone = [generation.cancelled or generation.finish_reason is not None for generation in generations]
@@ -91,7 +91,7 @@ class Scheduler:
             self.runner.prefix_pool.remove(prefix)
         finally:
             reason = f"the prefix {prefix.name} was unloaded while this request waited"
-            for generation in self.queue.drop(lambda one: one.request.prefix is prefix):
+            for generation in self.queue.drop(lambda generation: generation.request.prefix is prefix):
                 self.delivery.finish(generation, "error", reason)
 
     def fail_all(self, error: str) -> None:
@@ -126,7 +126,7 @@ class Scheduler:
         self.queue.take_admitted()
 
     def _prefill(self, generations: list[Generation]) -> None:
-        """Read prompts in one pass into the slots behind the running rows; those that could be read join them."""
+        """Read prompts in one pass into the slots after the running rows; those that could be read join them."""
         for part, read, reason in in_parts("the prefill", generations, self._read):
             if read is not None:
                 self._join(*read)
@@ -136,7 +136,7 @@ class Scheduler:
                 self.delivery.finish(part[0], "error", reason)
 
     def _read(self, generations: list[Generation]) -> tuple[list[Sequence], list[int]]:
-        """Sequences to be, and their first tokens. Changes nothing but slots behind the rows."""
+        """New sequences and their first tokens. Changes nothing but the slots after the running rows."""
         newcomers = [self._sequence(generation) for generation in generations]
         self.slots.reserve(newcomers)
         return newcomers, self.runner.prefill(newcomers, len(self.sequences))
@@ -156,7 +156,7 @@ class Scheduler:
         self.runner.rows_changed()
         self.counters.prefills += 1
         self.counters.prompt_tokens += sum(sequence.columns for sequence in newcomers)
-        gone = [self.delivery.accept(*one, self.end_ids) for one in zip(newcomers, tokens, strict=True)]
+        gone = [self.delivery.accept(*newcomer, self.end_ids) for newcomer in zip(newcomers, tokens, strict=True)]
         self._free([False] * first + gone)
 
     def _end_admitted(self, error: str) -> None:

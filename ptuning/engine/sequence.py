@@ -14,11 +14,11 @@ class Sequence:
     """A running generation: a row of the batch.
 
     Attributes:
-        generation: what was asked, and the answer as it grows.
-        sampler: what its sampling has to remember.
-        limit: most tokens of the answer.
+        generation: the request, and the answer as it grows.
+        sampler: the state of its sampling.
+        limit: maximum tokens of the answer.
         columns: tokens in the cache.
-        text: where text is wanted while it is made.
+        text: decodes the answer while it is generated; None if nobody reads it before the end.
     """
 
     generation: Generation

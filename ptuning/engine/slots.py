@@ -38,17 +38,17 @@ class Slots:
         return [sequence.generation.request.prefix for sequence in self.sequences]
 
     def reserve(self, newcomers: abc.Sequence[Sequence]) -> None:
-        """The slots behind the rows are for these: they hold finite numbers, and the prefixes are taken."""
-        behind = range(len(self.sequences), len(self.sequences) + len(newcomers))
+        """Reserve the slots after the running rows: they hold finite numbers, and the prefixes are acquired."""
+        new_slots = range(len(self.sequences), len(self.sequences) + len(newcomers))
         cache, pool = self.runner.cache, self.runner.prefix_pool
-        for slot in self._dirty.intersection(behind[: max(0, cache.rows - len(self.sequences))]):
+        for slot in self._dirty.intersection(new_slots[: max(0, cache.rows - len(self.sequences))]):
             cache.wipe(slot)
-        self._dirty.difference_update(behind)
+        self._dirty.difference_update(new_slots)
         for sequence in newcomers:
             pool.acquire(sequence.generation.request.prefix)
 
     def give_back(self, count: int) -> None:
-        """Prompts were not read into so many slots behind the rows after all, and their prefixes are not read either."""
+        """Undo :meth:`reserve` for so many slots: their prompts could not be read, and their prefixes are released."""
         self._dirty.update(range(len(self.sequences), len(self.sequences) + count))
         self.runner.prefix_pool.recount(self.prefixes)
 

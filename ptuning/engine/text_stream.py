@@ -14,7 +14,7 @@ from ptuning.data.response import process_response, settled
 _WINDOW = 48  # tokens, before a shorter window is looked for
 _KEPT = (16, 24, 32, 48, 64)  # tokens that may be left of it
 _REACH = 12  # characters; the longest thing that is rewritten, [[训练时间]], has 8
-_LARGE = 128  # tokens; a window that cannot be shortened (a thousand newlines) is no longer looked at for every token
+_LARGE = 128  # tokens; a window that cannot be shortened (a thousand newlines) is no longer decoded at every token
 
 
 def reply_text(tokenizer: Any, ids: list[int]) -> str:

@@ -78,7 +78,7 @@ def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> R
     opened = open_named(model_settings)
     tokenizer = opened.tokenizer
     check_against_model(model_settings, training, arguments.given, opened.config)
-    asked = prepare_evaluation_rows(data)
+    rows = prepare_evaluation_rows(data)
     model = prepare_model(ChatGLMNetwork, opened, model_settings)
     compared = {}
     for path in arguments.checkpoints:  # before hours are spent on the first of them
@@ -88,13 +88,13 @@ def _run(arguments: Arguments, progress: OpenProgress, place: OutputFolder) -> R
         adapter.check_model(model.config)
     folder = Path(str(training.output_dir))
     named = Path(model_settings.ptuning_checkpoint) if model_settings.ptuning_checkpoint else None
-    models = evaluate_models(model, tokenizer, asked, arguments, folder, progress, named, place, compared)
+    models = evaluate_models(model, tokenizer, rows, arguments, folder, progress, named, place, compared)
     method = active_method(model)
     noun = DEFAULT_METHOD if method is None else method.words.noun
     last = arguments.checkpoints[-1] if arguments.checkpoints else named
-    result = RunResult(folder, last, asked.task, models, noun=noun, config=opened.config)
+    result = RunResult(folder, last, rows.task, models, noun=noun, config=opened.config)
     place.check("at the report")
-    write_report(arguments, result, asked.by_name())
+    write_report(arguments, result, rows.by_name())
     return result
 
 
@@ -109,35 +109,35 @@ def evaluate_models(
     place: OutputFolder | None = None,
     compared: Mapping[Path, Adapter] | None = None,
 ) -> list[ScoredModel]:
-    """Score the model as it is, or with one after another of several checkpoints; the base model before, where settings
-    ask for it (``--compare_base``; a general set is always asked of it too).
+    """Score the model as it is, or with each of several checkpoints in turn; the base model first, where settings
+    ask for it (``--compare_base``; a general set is always answered by it too).
 
     Args:
         model: in eval mode, tuned or not.
         tokenizer: of the model.
-        rows: what is asked.
+        rows: the questions.
         arguments: of the run.
         folder: where results go. The base model's go to ``base`` below it, those on the general set to ``general``, those
             of several checkpoints to ``evaluation/NAME``.
         progress: opens a progress display.
         checkpoint: where its tuned part lies.
-        place: the claim on the output folder; looked after between the models.
+        place: the claim on the output folder; checked between the models.
         compared: several checkpoints by their folders.
     """
-    one = _OneModel(model, tokenizer, rows, arguments, progress, place)
+    scorer = _OneModel(model, tokenizer, rows, arguments, progress, place)
     method = active_method(model)
     if method is None:
-        return [one.score("base model", folder, None, is_base=True)]
+        return [scorer.score("base model", folder, None, is_base=True)]
     models = []
     if arguments.data.compare_base or rows.general:
         with method.disabled(model):
-            models.append(one.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
+            models.append(scorer.score("base model", folder / "base", None, is_base=True, task=arguments.data.compare_base))
     adapters = compared or {}
     if not adapters:
-        models.append(one.score(f"with the {method.words.noun}", folder, checkpoint))
+        models.append(scorer.score(f"with the {method.words.noun}", folder, checkpoint))
     for name, where in _names(list(adapters)).items():
         attach_adapter(model, adapters[where])
-        models.append(one.score(name, folder / SEVERAL / name.replace("/", "-"), where))
+        models.append(scorer.score(name, folder / SEVERAL / name.replace("/", "-"), where))
     return models
 
 

@@ -28,7 +28,7 @@ _CHECKPOINTING_FLAGS = ("gradient_checkpointing", "activation_checkpointing")
 def settle_checkpointing(
     model: ChatGLMNetwork, arguments: Arguments, examples: PackedExamples
 ) -> None:
-    """Turn gradient checkpointing on where memory would not do without it and nobody said true or false; says so.
+    """Turn gradient checkpointing on where memory would not suffice without it, unless the user set it; logs that.
 
     Args:
         model: loaded, with what will be trained.
@@ -36,8 +36,8 @@ def settle_checkpointing(
         examples: to be trained on; their longest decides, not the limits that rows may not reach.
     """
     given, training = arguments.given, arguments.training
-    asked = any(given.get(name) is not None for name in _CHECKPOINTING_FLAGS)
-    if asked or training.gradient_checkpointing:
+    was_set = any(given.get(name) is not None for name in _CHECKPOINTING_FLAGS)
+    if was_set or training.gradient_checkpointing:
         return
     source, target = _longest(examples, arguments.data)
     sizes, storage, tuned = _shape(model, arguments)
@@ -64,18 +64,18 @@ def _longest(examples: PackedExamples, data: DataArguments) -> tuple[int, int]:
 def out_of_memory_message(model: ChatGLMNetwork, arguments: Arguments, error: BaseException) -> str:
     """Say what the run was expected to need, what to change and how much each change saves, and what is kept."""
     training = arguments.training
-    wanted = _needed(model, arguments, {})
+    total = _needed(model, arguments, {})
     ways = []
     for flags, changes in _changes(model, arguments):
-        less = wanted - _needed(model, arguments, changes)
-        if less > 0.01 * wanted:
-            ways.append((less, f"{flags} (about {size_text(less)} less)"))
+        saving = total - _needed(model, arguments, changes)
+        if saving > 0.01 * total:
+            ways.append((saving, f"{flags} (about {size_text(saving)} less)"))
     lower = "; ".join(text for _, text in sorted(ways, key=lambda way: -way[0])) or "a smaller model"
     saved = checkpoints(str(training.output_dir))
-    kept = f"{saved[-1]} is whole (--resume_from_checkpoint auto goes on from it)" if saved else "Nothing was saved yet"
+    kept = f"{saved[-1]} is whole (--resume_from_checkpoint auto resumes from it)" if saved else "Nothing was saved yet"
     first = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
     return (
-        f"out of memory while tuning ({first}). This run was expected to need about {size_text(wanted)} beside Python "
+        f"out of memory while tuning ({first}). This run was expected to need about {size_text(total)} beside Python "
         f"itself. To need less: {lower}. {kept}"
     )
 
@@ -83,17 +83,17 @@ def out_of_memory_message(model: ChatGLMNetwork, arguments: Arguments, error: Ba
 def _changes(model: ChatGLMNetwork, arguments: Arguments) -> list[tuple[str, dict[str, Any]]]:
     training, data = arguments.training, arguments.data
     batch, accumulation = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    found: list[tuple[str, dict[str, Any]]] = []
+    changes: list[tuple[str, dict[str, Any]]] = []
     if batch > 1:
         flags = f"--per_device_train_batch_size {batch // 2} --gradient_accumulation_steps {accumulation * 2}"
-        found.append((flags, {"batch": batch // 2, "accumulation": accumulation * 2}))
+        changes.append((flags, {"batch": batch // 2, "accumulation": accumulation * 2}))
     if not training.gradient_checkpointing:
-        found.append(("--gradient_checkpointing", {"checkpointing": True}))
+        changes.append(("--gradient_checkpointing", {"checkpointing": True}))
     if data.max_source_length > 64:
-        found.append((f"--max_source_length {data.max_source_length // 2}", {"source": data.max_source_length // 2}))
+        changes.append((f"--max_source_length {data.max_source_length // 2}", {"source": data.max_source_length // 2}))
     if not model.config.quantization_bit:
-        found.append(("--quantization_bit 4", {"bits": 4}))
-    return found
+        changes.append(("--quantization_bit 4", {"bits": 4}))
+    return changes
 
 
 def _needed(model: ChatGLMNetwork, arguments: Arguments, changes: dict[str, Any]) -> int:

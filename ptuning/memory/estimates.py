@@ -13,14 +13,14 @@ sn; dropout keeps a mask of n bytes.
 **Activations that wait for backward**, per layer (frozen weights, so a linear keeps nothing):
 inputs of the two layer norms, rotated queries and the output of attention, 4sBTD; the input of GELU, sBTI; keys and values
 with the prefix in front, 2sB(P+T)D; the mask as attention wants it, sBT(P+T). With gradient checkpointing only a layer's
-input stays, sBTD; while one layer is computed anew, its activations and the prefix itself (sn) are there.
+input stays, sBTD; while one layer is recomputed, its activations and the prefix itself (sn) are there.
 
 **Loss.** Logits exist for target tokens only, at most R a row, and of these as many at a time as make 128 MB in float32, W:
 4WV, which become their own gradient; beside them a half-precision model has them and their gradient in its dtype, 2sWV.
 
 **When the peak comes.** Either when backward begins (activations, loss, and the gradients of the earlier micro-steps), or
 when it ends and all gradients of the prefix come together: the gradients per layer and the same stacked, 2sn, or the
-stacked ones in float32 and behind dropout, 8n. AdamW itself is fused and needs nothing more.
+stacked ones in float32 and after dropout, 8n. AdamW itself is fused and needs nothing more.
 
 **Answering.** Keys and values of all tokens so far, 2sLBTD; those of the prefix once, sn; the widest moment of one layer,
 either while the prompt is read or at the last token; logits of one position in several float32 copies, 28BV; where the
@@ -218,7 +218,7 @@ def tuning_memory(
         key=lambda pair: sum(pair[0].values()),
     )
     passes = worst | {"unpacking": fixed["unpacking"]}
-    computed = rows - batch  # behind the last label nothing is
+    computed = rows - batch  # nothing is after the last label
     kept_back = kept_by_allocator(
         storage, passes, s * computed * sizes.inner_hidden_size, min(loss, 4 * batch * target * sizes.vocab_size), sizes
     )

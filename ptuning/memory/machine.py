@@ -16,26 +16,26 @@ _PACKAGES = ("torch", "transformers", "accelerate", "jieba", "rouge_chinese", "n
 
 def versions() -> dict[str, str]:
     """Python and the packages that decide results, those that are installed."""
-    found = {"python": platform.python_version(), "ptuning": __version__}
+    versions_by_name = {"python": platform.python_version(), "ptuning": __version__}
     for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions_by_name[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions_by_name
 
 
 def machine() -> dict[str, str]:
     """System, processor, memory and, where torch is in use already, the GPUs. No host name, no user name."""
-    found = {"system": f"{platform.system()} {platform.release()}", "processor": _processor()}
+    facts = {"system": f"{platform.system()} {platform.release()}", "processor": _processor()}
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows
-        found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
+        facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     torch = sys.modules.get("torch")
     if torch is not None:
-        found["threads"] = str(torch.get_num_threads())
+        facts["threads"] = str(torch.get_num_threads())
         if torch.cuda.is_available():
-            found["GPU"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
-    return found
+            facts["GPU"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    return facts
 
 
 def _processor() -> str:

@@ -81,13 +81,13 @@ class PrefixShape:
         Raises:
             UserError: another size or family.
         """
-        wanted = 2 * config.num_layers * config.hidden_size
-        if self.width == wanted and self.hidden_size in (None, config.hidden_size):
+        width = 2 * config.num_layers * config.hidden_size
+        if self.width == width and self.hidden_size in (None, config.hidden_size):
             return
         hidden = "" if self.hidden_size is None else f" and hidden size {self.hidden_size}"
         raise UserError(
             f"{where} holds a prefix of {self.width} numbers a slot{hidden}{_family(self.width)}; this model has "
-            f"{config.num_layers} layers of hidden size {config.hidden_size} and needs {wanted}{_family(wanted)}: give the "
+            f"{config.num_layers} layers of hidden size {config.hidden_size} and needs {width}{_family(width)}: give the "
             "base model that the prefix was trained on"
         )
 
@@ -138,21 +138,21 @@ def read_shape(shapes: Mapping[str, tuple[int, ...]], where: Path) -> PrefixShap
         UserError: tensors that are missing, unknown, or do not fit together.
     """
     if set(shapes) not in (_PLAIN, _PROJECTED):
-        found = listed(sorted(shapes)) or "none"
+        names = listed(sorted(shapes)) or "none"
         raise UserError(
-            f"{where} holds no usable prefix: tensors under {PREFIX_KEY} are {found}; needed is embedding.weight, with "
+            f"{where} holds no usable prefix: tensors under {PREFIX_KEY} are {names}; needed is embedding.weight, with "
             "projection also trans.0 and trans.2. A whole model without a prefix goes to --model_name_or_path"
         )
     embedding, projection = shapes["embedding.weight"], set(shapes) == _PROJECTED
     slots, hidden = embedding if len(embedding) == 2 else (0, 0)
     width = next(iter(shapes["trans.2.weight"]), 0) if projection else hidden
-    wanted: dict[str, tuple[int, ...]] = {"embedding.weight": (slots, hidden)}
+    expected: dict[str, tuple[int, ...]] = {"embedding.weight": (slots, hidden)}
     if projection:
-        wanted |= {
+        expected |= {
             "trans.0.weight": (hidden, hidden), "trans.0.bias": (hidden,),
             "trans.2.weight": (width, hidden), "trans.2.bias": (width,),
         }
-    wrong = [f"{name} {list(shapes[name])}" for name in sorted(wanted) if tuple(shapes[name]) != wanted[name]]
+    wrong = [f"{name} {list(shapes[name])}" for name in sorted(expected) if tuple(shapes[name]) != expected[name]]
     if wrong or 0 in (slots, hidden, width):
         raise UserError(
             f"{where} holds a prefix whose tensors do not fit together: {', '.join(wrong) or 'it is empty'}; needed are "

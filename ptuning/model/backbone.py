@@ -92,7 +92,7 @@ class Backbone(nn.Module):
 
         Args:
             input_ids: [B, T].
-            attention_mask: [B, T] (behind a cache [B, S]), 1 for real tokens; or the published bool [B, 1, T, S] with True
+            attention_mask: [B, T] (with a cache [B, S]), 1 for real tokens; or the published bool [B, 1, T, S] with True
                 for *masked*; or None where nothing is padding.
             position_ids: [B, K, T]; None builds them from the ids, or continues those of the cache.
             cache: of earlier tokens, without the prefix.

@@ -17,7 +17,7 @@ from ptuning.core.reading import check_kinds, guarded, is_regular, listed, read_
 
 logger = logging.getLogger(__name__)
 
-# Keys that only later generations carry; they share the model_type "chatglm" (SPEC: names and sizes).
+# Keys that only later generations carry; they share the model_type "chatglm".
 _LATER_GENERATION_KEYS = ("multi_query_attention", "ffn_hidden_size", "kv_channels")
 
 

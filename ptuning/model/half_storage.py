@@ -31,8 +31,9 @@ class HalfLinear(nn.Linear):
             inputs = inputs.to(torch.get_autocast_dtype(inputs.device.type))
         if self.weight.dtype == inputs.dtype and cpu.is_fast(inputs):
             return F.linear(inputs, self.weight, self.bias)
-        made: Tensor = _HalfProduct.apply(inputs.reshape(-1, self.in_features), self.weight)
-        return (made if self.bias is None else made + self.bias.to(made.dtype)).view(*inputs.shape[:-1], self.out_features)
+        product: Tensor = _HalfProduct.apply(inputs.reshape(-1, self.in_features), self.weight)
+        product = product if self.bias is None else product + self.bias.to(product.dtype)
+        return product.view(*inputs.shape[:-1], self.out_features)
 
 
 class HalfEmbedding(nn.Embedding):

@@ -60,8 +60,8 @@ def target_loss(
         total = _PiecewiseLoss.apply(states, targets, head, smoothing)
     else:
         total = states.new_zeros((), dtype=torch.float32)
-        for some, wanted in _pieces(head, states, targets):
-            total += _cross_entropy(head(some), wanted, smoothing)
+        for piece, piece_targets in _pieces(head, states, targets):
+            total += _cross_entropy(head(piece), piece_targets, smoothing)
     return total / (max(1, targets.numel()) if num_items is None else num_items)
 
 
@@ -85,15 +85,15 @@ class _PiecewiseLoss(torch.autograd.Function):
         gradient = torch.zeros_like(states)
         total = states.new_zeros((), dtype=torch.float32)
         done = 0
-        for some, wanted in _pieces(head, states, targets):
+        for piece, piece_targets in _pieces(head, states, targets):
             with torch.enable_grad():
-                given = some.detach().requires_grad_()
-                logits = head(given)
+                leaf = piece.detach().requires_grad_()
+                logits = head(leaf)
             shares = logits.detach().float()  # in float32 the logits' own memory: a linear's backward does not need them
-            total += _softmax_gradient(shares, wanted, smoothing)
-            gradient[done : done + len(wanted)] = torch.autograd.grad(logits, given, shares.to(logits.dtype))[0]
-            done += len(wanted)
-            del logits, shares  # else they would still be here while the next piece's logits are made
+            total += _softmax_gradient(shares, piece_targets, smoothing)
+            gradient[done : done + len(piece)] = torch.autograd.grad(logits, leaf, shares.to(logits.dtype))[0]
+            done += len(piece)
+            del logits, shares  # otherwise they would be held while the next piece's logits are computed
         ctx.save_for_backward(gradient)
         return total
 
@@ -115,12 +115,12 @@ def _rows_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
     """A row's loss is log(sum exp) - (1 - e) * (the target's logit) - e * (the mean logit)."""
     place = torch.arange(len(targets), device=targets.device)
     logits -= logits.amax(dim=-1, keepdim=True)
-    wanted = logits[place, targets]
+    target_logits = logits[place, targets]
     if smoothing:
-        wanted = (1.0 - smoothing) * wanted + smoothing * logits.mean(dim=-1)
+        target_logits = (1.0 - smoothing) * target_logits + smoothing * logits.mean(dim=-1)
     sums = logits.exp_().sum(dim=-1, keepdim=True)
     logits /= sums
     if smoothing:
         logits -= smoothing / logits.shape[1]
     logits[place, targets] -= 1.0 - smoothing
-    return (sums[:, 0].log() - wanted).sum()
+    return (sums[:, 0].log() - target_logits).sum()

@@ -54,7 +54,7 @@ def sequence_mask(context_lengths: Tensor, input_ids: Tensor, real: Tensor | Non
 
 
 def cached_mask(real: Tensor | None, tokens: int, seen: int, prefix: int, device: torch.device) -> AttentionMask:
-    """The mask of new tokens behind a cache: everything cached is seen, the new ones are causal.
+    """The mask of new tokens after cached ones: everything cached is seen, the new ones are causal.
 
     Args:
         real: bool [B, S] or None.
@@ -73,7 +73,7 @@ def cached_mask(real: Tensor | None, tokens: int, seen: int, prefix: int, device
 
 
 def mask_with_prefix(allowed: Tensor, prefix: int) -> AttentionMask:
-    """Put P always visible columns first and mark the rows that see nothing at all.
+    """Prepend P columns that every row sees, and mark the rows that see nothing at all.
 
     Args:
         allowed: bool [B, 1, T, S], True where the row sees the column.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Packing(NamedTuple):
-    """Where the tokens that are computed stand in a padded batch. Between attention they lie one behind the other, so that
+    """Where the tokens that are computed stand in a padded batch. Between attention they lie one after the other, so that
     linears and layer norms do no work for padding.
 
     Attributes:

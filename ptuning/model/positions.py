@@ -1,4 +1,4 @@
-"""Positions, built from ids: where every token of a GLM row stands (SPEC: forward pass).
+"""Positions, built from ids: where every token of a GLM row stands.
 
 Legend: B batch, T tokens, K position ids of a token.
 """
@@ -20,9 +20,9 @@ def context_lengths(input_ids: Tensor, bos_token_id: int) -> Tensor:
         UserError: a row without ``<sop>``.
     """
     is_bos = input_ids == bos_token_id
-    found = is_bos.any(dim=1)
-    if not bool(found.all()):
-        row = int((~found).nonzero()[0])
+    has_bos = is_bos.any(dim=1)
+    if not bool(has_bos.all()):
+        row = int((~has_bos).nonzero()[0])
         raise UserError(
             f"row {row} of the batch holds no <sop> (id {bos_token_id}), so it is not a ChatGLM-6B prompt; "
             "encode it with ptuning.load_tokenizer of the same model, which ends a prompt in [gMASK] <sop>"

@@ -1,4 +1,4 @@
-"""INT8 and INT4 linears in the published storage (SPEC: quantised weights).
+"""INT8 and INT4 linears in the published storage.
 
 Legend: O output rows, I input columns. Symmetric, one float16 scale per output row; INT4 packs two columns in a byte, the
 even one in the high nibble. The packed weight is the only persistent state and the only thing kept for backward. What
@@ -129,11 +129,11 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def from_linear(cls, linear: nn.Linear, bits: int) -> Self:
         """Quantise a float linear; its bias is taken over as it is."""
-        made = cls(linear.in_features, linear.out_features, False, bits=bits, device="meta")
-        _take_weight(made, linear.weight, bits)
+        quantized = cls(linear.in_features, linear.out_features, False, bits=bits, device="meta")
+        _take_weight(quantized, linear.weight, bits)
         if linear.bias is not None:
-            made.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
-        return made
+            quantized.bias = nn.Parameter(linear.bias.detach(), requires_grad=False)
+        return quantized
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., I] to [..., O], same dtype (under autocast: the autocast dtype, as nn.Linear)."""
@@ -142,10 +142,10 @@ class QuantizedLinear(nn.Module):
         flat = inputs.reshape(-1, self.in_features)
         packed, kernel = self._packed(flat)
         if torch.is_grad_enabled() and flat.requires_grad:
-            made = _PackedProduct.apply(flat, packed.data, packed.scale, packed.resident, self.bias, packed[2:6])
+            product = _PackedProduct.apply(flat, packed.data, packed.scale, packed.resident, self.bias, packed[2:6])
         else:
-            made = kernel.product(flat, packed, self.bias)
-        return made.view(*inputs.shape[:-1], self.out_features)
+            product = kernel.product(flat, packed, self.bias)
+        return product.view(*inputs.shape[:-1], self.out_features)
 
     def _packed(self, inputs: Tensor) -> tuple[PackedWeight, dispatch.Kernel]:
         """The weight as it is held now, turned first where that makes decoding faster; and the kernel for it."""
@@ -200,10 +200,10 @@ class QuantizedLinear(nn.Module):
         if not dispatch.RESIDENT.take(amount):
             return None
         with torch.inference_mode(False), torch.no_grad():
-            made = cpu.integers(packed, dtype)
-        weakref.finalize(made, dispatch.RESIDENT.give_back, amount)
-        self._resident = (made, of)
-        return made
+            unpacked = cpu.integers(packed, dtype)
+        weakref.finalize(unpacked, dispatch.RESIDENT.give_back, amount)
+        self._resident = (unpacked, of)
+        return unpacked
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight" and self.__dict__.get("_tiles") is not None:
@@ -266,10 +266,10 @@ class QuantizedEmbedding(nn.Module):
     @classmethod
     def from_embedding(cls, weight: Tensor, bits: int) -> Self:
         """Quantise float rows [V, D]."""
-        made = cls(weight.shape[0], weight.shape[1], bits=bits, device="meta", dtype=weight.dtype)
-        made._dtype_marker = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        _take_weight(made, weight, bits)
-        return made
+        quantized = cls(weight.shape[0], weight.shape[1], bits=bits, device="meta", dtype=weight.dtype)
+        quantized._dtype_marker = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        _take_weight(quantized, weight, bits)
+        return quantized
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows of the given ids, [..., D]."""

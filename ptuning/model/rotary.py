@@ -1,4 +1,4 @@
-"""Two-dimensional rotary positions (SPEC: forward pass).
+"""Two-dimensional rotary positions.
 
 Legend: B batch, T tokens, N heads, H head size.
 """

@@ -1,7 +1,7 @@
 """GPTQ-class calibration of a checkpoint on disk, layer by layer, in the memory of one layer.
 
 The inputs of a layer come from the layers before it as they are after rounding; within a layer every linear sees the
-linears before it rounded, too. A finished layer lies in a file of its own, so a run that was stopped goes on behind it.
+linears before it rounded, too. A finished layer lies in a file of its own, so a stopped run resumes after it.
 
 Legend: D hidden, I inner size (4D), T tokens of all calibration rows, padding of their batches included.
 
@@ -68,8 +68,8 @@ class _Batch:
     hidden: Tensor
 
 
-class _InputSeen(Exception):  # noqa: N818  # no error: it ends a forward pass that has shown what was wanted
-    """The linear in question has got its input."""
+class _InputSeen(Exception):  # noqa: N818  # no error: it ends a forward pass once the input is known
+    """Raised when the linear in question has received its input."""
 
 
 def calibrate_checkpoint(
@@ -128,23 +128,23 @@ class _Workshop:
 
     def open(self) -> None:
         """Make the folder, or take over one that was left by a run of the same source, rows and settings."""
-        note, wanted = self.folder / "manifest.json", self._manifest()
+        note, manifest = self.folder / "manifest.json", self._manifest()
         try:
-            found = read_json(note)
+            earlier = read_json(note)
         except UserError:
-            found = None
-        if found == wanted:
+            earlier = None
+        if earlier == manifest:
             self._drop_damaged()
             ready = len(list(self.folder.glob("*.safetensors")))
             logger.info("continuing in %s: %d parts are there", self.folder, ready)
             return
         if self.folder.exists():
-            logger.info("starting anew: %s is of another source, other rows or other settings", self.folder)
+            logger.info("starting from scratch: %s is of another source, other rows or other settings", self.folder)
             remove_tree(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True)
         with replace_when_whole(note) as temporary:
-            temporary.write_text(json.dumps(wanted, indent=2), encoding="utf-8")
+            temporary.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
     def _drop_damaged(self) -> None:
         """Remove finished layers that are not as they were written; they are rounded again, to the same bits."""
@@ -284,8 +284,8 @@ class _Workshop:
     def _tensor(self, name: str) -> Tensor:
         """One tensor of the source, mapped."""
         for path in self.job.files.paths:
-            for found, tensor in read_tensors(path, name):
-                if found == name:
+            for tensor_name, tensor in read_tensors(path, name):
+                if tensor_name == name:
                     return tensor
         raise UserError(f"{self.job.source} lacks {name}")  # cannot be: the plan has checked the names
 

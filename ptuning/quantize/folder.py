@@ -1,4 +1,4 @@
-"""From a float checkpoint to a quantised one on disk, tensor by tensor (SPEC: quantised weights).
+"""From a float checkpoint to a quantised one on disk, tensor by tensor.
 
 The float model never exists as a whole: memory holds one float tensor, its packed form and the output shard that is being
 filled. The target appears under its name when it is whole: until then everything lies in a hidden folder beside it.

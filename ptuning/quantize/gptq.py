@@ -201,14 +201,14 @@ def _round_columns(
         end = min(start + COLUMNS, columns)
         aim = rows[:, start:end] + errors[:, :start] @ factor[:start, start:end]
         for column in range(start, end):
-            wanted = aim[:, column - start]
+            target = aim[:, column - start]
             if column > start:
-                wanted = wanted + errors[:, start:column] @ factor[start:column, column]
-            value = _nearest(wanted, scale, limit)
+                target = target + errors[:, start:column] @ factor[start:column, column]
+            value = _nearest(target, scale, limit)
             values[:, column] = value
             rounded = value * scale
             errors[:, column] = rows[:, column] - rounded
-            total += weights[column] * (wanted - rounded).square()
+            total += weights[column] * (target - rounded).square()
     return values, total
 
 

@@ -32,7 +32,7 @@ class Question:
         history: earlier (query, response) pairs, oldest first.
         model: name of a prefix or of the base model; None is the store's default.
         sampling: how the answer is drawn and where it ends.
-        stream: whether the answer is wanted in pieces.
+        stream: whether the answer is delivered in pieces.
         choices: how many answers; with a seed, each has its own, counted up from it.
     """
 
@@ -131,7 +131,7 @@ def load_service(settings: ServingArguments, **engine: Any) -> ChatService:
         engine: settings of :class:`~ptuning.engine.engine.Engine`.
 
     Raises:
-        UserError: whatever does not fit; checkpoints are looked at before the model is loaded.
+        UserError: whatever does not fit; checkpoints are checked before the model is loaded.
     """
     named = [pair for given in settings.ptuning_checkpoint or () for pair in named_checkpoints(given)]
     projection = settings.prefix_projection or None  # False is also what a flag says that nobody gave

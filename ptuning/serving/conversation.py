@@ -117,7 +117,7 @@ class Conversation:
         Raises:
             UserError: a question that is too long, or a setting out of range.
         """
-        earlier = [] if self.alone else [(one.query, one.reply) for one in self.rounds]
+        earlier = [] if self.alone else [(turn.query, turn.reply) for turn in self.rounds]
         sampling = SamplingParams.from_settings(**asdict(self.settings))
         question = Question(query, earlier, self.prefix_name, sampling, stream=True)
         return Answer(self, query, earlier, self.service.ask(question))
@@ -138,7 +138,7 @@ class Conversation:
         """
         if not self.rounds:
             raise UserError("there is nothing to save yet")
-        rows = [{"prompt": one.query, "response": one.reply, "history": one.earlier} for one in self.rounds]
+        rows = [{"prompt": turn.query, "response": turn.reply, "history": turn.earlier} for turn in self.rounds]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         try:
             with replace_when_whole(path) as temporary:

@@ -67,21 +67,21 @@ def check_name(name: str) -> str:
     return name
 
 
-def named_checkpoints(given: str) -> list[tuple[str, Path]]:
+def named_checkpoints(text: str) -> list[tuple[str, Path]]:
     """What one ``--ptuning_checkpoint`` stands for.
 
     Args:
-        given: ``NAME=PATH``; a path, named after its folder; or a folder of checkpoints, each named after its own.
+        text: ``NAME=PATH``; a path, named after its folder; or a folder of checkpoints, each named after its own.
 
     Raises:
         UserError: no such folder, no checkpoint in it, or a name that cannot be one.
     """
-    name, equals, rest = given.partition("=")
-    if not equals or Path(os.path.expanduser(given)).exists() or "/" in name or "\\" in name:
-        name, rest = "", given
+    name, equals, rest = text.partition("=")
+    if not equals or Path(os.path.expanduser(text)).exists() or "/" in name or "\\" in name:
+        name, rest = "", text
     path = Path(os.path.expanduser(rest))
     if not rest or not path.exists():
-        raise UserError(f"prefix checkpoint not found: {rest or given} (working directory {working_directory()})")
+        raise UserError(f"prefix checkpoint not found: {rest or text} (working directory {working_directory()})")
     if path.is_dir() and not is_adapter_folder(path):
         inside = sorted(entry for entry in path.iterdir() if entry.is_dir() and is_adapter_folder(entry))
         if inside and name:

@@ -44,8 +44,8 @@ def claimed_output(arguments: Arguments) -> Iterator[OutputFolder | None]:
 
 def _refuse_own_inputs(arguments: Arguments, folder: str) -> None:
     for name in ("model_name_or_path", "tokenizer_name"):
-        given = getattr(arguments.model, name)
-        if given and os.path.isdir(given) and os.path.isdir(folder) and os.path.samefile(given, folder):
+        path = getattr(arguments.model, name)
+        if path and os.path.isdir(path) and os.path.isdir(folder) and os.path.samefile(path, folder):
             raise UserError(f"--output_dir {folder}: this is the folder of the model (--{name}); name another folder")
     files = {name: getattr(arguments.data, name) for name in _ROWS}
     if arguments.data.mix is not None:

@@ -345,13 +345,13 @@ class SettingsParser:
             waiting = not equals and not self.settings[name].switch
         return known, old
 
-    def _resolve(self, given: str) -> tuple[str, str | None]:
+    def _resolve(self, flag: str) -> tuple[str, str | None]:
         """The setting a flag means, and its value where the flag itself fixes it.
 
         Raises:
             UserError: no such flag; the nearest one is named.
         """
-        name = given.replace("-", "_")
+        name = flag.replace("-", "_")
         name = self.alias.get(name, name)
         if name in self.settings or name in self.legacy:
             return name, None
@@ -364,7 +364,7 @@ class SettingsParser:
             self.parser.parse_args(["--help"])
         names = [*self.settings, *self.alias, *self.shortcut]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.6) if len(name) < _LONGEST_NAME else []
-        raise UserError(f"--{shown(given)}: no such setting{f'; did you mean --{near[0]}?' if near else ''} {self._hint()}")
+        raise UserError(f"--{shown(flag)}: no such setting{f'; did you mean --{near[0]}?' if near else ''} {self._hint()}")
 
     def _hint(self) -> str:
         return f"({self.prog} --help lists them all)"

@@ -151,7 +151,7 @@ def check_against_model(model: ModelArguments, training: Any, given: Mapping[str
     Args:
         model: of the run, likewise ``training``.
         training: of the run.
-        given: what was named by the user.
+        given: the settings that the user named.
         config: of the model.
 
     Raises:

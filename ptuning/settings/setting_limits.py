@@ -75,8 +75,8 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
         if field.name not in values:
             continue
         limits = elsewhere.get(field.name) or Limits(**{k: field.metadata[k] for k in _LIMIT_NAMES if k in field.metadata})
-        given = values[field.name]
-        for value in given if isinstance(given, list | tuple) else [given]:
+        setting = values[field.name]
+        for value in setting if isinstance(setting, list | tuple) else [setting]:
             if isinstance(value, bool):
                 continue
             if isinstance(value, int | float):
@@ -85,7 +85,7 @@ def check_values(kind: type, values: Mapping[str, Any]) -> None:
                 free = bool(field.metadata.get("free")) or value.lstrip().startswith("{")
                 path = bool(field.metadata.get("path")) or field.name in getattr(kind, "PATHS", ())
                 check_text(f"--{field.name}", value, path=path, free=free, may_be_empty=value == field.default)
-        _check_choice(field.name, given, _choices(kind).get(field.name))
+        _check_choice(field.name, setting, _choices(kind).get(field.name))
 
 
 def _check_choice(name: str, value: Any, choices: tuple[Any, ...] | None) -> None:

@@ -1,7 +1,7 @@
 """Every field of transformers' training arguments: whether it works here, what values it may have, and why it does not.
 
 A run trains a prefix with a frozen model; much of what transformers offers is for other ways of training. A setting that
-would be taken and do nothing, or that would change model or loss behind our back, is refused with a reason wherever it
+would be taken and do nothing, or that would change model or loss unnoticed, is refused with a reason wherever it
 differs from its default. A field that none of these tables knows (of a newer transformers) is refused likewise.
 """
 

@@ -1,4 +1,4 @@
-"""The trainer whose checkpoints appear whole or not at all, and are looked at before a run goes on from one."""
+"""The trainer whose checkpoints appear whole or not at all, and are checked before a run resumes from one."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         method: knows what is trained and what a checkpoint holds of it.
         adapter_settings: what a checkpoint says of the run: base model, prompt settings.
         description: settings and rows of the run, kept in ``run.json``.
-        place: the output folder that the run has claimed; looked after before every log line and every checkpoint.
+        place: the output folder that the run has claimed; checked before every log line and every checkpoint.
     """
 
     model: ChatGLMNetwork
@@ -66,14 +66,14 @@ class CheckpointingTrainer(Seq2SeqTrainer):
         if best and (Path(folder) / f"checkpoint-{best}").is_dir():
             self.state.best_model_checkpoint = os.path.join(folder, f"checkpoint-{best}")
         if self.args.should_save:
-            self._look_after_folder()
+            self._check_output_folder()
         staged = staging_folder(folder) / name
         try:
             with writing(staged):
                 self._write_checkpoint(model, trial, staged)
         except OutputError as error:
             without = not_saved(error, staged, folder)
-            self._look_after_folder()
+            self._check_output_folder()
             raise without from error
         if best == self.state.global_step:
             self.state.best_model_checkpoint = os.path.join(folder, name)
@@ -94,11 +94,11 @@ class CheckpointingTrainer(Seq2SeqTrainer):
                 self.state.best_model_checkpoint = os.path.join(folder, staged.name)
                 self.state.save_to_json(str(staged / STATE_FILE))
             write_run(staged, self.description, loss)
-            self._look_after_folder()
+            self._check_output_folder()
             reveal(staged, folder)
             remove_old(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
 
-    def _look_after_folder(self) -> None:
+    def _check_output_folder(self) -> None:
         if self.place is not None:
             self.place.check(f"step {self.state.global_step} of {self.state.max_steps}")
 
@@ -130,7 +130,7 @@ class CheckpointingTrainer(Seq2SeqTrainer):
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        if self.accelerator.scaler is not None:  # else this run has no use for the state of one
+        if self.accelerator.scaler is not None:  # without a loss scaler there is no state to restore
             with _reading(Path(checkpoint or "") / SCALER_FILE, "state of a loss scaler"):
                 super()._load_scaler(checkpoint)
 
@@ -164,7 +164,7 @@ def _text(setting: Any) -> str:
 
 @contextmanager
 def _reading(path: Path | str, kind: str) -> Iterator[None]:
-    """A failed read is one error; memory that does not suffice stays what it is."""
+    """A failed read becomes a UserError; running out of memory keeps its own exception."""
     try:
         with guarded(path, kind, "take another checkpoint"):
             yield

@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopOnSignal(TrainerCallback):
-    """Ends training behind the step in which a signal came.
+    """Ends training after the step in which a signal came.
 
     Attributes:
         received: the signal, or None.
@@ -31,7 +31,7 @@ class StopOnSignal(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals while the block runs (in the main thread; elsewhere nothing happens)."""
+        """Handle the signals while the block runs (in the main thread only; in other threads this does nothing)."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -52,7 +52,7 @@ class StopOnSignal(TrainerCallback):
         logger.warning("%s: this step is finished and saved, then the run ends; once more ends it at once", name)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop where a signal came, in any process of the run."""
+        """Save and stop if a signal came to any process of the run."""
         if self._anywhere(args.device):
             control.should_save = True
             control.should_training_stop = True

@@ -1,7 +1,7 @@
-"""Tries optimiser and learning-rate schedule of a run on one small weight, before a model is loaded for them.
+"""Tries the optimiser and the learning-rate schedule of a run on one small weight, before the model is loaded.
 
-Which packages, arguments and keys each of transformers' optimisers and schedules wants is known to them alone; so they are
-built and take a step, and what they raise is told in one line.
+Only transformers' optimisers and schedules themselves know which packages, arguments and keys they need; so they are
+built and take a step here, and what they raise becomes a one-line error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ptuning.core.errors import UserError
 from ptuning.methods.method import TuningMethod
 
 _UNSUITABLE = {
-    "lomo": "it changes weights while gradients are made, which are looked at here before any step",
+    "lomo": "it changes weights while gradients are computed, and gradients are checked here before any step",
 }
 _OF_ADAM = ("adam_beta1", "adam_beta2", "adam_epsilon")
 _NO_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
@@ -32,7 +32,7 @@ def check_optimiser(training: Any, given: Mapping[str, Any], method: TuningMetho
 
     Args:
         training: of the run.
-        given: what was named by the user; what the optimiser does not read of it is refused.
+        given: the settings that the user named; any that the optimiser does not read is refused.
         method: how the run tunes; not every optimiser suits every method.
 
     Returns:
@@ -66,7 +66,7 @@ def check_optimiser(training: Any, given: Mapping[str, Any], method: TuningMetho
 
 
 def check_schedule(training: Any, optimiser: Any, steps: int) -> None:
-    """Build the learning-rate schedule for an optimiser and look at rates from its first step to its last.
+    """Build the learning-rate schedule for an optimiser and check its rates from the first step to the last.
 
     Raises:
         UserError: an argument is missing, unknown or out of range, or a setting would be ignored.
@@ -106,16 +106,16 @@ def warms_up(training: Any) -> bool:
 
 
 def plain(value: Any) -> str:
-    """The text that a setting has on the command line, also where transformers made an enum of it."""
+    """A setting as written on the command line, also when transformers has made an enum of it."""
     return str(getattr(value, "value", value))
 
 
 def _parsed_arguments(text: str | None) -> dict[str, str]:
     """``--optim_args`` by name."""
-    found: dict[str, str] = {}
+    arguments: dict[str, str] = {}
     for pair in (text or "").replace(" ", "").split(",") if text else ():
         key, equals, value = pair.partition("=")
-        if not (key and equals and value) or "=" in value or key in found:
+        if not (key and equals and value) or "=" in value or key in arguments:
             raise UserError(f"--optim_args {shown(text)}: write NAME=VALUE, several of them with commas between, each once")
         try:
             if not math.isfinite(float(value)):
@@ -123,8 +123,8 @@ def _parsed_arguments(text: str | None) -> dict[str, str]:
         except ValueError as error:
             if isinstance(error, UserError):
                 raise
-        found[key] = value
-    return found
+        arguments[key] = value
+    return arguments
 
 
 def _kind_and_keywords(training: Any) -> tuple[Any, dict[str, Any]]:
@@ -135,17 +135,17 @@ def _kind_and_keywords(training: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _differs(training: Any, changes: Mapping[str, Any]) -> bool:
-    """Whether the optimiser would be another one with some settings changed, or none at all."""
-    other = copy.copy(training)
+    """Whether changing some settings gives another optimiser, or none at all."""
+    changed = copy.copy(training)
     for name, value in changes.items():
-        setattr(other, name, value)
+        setattr(changed, name, value)
     with contextlib.suppress(Exception):
-        return bool(_kind_and_keywords(other) != _kind_and_keywords(training))
-    return True  # it read the probe, and it is no value for it
+        return bool(_kind_and_keywords(changed) != _kind_and_keywords(training))
+    return True  # the optimiser read the probe and rejected its value
 
 
 def _reads_argument(training: Any, key: str) -> bool:
-    """Whether the optimiser looks at an argument: it is another one with a probe for it than without it."""
+    """Whether the optimiser reads an argument: a probe value for it changes the optimiser."""
     bare = copy.copy(training)
     bare.optim_args = None
     return _differs(bare, {"optim_args": f"{key}={_PROBE}"})

@@ -25,7 +25,7 @@ class TrainingProgress(TrainerCallback):
     """Shows loss, learning rate, tokens a second and the time that is left.
 
     ``trainer_log.jsonl`` has one object for every log line: current_steps, total_steps, loss, eval_loss, lr, epoch,
-    percentage, elapsed_time, remaining_time, tokens_per_second (names as in LLaMA-Factory). A run that goes on keeps the
+    percentage, elapsed_time, remaining_time, tokens_per_second (names as in LLaMA-Factory). A resumed run keeps the
     lines up to its checkpoint.
 
     Args:
@@ -41,7 +41,7 @@ class TrainingProgress(TrainerCallback):
         self._first_step = self._shown_step = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Open the bar, and the log at the step where the run begins."""
+        """Open the bar at the step where the run begins, and drop log lines of later steps."""
         self._began = self._last_log = time.perf_counter()
         self._first_step = state.global_step
         if not state.is_world_process_zero:
@@ -52,7 +52,7 @@ class TrainingProgress(TrainerCallback):
         self._shown_step = state.global_step
 
     def keep_lines(self, args: Any, state: Any) -> None:
-        """Drop the lines that an earlier run logged after the point from which this one goes on: behind its step, or at
+        """Drop the lines that an earlier run logged after the point from which this one resumes: after its step, or at
         that step after the checkpoint was written (of an evaluation after training)."""
         known = sum("train_runtime" not in entry for entry in state.log_history)
         _keep_until(Path(args.output_dir) / LOG_FILE, state.global_step, known)
@@ -64,7 +64,7 @@ class TrainingProgress(TrainerCallback):
             self._shown_step = state.global_step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Write a log line everywhere."""
+        """Write a log line to the file, and to the bar or the log."""
         if not state.is_world_process_zero or not logs or "train_runtime" in logs:
             return
         now = time.perf_counter()

@@ -57,7 +57,7 @@ _DECIDING_WHERE_GIVEN = (
 )
 
 ScoreRows = Callable[[ChatGLMNetwork, Any, Sequence[Row]], dict[str, float]]
-"""Answers rows with a model and its tokenizer and gives scores by name: how a run looks at answers while it trains."""
+"""Answers rows with a model and its tokenizer and returns scores by name; used for scores during training."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PreparedRun:
 
 @dataclass(frozen=True)
 class TunedRun:
-    """What training gave.
+    """The result of training.
 
     Attributes:
         model: in eval mode, tuned.
@@ -108,14 +108,14 @@ def prepare_tuning(arguments: Arguments) -> PreparedRun:
     method = METHODS[arguments.method]
     check_before_loading(training)
     start = starting_point(training)
-    barrier()  # no process makes the folder while another still looks whether it is there
+    barrier()  # no process may create the folder while another still checks whether it exists
     arguments = replace(arguments, model=_with_start(model_settings, training))
     method.check_settings(arguments.model)
     _settle_learning_rate(training, method, arguments.given)
     if training.process_index > 0:
         logging.getLogger("ptuning").setLevel(logging.WARNING)
     base = open_named(arguments.model)
-    _ = base.tokenizer  # what is wrong with it is told before rows are read
+    _ = base.tokenizer  # a broken tokenizer is reported before rows are read
     check_against_model(arguments.model, training, arguments.given, base.config)
     rows = prepare_training_rows(data, training.seed)
     validation = prepare_rows(data.validation_file, data, data.max_eval_samples) if _wants_validation(arguments) else []
@@ -202,13 +202,13 @@ def _with_start(model: ModelArguments, training: TuningArguments) -> ModelArgume
                 "weights that training starts from; give one"
             )
         if training.resume_from_checkpoint and str(training.resume_from_checkpoint).lower() not in ("false", "no", "auto"):
-            raise UserError("--init_from starts a new run, --resume_from_checkpoint goes on with one: give one of them")
+            raise UserError("--init_from starts a new run, --resume_from_checkpoint resumes one: give one of them")
         model = replace(model, ptuning_checkpoint=training.init_from)
     return model
 
 
 def _settle_learning_rate(training: TuningArguments, method: TuningMethod, given: Mapping[str, Any]) -> None:
-    """The method's own rate where none was named, and a warning of one that is usual for other methods."""
+    """Use the method's own rate where none was given; warn of a rate outside its usual range."""
     rates = method.learning_rates
     if "learning_rate" not in given:
         training.learning_rate = rates.default
@@ -228,18 +228,18 @@ def _train(trainer: TuningTrainer, start: str | None, arguments: Arguments, coun
             reason = str(error).splitlines()[0]
             raise TrainingError(
                 f"a process that prepares batches ended before its time, after step {trainer.state.global_step} ({reason}): "
-                "lower --dataloader_num_workers, and go on with the same command and --resume_from_checkpoint auto"
+                "lower --dataloader_num_workers, and resume with the same command and --resume_from_checkpoint auto"
             ) from error
         if not is_out_of_memory(error):
             raise
         raise TrainingError(out_of_memory_message(trainer.model, arguments, error)) from error
     if trainer.stop.received is not None:
         name, number = trainer.stop.received.name, int(trainer.stop.received)
-        how = "go on with the same command and --resume_from_checkpoint auto"
+        how = "resume with the same command and --resume_from_checkpoint auto"
         if arguments.training.save_only_model:
-            how = "with --save_only_model a run cannot go on; start another from these weights with --init_from"
+            how = "with --save_only_model a run cannot be resumed; start another from these weights with --init_from"
         raise StoppedError(
-            f"stopped by {name} behind step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved in "
+            f"stopped by {name} after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved in "
             f"{arguments.training.output_dir}; {how}",
             128 + number,
         )

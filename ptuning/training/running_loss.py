@@ -1,4 +1,4 @@
-"""The loss that a log line shows: the mean since the line before it, over all processes, also behind a resume."""
+"""The loss that a log line shows: the mean since the line before it, over all processes, also after a resume."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class RunningLoss:
-    """Adds up losses on their device; nothing waits for it between two log lines.
+    """Adds up losses on their device; the host reads the sum only at a log line.
 
-    transformers keeps such a sum too, but forgets it when a run goes on from a checkpoint.
+    transformers keeps such a sum too, but forgets it when a run resumes from a checkpoint.
 
     Args:
-        state: of :meth:`state`, to go on from.
+        state: a result of :meth:`state`, to resume from.
     """
 
     def __init__(self, state: Mapping[str, float] | None = None) -> None:
@@ -40,7 +40,7 @@ class RunningLoss:
         return (self._logged + self._over_processes()) / max(step, 1)
 
     def state(self) -> dict[str, float]:
-        """What :class:`RunningLoss` goes on from (float32 survives JSON); every process of a run must call it."""
+        """What :class:`RunningLoss` resumes from (float32 survives JSON); every process of a run must call it."""
         return {"since_last_log": self._over_processes(), "last_logged_step": self._last_step, "logged": self._logged}
 
     def _over_processes(self) -> float:

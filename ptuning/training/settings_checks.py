@@ -39,7 +39,7 @@ def check_combinations(
         model: of the run, likewise ``data`` and ``training``.
         data: rows and lengths.
         training: with ``do_train``.
-        given: what was named by the user.
+        given: the settings that the user named.
         scores: what ``--metric_for_best_model`` may name beside the loss, where answers are scored, and whether higher is
             better.
         method: how the run tunes.
@@ -115,11 +115,11 @@ def _check_evaluations(
             f"--greater_is_better {training.greater_is_better} with --metric_for_best_model {metric} would keep the worst: "
             "leave it out"
         )
-    mode, wanted = (training.lr_scheduler_kwargs or {}).get("mode", "min"), "max" if greater else "min"
-    if watched and plain(training.lr_scheduler_type) in _WATCHING_SCHEDULES and mode != wanted:
+    mode, required_mode = (training.lr_scheduler_kwargs or {}).get("mode", "min"), "max" if greater else "min"
+    if watched and plain(training.lr_scheduler_type) in _WATCHING_SCHEDULES and mode != required_mode:
         raise UserError(
             f"--lr_scheduler_type {plain(training.lr_scheduler_type)} with --metric_for_best_model {metric}: the rate would "
-            f"fall when it gets better; add --lr_scheduler_kwargs '{{\"mode\": \"{wanted}\"}}'"
+            f"fall when it gets better; add --lr_scheduler_kwargs '{{\"mode\": \"{required_mode}\"}}'"
         )
 
 

@@ -60,7 +60,7 @@ class ExampleDataset(Dataset):  # type: ignore[type-arg]
 class TuningTrainer(CheckpointingTrainer):
     """Seq2SeqTrainer whose checkpoints hold what is trained (and the state of the run), never the backbone.
 
-    A checkpoint appears whole or not at all; a run that goes on from one equals a run without a stop, log lines included; a
+    A checkpoint appears whole or not at all; a run resumed from one equals an uninterrupted run, log lines included; a
     loss or gradient that is not a number ends the run before the optimiser can spread it.
 
     Args:
@@ -71,7 +71,7 @@ class TuningTrainer(CheckpointingTrainer):
         collator: makes padded batches.
         eval_examples: for the validation loss.
         adapter_settings: what a checkpoint says of the run: base model, prompt settings.
-        description: settings and rows of the run; what differs when a run goes on is named.
+        description: settings and rows of the run; a resumed run logs what differs.
         scorer: gives scores of answers for every evaluation while training.
         open_bar: opens a bar that counts steps, unless ``--disable_tqdm``; None: log lines instead.
     """
@@ -113,7 +113,7 @@ class TuningTrainer(CheckpointingTrainer):
             )
         for shown_twice in (ProgressCallback, PrinterCallback):
             self.remove_callback(shown_twice)
-        # It would compute the loss itself, from logits and labels that are not shifted for a model it does not know.
+        # transformers' smoother would compute the loss from logits and labels that it does not shift for an unknown model.
         self.label_smoother = None
         # transformers' Trainer switches the cache off for good, and answers generated after training would recompute the
         # whole sequence at every token. Training takes no cache anyway.
@@ -126,22 +126,22 @@ class TuningTrainer(CheckpointingTrainer):
         return chosen
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; what it cannot make is one line."""
+        """As in transformers; a failure becomes a one-line error."""
         with clear_errors(f"the optimiser (--optim {plain(self.args.optim)})", vars(self.args)):
             return super().create_optimizer(*args, **kwargs)
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' own; what it cannot make is one line."""
+        """As in transformers; a failure becomes a one-line error."""
         with clear_errors(f"the schedule (--lr_scheduler_type {plain(self.args.lr_scheduler_type)})", vars(self.args)):
             return super().create_scheduler(*args, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        """transformers' own; what it cannot make is one line."""
+        """As in transformers; a failure becomes a one-line error."""
         with clear_errors("the loader of the rows", vars(self.args)):
             return super().get_train_dataloader()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; signals end the run behind the step they come in (``self.stop.received`` tells).
+        """Train; a signal ends the run after the step it comes in (see ``self.stop.received``).
 
         Raises:
             TrainingError: a loss or a gradient that is not a number.
@@ -150,7 +150,7 @@ class TuningTrainer(CheckpointingTrainer):
         resumed = isinstance(resume_from_checkpoint, str)
         if isinstance(resume_from_checkpoint, str):
             for change in changes_since(resume_from_checkpoint, self.description):
-                logger.warning("going on from %s with a change: %s", Path(resume_from_checkpoint).name, change)
+                logger.warning("resuming from %s with a change: %s", Path(resume_from_checkpoint).name, change)
         clear_staging(str(self.args.output_dir))
         self._losses = RunningLoss(read_run(str(resume_from_checkpoint)).get("loss") if resumed else None)
         if resumed and (done := self._finished(str(resume_from_checkpoint))) is not None:
@@ -164,7 +164,7 @@ class TuningTrainer(CheckpointingTrainer):
             self.progress.close()
 
     def _finished(self, checkpoint: str) -> TrainOutput | None:
-        """What training gave, where a checkpoint is already at its last step (transformers would take one more)."""
+        """The result of training, if the checkpoint is already at the last step (transformers would take one more)."""
         state = TrainerState.load_from_json(os.path.join(checkpoint, "trainer_state.json"))
         batches = math.ceil(len(self.train_dataset) / (self.args.train_batch_size * self.args.world_size))  # type: ignore[arg-type]
         steps_an_epoch = math.ceil(batches / self.args.gradient_accumulation_steps)
@@ -184,7 +184,7 @@ class TuningTrainer(CheckpointingTrainer):
         self.log(metrics)  # as at the end of training; it fills in the loss and the epoch
         return TrainOutput(state.global_step, metrics["train_loss"], metrics)
 
-    # ---- what is not a number never reaches the optimiser ----
+    # ---- NaN and infinity never reach the optimiser ----
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """transformers' own, minus the numbers of the rows, which the model does not know; the model itself smooths labels,
@@ -199,7 +199,7 @@ class TuningTrainer(CheckpointingTrainer):
         return result
 
     def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """One micro-step; behind the last one of a step, losses and gradients are looked at (one synchronisation a step)."""
+        """One micro-step; after the last one of a step, losses and gradients are checked (one synchronisation a step)."""
         self.progress.tokens += self._tokens(inputs)
         loss = super().training_step(model, inputs, *args, **kwargs)
         self._losses.add(loss)
@@ -224,7 +224,7 @@ class TuningTrainer(CheckpointingTrainer):
         raise TrainingError(self._not_finite_message("loss" if rows else "gradient", rows))
 
     def _not_finite_message(self, what: str, rows: Sequence[int]) -> str:
-        """``what``: loss or gradient (of the step that is being taken), or ``state`` (of what is trained, after a step)."""
+        """``what``: ``loss`` or ``gradient`` of the current step, or ``state`` (the trained values after a step)."""
         noun, rates = self.method.words.noun, self.method.learning_rates
         rows = rows or [int(n) for numbers, _ in self._pending for n in numbers.tolist()]
         named = ", ".join(self.examples[row].source for row in rows[:8])
@@ -236,7 +236,7 @@ class TuningTrainer(CheckpointingTrainer):
         saved = checkpoints(str(self.args.output_dir))
         kept = f"{saved[-1]} is whole and kept" if saved else "nothing was saved yet"
         if what == "state":
-            return f"the {noun} behind step {self.state.global_step} is not a number (NaN or infinite); {kept}. {hint}"
+            return f"the {noun} after step {self.state.global_step} is not a number (NaN or infinite); {kept}. {hint}"
         return (
             f"the {what} of step {self.state.global_step + 1} is not a number (NaN or infinite); rows: {named}{more}. "
             f"The optimiser did not take this step; {kept}. {hint}"
@@ -244,7 +244,7 @@ class TuningTrainer(CheckpointingTrainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """transformers' own, with means of the loss that survive a resume."""
-        self._look_after_folder()
+        self._check_output_folder()
         if "loss" in logs:
             logs["loss"] = self._losses.drain(self.state.global_step)
         if "train_loss" in logs:
@@ -286,7 +286,7 @@ class _Collation:
 
 
 def _prepare(args: TuningArguments) -> None:
-    """Settings that tuning asks for, whatever transformers' defaults of the day are."""
+    """Settings that tuning needs, whatever the defaults of the installed transformers are."""
     for name, value in FORCED.items():
         setattr(args, name, value)
     args.fp16_full_eval = args.bf16_full_eval = False  # they would cast what is trained too, for good

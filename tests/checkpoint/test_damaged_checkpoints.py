@@ -222,7 +222,7 @@ def test_where_nothing_agrees_a_run_starts_anew_and_says_so(run, caplog):
     for folder in checkpoints(run):
         flip(folder / "rng_state.pth", 0.5)
     assert resumed(run, "auto") is None
-    assert "there is no checkpoint to go on from, so training starts at step 0" in caplog.text
+    assert "there is no checkpoint to resume from, so training starts at step 0" in caplog.text
     with pytest.raises(UserError, match="no whole checkpoint-N folder"):
         resumed(run, "true")
 

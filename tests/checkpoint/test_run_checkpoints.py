@@ -36,7 +36,7 @@ def test_a_folder_in_use_needs_a_word(tmp_path):
     with pytest.raises(UserError, match="not empty: add --overwrite_output_dir"):
         starting_point(training_in(tmp_path))
     whole_checkpoint(tmp_path, 10)
-    with pytest.raises(UserError, match=r"up to checkpoint-10: go on .* --resume_from_checkpoint auto"):
+    with pytest.raises(UserError, match=r"up to checkpoint-10: resume .* --resume_from_checkpoint auto"):
         starting_point(training_in(tmp_path))
     assert starting_point(training_in(tmp_path, overwrite_output_dir=True)) is None
     with pytest.raises(UserError, match="this is a file"):

@@ -15,7 +15,7 @@ from processes import Command
 
 from ptuning.core.errors import GenerationError, StoppedError, TrainingError, UserError
 from ptuning.edges import cli
-from ptuning.edges.output import SafeFormatter, inline, say_json, shown, tell
+from ptuning.edges.output import SafeFormatter, inline, print_error, print_json, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;owned\x07\x9b31m\x08\x7f\u202e\r"
@@ -98,7 +98,7 @@ def test_json_gives_the_value_back_in_every_encoding(monkeypatch):
     for encoding in ("utf-8", "gbk", "ascii", "latin-1"):
         stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
         monkeypatch.setattr(sys, "stdout", stream)
-        say_json(value)
+        print_json(value)
         stream.flush()
         written = stream.buffer.getvalue().decode(encoding)
         assert json.loads(written) == value
@@ -126,7 +126,7 @@ def test_that_nobody_reads_what_is_told_ends_nothing(monkeypatch):
             raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
     monkeypatch.setattr(sys, "stderr", Gone())
-    tell("anybody there?")
+    print_error("anybody there?")
 
 
 # ---- the real thing ------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_files_opened_later_are_no_standard_stream(tmp_path):
         (UserError(f"a:1: no\n{HOSTILE}"), 2, f"error: a:1: no {shown(HOSTILE.rstrip())}"),
         (GenerationError("scores are NaN\nin layer 3"), 1, "error: scores are NaN in layer 3"),
         (TrainingError("the loss\nis NaN"), 1, "error: the loss is NaN"),
-        (StoppedError("stopped\nbehind step 3", 143), 143, "stopped behind step 3"),
+        (StoppedError("stopped\nafter step 3", 143), 143, "stopped after step 3"),
         (OSError(errno.ENOSPC, "No space left on device", "/disk/a\x1bb"), 1,
          "error: /disk/a\\x1bb: No space left on device; make room there, or name another place"),
         (OSError(errno.EROFS, "Read-only file system", b"/rom/x"), 1,

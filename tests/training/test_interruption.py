@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM in real processes: the step is saved, the message says how to go on, and going on loses nothing."""
+"""Ctrl-C and SIGTERM in real processes: the step is saved, the message says how to resume, and resuming loses nothing."""
 
 import json
 import signal
@@ -13,7 +13,7 @@ LONG = {"max_steps": 60, "save_steps": 500, "logging_steps": 7}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_behind_its_step_and_it_goes_on_from_there(command, tmp_path, number, code):
+def test_a_signal_ends_the_run_after_its_step_and_it_resumes_from_there(command, tmp_path, number, code):
     argv = command(tmp_path / "run", **LONG)
     run = Command(["train", *argv], tmp_path / "out")
     run.wait_for(lambda: "7/60" in run.text())
@@ -21,7 +21,7 @@ def test_a_signal_ends_the_run_behind_its_step_and_it_goes_on_from_there(command
     assert run.wait() == code, run.text()
     said = run.text()
     assert "Traceback" not in said
-    assert f"stopped by {signal.Signals(number).name} behind step" in said
+    assert f"stopped by {signal.Signals(number).name} after step" in said
     assert "--resume_from_checkpoint auto" in said
     saved = list((tmp_path / "run").glob("checkpoint-*"))
     assert len(saved) == 1

@@ -1,4 +1,4 @@
-"""Means of the loss between log lines, and behind a resume."""
+"""Means of the loss between log lines, and after a resume."""
 
 import json
 

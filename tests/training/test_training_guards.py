@@ -97,7 +97,7 @@ def test_changes_are_named_when_a_run_goes_on(command, tmp_path, caplog, golden_
     for change in (
         "max_steps: 4 → 6", "seed: 42 → 7", "training rows: 11 rows, ", "label_smoothing_factor: (not set) → 0.1",
     ):  # fmt: skip
-        assert f"going on from checkpoint-4 with a change: {change}" in caplog.text
+        assert f"resuming from checkpoint-4 with a change: {change}" in caplog.text
     assert "learning_rate" not in caplog.text
     assert "adam_beta1" not in caplog.text
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 RowFunction = Callable[[str, str], float]
 """(prediction, reference) → score; neither text is blank."""
 CorpusFunction = Callable[[Sequence[str], Sequence[str]], float | None]
-"""(predictions, references) → score of the whole set; None where the library behind it is not installed."""
+"""(predictions, references) → score of the whole set; None where the library it needs is not installed."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ def word_tokenizer() -> Any:
     """A tokenizer of jieba's that knows the dictionary which ships with it, and nothing else.
 
     jieba's own way keeps the counted words in ``jieba.cache`` in the shared temporary folder and believes whatever lies
-    there, so another user could decide the scores; and the tokenizer behind ``jieba.cut`` is the whole process's, whose
+    there, so another user could decide the scores; and the tokenizer of ``jieba.cut`` is shared by the whole process, whose
     words any program may have changed. To count them again takes no longer than to read that file.
     """
     with warnings.catch_warnings():
