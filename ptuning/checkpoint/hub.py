@@ -32,7 +32,7 @@ _BIN = ("pytorch_model.bin", "pytorch_model-*.bin")
 
 
 def embedded_folder() -> Path:
-    """Where the embedded model lies."""
+    """The folder of the embedded model."""
     return Path(__file__).resolve().parent.parent / "assets" / EMBEDDED_MODEL
 
 

@@ -152,7 +152,7 @@ def _resume(wish: str, folder: Path) -> str | None:
 
 
 def staging_folder(output_dir: str | Path) -> Path:
-    """The hidden folder in which a checkpoint grows; what a killed process left there is removed by the next save."""
+    """The hidden folder in which a checkpoint is written; leftovers of a killed process are removed by the next save."""
     return Path(output_dir) / _STAGING
 
 

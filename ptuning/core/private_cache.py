@@ -149,7 +149,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _closed(folder: Path, status: os.stat_result) -> os.stat_result:
-    """Close one of our own folders to others; what was put there meanwhile is not ours, and is told by its owner."""
+    """Close one of our own folders to others; files that others put there meanwhile are recognised by their owner."""
     if status.st_uid != os.geteuid():
         raise UntrustedPathError(f"{folder}: belongs to user {status.st_uid}, not to {os.geteuid()}")
     if not stat.S_ISDIR(status.st_mode) or not status.st_mode & 0o077:

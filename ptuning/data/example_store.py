@@ -26,7 +26,7 @@ _FORMAT = "1"
 
 
 class PackedExamples(Sequence[Example]):
-    """Examples as a sequence; an :class:`Example` is made when it is asked for.
+    """Examples as a sequence; an :class:`Example` is made at every access.
 
     Args:
         arrays: what :func:`pack` gives. ``ids`` [sum of lengths] and ``bounds`` [n + 1]; the others [n]: ``starts`` (where

@@ -12,7 +12,7 @@ from ptuning.core.reading import parse_json, shortened
 
 @dataclass(frozen=True)
 class Row:
-    """One row: prompt, reply, earlier rounds and where it stands.
+    """One row: prompt, reply, earlier rounds and its place in the file.
 
     ``response`` is None where no reply column was asked for. ``history`` is None where the rows have none, else a list
     of (query, reply), empty for a first round. ``source`` is ``file:line`` (``file:row n`` for parquet). ``system`` is

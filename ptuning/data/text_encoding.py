@@ -1,4 +1,4 @@
-"""Bytes of a row file as text: UTF-8 unless told otherwise, and a guess for the user where it is something else."""
+"""Bytes of a row file as text: UTF-8 by default, and a guess for the user where it is something else."""
 
 import codecs
 import logging

@@ -154,16 +154,16 @@ def fitting_prompt_ids(
         shown = rounds[len(rounds) - kept :] if history is not None else None
         return prompt_ids(tokenizer, query, shown, source_prefix=source_prefix, legacy=legacy)
 
-    most = _newest_within(rounds, characters, limit)
+    max_rounds = _newest_within(rounds, characters, limit)
     likely = _newest_within(rounds, limit, limit)
-    kept, ids = _newest_that_fit(newest, limit - free, likely, most)
+    kept, ids = _newest_that_fit(newest, limit - free, likely, max_rounds)
     if len(ids) >= limit:
         raise _too_long(str(len(ids)), len(ids), limit, bool(rounds))
     return ids, len(rounds) - kept
 
 
 def _newest_that_fit(
-    prompt_of: Callable[[int], list[int]], room: int, likely: int, most: int
+    prompt_of: Callable[[int], list[int]], room: int, likely: int, max_rounds: int
 ) -> tuple[int, list[int]]:
     """How many of the newest rounds can stay, and the ids of the prompt with them; none where not even one fits.
 
@@ -174,25 +174,25 @@ def _newest_that_fit(
         prompt_of: the ids of the prompt with so many of the newest rounds.
         room: how many ids it may have.
         likely: the number that is tried first.
-        most: the largest number that may fit.
+        max_rounds: the largest number that may fit.
     """
-    kept, too_many, tried = 0, most + 1, likely
+    kept, too_many, tried = 0, max_rounds + 1, likely
     ids = None
     while kept + 1 < too_many:
         tried = min(max(tried, kept + 1), too_many - 1)
         longer = prompt_of(tried)
         if len(longer) <= room:
-            kept, ids, tried = tried, longer, 2 * tried if too_many > most else (tried + too_many) // 2
+            kept, ids, tried = tried, longer, 2 * tried if too_many > max_rounds else (tried + too_many) // 2
         else:
             too_many, tried = tried, (kept + tried) // 2
     return kept, prompt_of(0) if ids is None else ids
 
 
-def _newest_within(rounds: Sequence[Sequence[str]], characters: int, most: int) -> int:
-    """How many of the newest rounds have together no more characters than that; at most ``most``, as each takes a token."""
+def _newest_within(rounds: Sequence[Sequence[str]], characters: int, max_rounds: int) -> int:
+    """How many of the newest rounds have together at most so many characters; at most ``max_rounds``."""
     for count, entry in enumerate(reversed(rounds)):
         characters -= sum(len(text) for text in entry if isinstance(text, str))  # what is no text is refused later
-        if characters < 0 or count == most:
+        if characters < 0 or count == max_rounds:
             return count
     return len(rounds)
 

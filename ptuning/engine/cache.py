@@ -54,7 +54,7 @@ class SlotCache:
             self._grow(_doubled(self.rows or 1, rows), _doubled(self.columns or 128, columns))
 
     def prepare(self, rows: int, columns: int) -> None:
-        """Make room for what is known to come, and for no more: nothing grows and is copied on the way there."""
+        """Allocate for a known final size at once, so that nothing is copied while growing."""
         if rows > self.rows or columns > self.columns:
             self._grow(max(rows, self.rows), max(columns, self.columns))
 

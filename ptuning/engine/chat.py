@@ -38,7 +38,7 @@ _WITHOUT_EFFECT = frozenset((
 
 @dataclass(frozen=True)
 class _Question:
-    """What is asked for.
+    """One call of chat, with its settings.
 
     Attributes:
         ids: of the prompt.
@@ -167,7 +167,7 @@ class ChatMixin:
         return _Question(ids, sampling, num_beams, settings, held and num_beams == 1 and not foreign)
 
     def _configured(self) -> dict[str, Any]:
-        """What somebody set in ``model.generation_config``."""
+        """The values that were set in ``model.generation_config``."""
         usual = GenerationConfig.from_model_config(self.config).to_dict()  # type: ignore[arg-type]
         return {
             name: value
@@ -189,7 +189,7 @@ def _engine_text(model: Any, tokenizer: Any, question: _Question) -> str:
 
 
 def _engine_pieces(model: Any, tokenizer: Any, question: _Question) -> Iterator[str]:
-    """The answer piece by piece; a step is taken only when the next piece is asked for."""
+    """The answer piece by piece; a step is taken only when the next piece is requested."""
     pieces: deque[str] = deque()
     with _evaluating(model):
         engine, request = _engine(model, tokenizer, question)

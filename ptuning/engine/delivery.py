@@ -1,4 +1,4 @@
-"""From tokens to whoever asked: text, pieces, the end. What goes wrong here is one request's own, and ends it alone."""
+"""From tokens to the caller: text, pieces, the end. A failure here concerns one request, and ends it alone."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Delivery:
         return False
 
     def _own(self, error: BaseException) -> None:
-        """Log what one request did wrong; what is meant for the program is raised again."""
+        """Log the failure of one request; exceptions meant for the program are raised again."""
         if not isinstance(error, Exception) and not self.driven():
             raise error
         logger.error("an answer failed", exc_info=error)

@@ -145,7 +145,7 @@ class Engine:
         return outcome.result()
 
     def cancel_all(self) -> None:
-        """Cancel whatever runs or waits; the next step ends it."""
+        """Cancel all running and waiting requests; the next step ends them."""
         self.queue.cancel()
         for sequence in list(self.running):
             sequence.generation.cancel()
@@ -212,7 +212,7 @@ class Engine:
         return not self.running and self.queue.close()
 
     def abandon(self, error: str) -> None:
-        """The thread that drives it ends, whatever is left: nobody may wait for it for ever."""
+        """End the driving thread's work, whatever is left, so that no caller waits for ever."""
         self.queue.close(force=True)
         self.queue.act(RuntimeError(error))
         if not self.idle:

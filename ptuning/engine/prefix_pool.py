@@ -20,7 +20,7 @@ from ptuning.model.prefix_encoder import PrefixKeyValues
 
 
 class SharedPrefix:
-    """A prefix in the pool; what a request names.
+    """A prefix in the pool, named by requests.
 
     Attributes:
         name: for people.

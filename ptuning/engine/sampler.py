@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptuning.engine.request import Request
-from ptuning.kernels.screening import MOST_WANTED
+from ptuning.kernels.screening import MAX_LIKELIEST
 
 BROKEN = -1
 """In place of a token where a row's scores are NaN or infinite."""
@@ -35,7 +35,7 @@ class RowSampler:
         self.rewind(())
 
     def rewind(self, ids: Sequence[int]) -> None:
-        """Be where the row stands after the tokens ``ids`` of its answer: a step that failed may have drawn more."""
+        """Return to the state after the tokens ``ids`` of the answer: a step that failed may have drawn more."""
         self.random = Random(self._seed)
         for _ in ids:
             self.random.random()
@@ -83,7 +83,7 @@ class Sampler:
         without_top_k = [number for number in drawn if not rows[number].sampling.top_k]
         self.groups = [_Group(group, rows, device) for group in (with_top_k, without_top_k) if group]
         max_top_k = max((rows[number].sampling.top_k for number in with_top_k), default=1)
-        all_scores = without_top_k or self.ngram or self.penalised is not None or max_top_k > MOST_WANTED
+        all_scores = without_top_k or self.ngram or self.penalised is not None or max_top_k > MAX_LIKELIEST
         self.max_likeliest = 0 if all_scores else max_top_k
 
     def _penalties(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

@@ -1,4 +1,4 @@
-"""The running sequences side by side: which slot each has, how one leaves, and what is left in a slot then.
+"""The running sequences side by side: which slot each has, how one leaves, and what its slot holds afterwards.
 
 Legend: A running rows, which have the slots 0 to A-1.
 """

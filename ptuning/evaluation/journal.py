@@ -80,7 +80,7 @@ class AnswerJournal:
         return not changed
 
     def _settings(self) -> dict[str, Any] | None:
-        """What the answers there were made with; None where nothing tells."""
+        """What the answers there were made with; None if unknown."""
         try:
             return read_json(self.folder / SETTINGS_FILE)
         except UserError:

@@ -33,7 +33,7 @@ SEVERAL = "evaluation"
 
 @dataclass(frozen=True)
 class EvaluationRows:
-    """The rows that are asked: the test rows, and a general set (empty for none)."""
+    """The rows to be answered: the test rows, and a general set (empty for none)."""
 
     task: Sequence[Row]
     general: Sequence[Row] = ()

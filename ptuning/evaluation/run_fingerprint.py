@@ -29,7 +29,7 @@ def run_fingerprint(
     batch_size: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Settings, rows, prompts (ids), weights and what was tuned of an evaluation by name, for JSON.
+    """Settings, rows, prompts (ids), weights and tuned part of an evaluation by name, for JSON.
 
     Paths are left out, contents count: a folder may move. The seed matters to sampling only, the
     batch size to sampled beams only.

@@ -144,7 +144,7 @@ def select(weight: PackedWeight, inputs: Tensor) -> Kernel:
             reason = kernel.refuse(weight, inputs)
             if reason is None:
                 return kernel
-            _say_once(name, reason)
+            _log_once(name, reason)
     return REFERENCE
 
 
@@ -189,7 +189,7 @@ CPU = Kernel("cpu", cpu.product, cpu.input_gradient, cpu.refuse)
 
 @cache
 def start(name: str) -> Kernel | None:
-    """A kernel that is ready to be used; None, said once, where its package cannot be imported or started."""
+    """A kernel that is ready to be used; None, logged once, where its package cannot be imported or started."""
     if name in ("reference", "cpu"):
         return REFERENCE if name == "reference" else CPU
     try:
@@ -228,7 +228,7 @@ def _prove(kernel: Kernel, device: str, dtype: torch.dtype) -> None:
 
 
 @cache
-def _say_once(name: str, reason: str) -> None:
+def _log_once(name: str, reason: str) -> None:
     logger.info("the %s kernel is not used for some products: %s", name, reason)
 
 

@@ -5,7 +5,7 @@ off at most (Cauchy and Schwarz), leave a few hundred of 130,528 rows that can b
 in float32. The outcome is that of the whole float32 product, to its rounding (``c/screening.c``). Where too many rows are
 left, as where all are alike, nothing is gained and the caller multiplies with the whole weight.
 
-Legend: M rows of activations, O rows of the weight, I input columns, K products asked for.
+Legend: M rows of activations, O rows of the weight, I input columns, K largest products.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ptuning.core import limits
 from ptuning.kernels import dispatch, native
 from ptuning.kernels.allocator import on_large_pages
 
-MOST_WANTED = 1024
+MAX_LIKELIEST = 1024
 
 
 class Likeliest(NamedTuple):

@@ -128,7 +128,7 @@ class CheckpointFiles(Protocol):
         """Whether there is a regular file of that name."""
 
     def is_file(self, name: str) -> bool:
-        """Likewise, for a look only: whatever else has the name passes for nothing."""
+        """As :meth:`has`, but a folder or a pipe of that name counts as absent instead of raising."""
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file, which must be there."""
@@ -138,7 +138,7 @@ class CheckpointFiles(Protocol):
 
     def tensors(self, name: str, starting_with: str = "") -> Mapping[str, Tensor]:
         """The tensors of a weight file that agrees with the list of files beside it, by their names in it. They are mapped:
-        a tensor is read when it is used, whatever lies under the file's name by then."""
+        a tensor is read when it is used, even if the file has been replaced by then."""
 
     def model_weights(self) -> Sequence[str]:
         """The weight files of a whole model; empty where there are none."""
@@ -298,7 +298,7 @@ class TuningMethod(ABC):
     # ---- models ------------------------------------------------------------------------------------------------------
 
     def check_settings(self, model: ModelArguments) -> None:  # noqa: B027  # most methods need nothing
-        """Refuse a training run whose settings leave open what is to be trained.
+        """Refuse a training run whose settings do not say what is to be trained.
 
         Raises:
             UserError: with the flag that is missing.
@@ -309,7 +309,7 @@ class TuningMethod(ABC):
         """Put what will be trained on a loaded model, freshly initialised; nothing else of it stays trainable."""
 
     def begin_training(self, model: PrefixedModel, training: TuningArguments) -> None:  # noqa: B027  # likewise
-        """Take over settings of the run into what is attached."""
+        """Apply settings of the run to the attached parameters."""
 
     @abstractmethod
     def is_active(self, model: PrefixedModel) -> bool:

@@ -165,7 +165,7 @@ class PrefixTuning(TuningMethod):
         return prefix_files(encoder, settings, "ptuning" if training is None else training.prefix_format)
 
     def check_settings(self, model: ModelArguments) -> None:
-        """A prefix has a length, or a checkpoint that tells it."""
+        """A prefix needs a length, or a checkpoint that states it."""
         if model.pre_seq_len is None and model.ptuning_checkpoint is None:
             raise UserError(
                 "--pre_seq_len is missing (published: 128): ptuning trains a prefix; full fine-tuning of the backbone is "

@@ -28,7 +28,7 @@ _FAMILIES = {2 * 28 * 4096: "ChatGLM-6B", 28 * 2 * 2 * 128: "ChatGLM2-6B or Chat
 
 
 class PrefixTensors(Mapping[str, Tensor]):
-    """The tensors of a prefix by the encoder's own names, copied out of their files as float32 whenever they are asked for.
+    """The tensors of a prefix by the encoder's own names, copied out of their files as float32 at every access.
 
     Args:
         parts: the tensors of each file, by their names in it.
@@ -197,5 +197,5 @@ def refuse_not_finite(state: Mapping[str, Tensor], where: Path) -> None:
 
 
 def _family(width: int) -> str:
-    """What a prefix width tells about the model family, in brackets."""
+    """What a prefix width implies about the model family, in brackets."""
     return f" ({_FAMILIES[width]})" if width in _FAMILIES else ""

@@ -263,16 +263,16 @@ def _dtype(values: Mapping[str, Any], where: str) -> str | None:
 def _check_whole_numbers(values: Mapping[str, Any], where: str) -> None:
     """Refuse sizes and ids that are no whole numbers, too small or too large."""
     rows = values.get("vocab_size", 130528)
-    for key, most in _SIZES.items():
-        _check_whole_number(values, key, 1, most, where)
+    for key, maximum in _SIZES.items():
+        _check_whole_number(values, key, 1, maximum, where)
     for key in _IDS:
         _check_whole_number(values, key, 0, rows - 1, where)
 
 
-def _check_whole_number(values: Mapping[str, Any], key: str, least: int, most: int, where: str) -> None:
+def _check_whole_number(values: Mapping[str, Any], key: str, minimum: int, maximum: int, where: str) -> None:
     value = values.get(key)
     if value is None and (key not in values or key in _MAY_BE_NULL):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
         shown = shortened(repr(value), 60)
-        raise UserError(f"{where} has {key} {shown}; allowed is a whole number from {least} to {most}")
+        raise UserError(f"{where} has {key} {shown}; allowed is a whole number from {minimum} to {maximum}")

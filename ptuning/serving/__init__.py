@@ -1,1 +1,1 @@
-"""One model for many who ask: service, conversation, prefixes by name."""
+"""One model for many clients: service, conversation, prefixes by name."""

@@ -110,7 +110,7 @@ def _has_accelerator() -> bool:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Everything a run was told. Unpacks as ``model, data, training = arguments``.
+    """All settings of a run. Unpacks as ``model, data, training = arguments``.
 
     Attributes:
         given: the settings that were named, by the settings file or a flag; all others are defaults.

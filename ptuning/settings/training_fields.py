@@ -128,7 +128,7 @@ FORCED: Mapping[str, object] = MappingProxyType(
         "restore_callback_states_from_checkpoint": True,  # early stopping counts on
     }
 )
-"""Fields with one value that is right for a frozen model with a prefix, whatever transformers' default of the day is."""
+"""Fields with one right value for a frozen model with a prefix, whatever the installed transformers' default is."""
 
 WORKS = frozenset(
     {

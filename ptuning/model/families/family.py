@@ -43,7 +43,7 @@ class TensorNames:
 
 @dataclass(frozen=True)
 class Family:
-    """One generation of models. Whoever needs to know something of this kind asks here, and nobody asks for the name.
+    """One generation of models. Everything that differs between generations is read from here, never from its name.
 
     Attributes:
         name: as in :data:`ptuning.core.choices.FAMILIES`.
