@@ -4,6 +4,7 @@ Such a process can be killed at any moment; what it wrote to the disk is what a 
 tests/conftest.py ends what is left, also after a test that failed or ran out of time.
 """
 
+import contextlib
 import importlib
 import json
 import multiprocessing
@@ -93,6 +94,21 @@ def finished(argv, folder, **settings):
     command = Command(argv, output, errors=errors, **settings)
     code = command.wait()
     return subprocess.CompletedProcess(argv, code, command.text(), errors.read_text(encoding="utf-8"))
+
+
+def run_with_children(command, timeout, text_in=None, **settings):
+    """``subprocess.run`` with captured texts; where it is cut short, the processes that it started end with it."""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE if text_in else subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, start_new_session=True, **settings,
+    ) as process:  # fmt: skip
+        try:
+            output, errors = process.communicate(text_in, timeout)
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 ONE_AFTER_THE_OTHER = """

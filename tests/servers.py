@@ -78,9 +78,14 @@ class ForkedServer:
         self.pid = self._process.pid
         self.terminate, self.kill = self._process.terminate, self._process.kill
 
-    def poll(self):
+    @property
+    def returncode(self):
         """Its exit code; None while it runs."""
         return self._process.exitcode
+
+    def poll(self):
+        """The same."""
+        return self.returncode
 
     def send_signal(self, number):
         """Send a signal, where it still runs."""
@@ -95,9 +100,9 @@ class ForkedServer:
         return self.poll()
 
     def communicate(self, timeout):
-        """Read what it still says until its end."""
-        with self.stderr:
-            said = self.stderr.read()
+        """Read what it still says until its end, where that was not done before."""
+        said = "" if self.stderr.closed else self.stderr.read()
+        self.stderr.close()
         self.wait(timeout)
         return None, said
 

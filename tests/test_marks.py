@@ -3,11 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from conftest import COLLECTED, OPTIONAL
-from processes import Command
+from processes import Command, run_with_children
 
 TESTS = Path(__file__).parent
 
@@ -79,3 +80,14 @@ def test_commands_are_forked_from_a_process_that_has_everything(tmp_path):
     given = "import gc, sys; assert 'tests.preloaded' in sys.modules and gc.get_freeze_count() > 0"
     run = Command(["--version"], tmp_path / "out", before=given)
     assert run.wait() == 0, run.text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_nothing_outlives_a_command_that_is_cut_short(tmp_path):
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_with_children(["bash", "-c", f"sleep 300 & echo $! > {tmp_path / 'child'}; wait"], timeout=0.5)
+    child = Path("/proc", (tmp_path / "child").read_text().strip(), "stat")
+    end = time.monotonic() + 10
+    while child.exists() and ") Z " not in child.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)

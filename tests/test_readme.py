@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import run_with_children
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,15 +70,8 @@ def test_the_command_works(command, place, golden):
         "VIRTUAL_ENV": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
-    done = subprocess.run(
-        ["bash", "-c", small_names(f"{command} {extra}", place, golden)],
-        cwd=ROOT,
-        env=environment,
-        input=typed,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    words = ["bash", "-c", small_names(f"{command} {extra}", place, golden)]
+    done = run_with_children(words, timeout=280, text_in=typed, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.strip()
@@ -88,7 +82,7 @@ def test_the_command_works(command, place, golden):
 def test_the_python_block_works(block, place, golden):
     code = small_names(block, place, golden).replace("max_length=128", "max_new_tokens=4")
     code = code.replace('tokenizer, "你好"', 'tokenizer, "你好", max_new_tokens=4')
-    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
 
 

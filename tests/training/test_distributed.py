@@ -1,10 +1,10 @@
 """Two real processes under torchrun (gloo, CPU): the gradients are those of one process with twice the accumulation."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
+from processes import run_with_children
 from runs import log_of, prefix_of, train
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ def test_two_processes_take_the_steps_of_one(command, tmp_path):
     same = {"max_steps": 3, "save_steps": 3, "logging_steps": 1, "max_train_samples": 8, "prefix_dropout": 0}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "ptuning"]
     argv = command(tmp_path / "two", **same, gradient_accumulation_steps=1)
-    done = subprocess.run([*launch, "train", *argv], capture_output=True, text=True, timeout=240)
+    done = run_with_children([*launch, "train", *argv], timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     train(command(tmp_path / "one", **same, gradient_accumulation_steps=2))
     two, one = (tmp_path / name / "checkpoint-3" for name in ("two", "one"))
