@@ -142,7 +142,7 @@ def test_front_ends_answer_with_it_and_with_nothing_beside_it(tuned, golden):
         talk = Conversation(service, AnswerArguments(**GREEDY))
         assert "".join(talk.ask(QUESTION)).strip() == reply
         with pytest.raises(UserError, match=f"does not answer beside mine: a {method.words.noun} is part of the model"):
-            talk.choose(None)
+            talk.select_prefix(None)
         with pytest.raises(UserError, match="answers alone"):
             service.store.load("other", golden / "checkpoint-prefix")
         with pytest.raises(UserError, match="cannot be unloaded"):

@@ -106,7 +106,7 @@ def test_who_sends_slowly_is_closed(answers_to_slow_senders, number):
     found, said = answers_to_slow_senders[number], SLOW_SENDERS[number][2]
     assert found.split(b"\r\n")[0].split()[1:2] == ([said] if said else [])
     if said == b"408":
-        assert b"the request was not whole after 2 seconds" in found
+        assert b"the request was not complete after 2 seconds" in found
 
 
 @pytest.mark.slow
