@@ -76,7 +76,7 @@ class Command:
         while time.monotonic() < until and self.running():
             if found := condition():
                 return found
-            time.sleep(0.0002)
+            time.sleep(0.001)
         return condition()
 
 

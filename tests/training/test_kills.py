@@ -72,7 +72,7 @@ def test_a_run_killed_ten_times_equals_one_that_was_not(flags, undisturbed, tmp_
                     run.wait_for(lambda place=place: any((place / ".saving").glob("checkpoint-*")))
                     time.sleep(draw.uniform(0, 0.01))
                 else:
-                    time.sleep(draw.uniform(0, duration))
+                    run.wait_for(lambda: False, timeout=draw.uniform(0, duration))  # or until it ends before
                 run.send(signal.SIGKILL)
             code = run.wait()
             if code == 0:
