@@ -89,6 +89,7 @@ def test_what_python_calls_is_what_the_header_says():
         assert len(getattr(library, name).argtypes) == count, name
 
 
+@pytest.mark.slow
 @with_compiler
 @of_both_kinds
 @pytest.mark.parametrize("compiler", COMPILERS.values())
