@@ -31,6 +31,7 @@ from ptuning.engine.runner import Runner
 from ptuning.engine.scheduler import Scheduler
 from ptuning.engine.sequence import Counters, Sequence
 from ptuning.engine.text_stream import reply_text
+from ptuning.model.answering import PrefixedModel
 from ptuning.model.prefix_encoder import PrefixKeyValues
 from ptuning.settings.answer_limits import checked_size
 
@@ -54,7 +55,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: PrefixedModel,
         tokenizer: Any,
         *,
         max_rows: int = 32,

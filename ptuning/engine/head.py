@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptuning.engine.sampler import Sampler
 from ptuning.kernels import dispatch, screening
+from ptuning.model.linear import Linear
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Head:
         screened: False always makes the whole product, and no copy.
     """
 
-    def __init__(self, linear: Any, screened: bool = True) -> None:
+    def __init__(self, linear: Linear, screened: bool = True) -> None:
         self.linear = linear
         self._copy: screening.ScreenedWeight | None = None
         self._copy_tried = not screened
@@ -66,7 +66,7 @@ class Head:
         return likeliest
 
 
-def _copy_of(linear: Any) -> screening.ScreenedWeight | None:
+def _copy_of(linear: Linear) -> screening.ScreenedWeight | None:
     """A copy in bytes for screening; None where this head cannot be screened, or memory is not allowed for it."""
     weight = getattr(linear, "weight", None)
     if not isinstance(weight, Tensor) or getattr(linear, "bias", None) is not None or not screening.fits(weight):

@@ -6,7 +6,7 @@ Legend: R slots, A rows in use, K position ids of a token, D hidden.
 from __future__ import annotations
 
 from collections import abc
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from ptuning.engine.prefix_attention import PrefixReads
 from ptuning.engine.prefix_pool import PrefixPool
 from ptuning.engine.sampler import Sampler
 from ptuning.engine.sequence import Sequence
+from ptuning.model.answering import PrefixedModel
 from ptuning.model.families import family_of
 from ptuning.model.positions import advance
 
@@ -46,7 +47,7 @@ class Runner:
             it stands.
     """
 
-    def __init__(self, model: Any, max_rows: int, max_length: int, screened: bool = True) -> None:
+    def __init__(self, model: PrefixedModel, max_rows: int, max_length: int, screened: bool = True) -> None:
         self.model, self.device = model, model.device
         self.head = Head(model.lm_head, screened)
         self.prefix_pool = PrefixPool()
