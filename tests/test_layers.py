@@ -22,12 +22,7 @@ ORDER = (
 """Rooms of one place do not know each other."""
 ROOMS = {room: place for place, rooms in enumerate(ORDER) for room in rooms}
 TOP = len(ORDER) - 1  # files that lie directly in the package
-# What core may use besides the standard library, and only inside the function that needs it.
-CORE_MAY_USE: set[str] = set()
 HEAVY = {"datasets", "jieba", "matplotlib", "nltk", "numba", "pandas", "pyarrow", "rouge_chinese", "sacrebleu", "scipy"}
-# Arrows that point up since the rooms were named by subject: this list only becomes shorter.
-STILL_UP: set[tuple[str, str]] = {
-}
 
 
 def module_name(path: Path) -> str:
@@ -90,7 +85,7 @@ def own(names: Iterator[tuple[str, int]]) -> list[tuple[str, int]]:
 def test_every_folder_is_a_room():
     # Empty folders are what a checkout of another commit left behind.
     folders = {path.name for path in PACKAGE.iterdir() if any(path.glob("*.py"))}
-    assert folders | {"methods"} == set(ROOMS)
+    assert folders == set(ROOMS)
 
 
 def test_tests_mirror_the_rooms():
@@ -105,7 +100,7 @@ def test_imports_go_down():
         imported = own(imports_in(tree))
         wrong += [f"{module}:{line} imports {name}, which does not exist" for name, line in imported if name not in MODULES]
         for name, line in [*imported, *own(named_in_strings(tree))]:
-            if name in MODULES and not may_import(module, name) and (module, name) not in STILL_UP:
+            if name in MODULES and not may_import(module, name):
                 wrong.append(f"{module}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 
@@ -122,7 +117,7 @@ def test_training_and_engine_do_not_know_each_other():
     for module in MODULES:
         if room_of(module) == "training":
             names = {name for name, _ in own(iter([*imports_in(parsed(module)), *named_in_strings(parsed(module))]))}
-            assert not {name for name in names if room_of(name) == "engine" and (module, name) not in STILL_UP}
+            assert not {name for name in names if room_of(name) == "engine"}
 
 
 def test_no_circles():
@@ -152,7 +147,7 @@ def test_core_is_plain_python():
             if name.split(".")[0] not in standard:
                 wrong.append(f"{module}:{line} imports {name} when loaded")
         for name, line in imports_in(tree):
-            if name.split(".")[0] not in standard | CORE_MAY_USE:
+            if name.split(".")[0] not in standard:
                 wrong.append(f"{module}:{line} imports {name}")
     assert not wrong, "\n".join(wrong)
 
