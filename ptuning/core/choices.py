@@ -29,6 +29,9 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 DtypeChoice = Literal["auto", "float32", "float16", "bfloat16"]
 """The same, or what suits the device."""
 
+KernelName = Literal["auto", "reference", "cpu", "native", "triton", "cpm"]
+"""Kernels of quantised linears; which one auto takes: :mod:`ptuning.kernels.dispatch`."""
+
 PackedBits = Literal[4, 8]
 """Bits of a quantised weight."""
 

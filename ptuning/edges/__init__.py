@@ -1,1 +1,1 @@
-"""Layer 6: where a user meets the program. Nothing imports this layer."""
+"""Where a user meets the program: command line, terminal, HTTP, web page. No other room imports this one."""

@@ -38,6 +38,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ptuning.core.choices import KernelName, values_of
 from ptuning.core.errors import UserError
 from ptuning.core.private_cache import keep_compiled_code_private
 from ptuning.kernels import cpu, reference
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 KERNEL_VARIABLE, MEMORY_VARIABLE, PRECISION_VARIABLE = "PTUNING_KERNEL", "PTUNING_MEMORY", "PTUNING_PRECISION"
 PRECISIONS = ("highest", "high", "medium")
-KERNEL_NAMES = ("auto", "reference", "cpu", "native", "triton", "cpm")
+KERNEL_NAMES: tuple[str, ...] = values_of(KernelName)
 KERNEL_ALIASES = {"plain": "reference", "compiled": "native"}
 """Former names that users may still give."""
 _MODULES = {

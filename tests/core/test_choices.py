@@ -12,6 +12,7 @@ from ptuning.core.choices import (
     DtypeChoice,
     DtypeName,
     GenerationName,
+    KernelName,
     PackedBits,
     PrefixForm,
     QuantizationBits,
@@ -61,7 +62,10 @@ def test_choices_that_belong_together_agree():
 def test_whatever_acts_on_a_choice_knows_it():
     from ptuning.checkpoint.placement import parse_dtype
     from ptuning.engine.generation import PRESETS
+    from ptuning.kernels import dispatch
 
+    assert {"auto", "reference", "cpu", *dispatch._MODULES} == set(values_of(KernelName))
+    assert set(dispatch.KERNEL_ALIASES.values()) <= set(values_of(KernelName))
     assert tuple(PRESETS) == values_of(GenerationName)
     assert [str(parse_dtype(name)) for name in values_of(DtypeName)] == [f"torch.{name}" for name in values_of(DtypeName)]
     assert parse_dtype("auto") is None
