@@ -47,6 +47,7 @@ def echo_page(report_root):
     page = create_page_app(service, api.state.metrics, report_root=report_root)
     opened = socket.socket()
     opened.bind(("127.0.0.1", 0))
+    opened.listen()  # so that a client may come before the thread does
     config = uvicorn.Config(PathDispatcher(api, page), log_config=None, timeout_graceful_shutdown=3)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, daemon=True)
