@@ -98,10 +98,11 @@ def _in_subprocess(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def _measure_inside(options: argparse.Namespace) -> dict[str, Any]:
-    from ptuning.checkpoint.load import load_answering_model
+    from ptuning.checkpoint.load import load_model
+    from ptuning.model.answering import AnsweringModel
 
     start = time.perf_counter()
-    model: Any = load_answering_model(options.inside, device="cpu", dtype=options.dtype)
+    model: Any = load_model(AnsweringModel, options.inside, device="cpu", dtype=options.dtype)
     results: dict[str, Any] = {"load s": time.perf_counter() - start, "peak GB after loading": _peak()}
     # Read once a token: everything but the embedding, which gives one row.
     read = {tensor.data_ptr(): tensor.nbytes for tensor in model.parameters()}

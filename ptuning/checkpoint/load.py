@@ -76,29 +76,6 @@ def load_model(
     )
 
 
-def load_answering_model(
-    path: str | os.PathLike[str],
-    *,
-    ptuning_checkpoint: str | os.PathLike[str] | None = None,
-    quantization_bit: int | None = None,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-    **hub: Any,
-) -> AnsweringModel:
-    """Load a model for the engine alone, without importing transformers' ``PreTrainedModel``.
-
-    Arguments and errors are those of :func:`load_model`; ``hub`` takes ``revision``, ``cache_dir``, ``token`` and
-    ``local_files_only``.
-
-    Returns:
-        the model in eval mode, with the same weights and the same numbers as the whole model.
-    """
-    from ptuning.model.answering import AnsweringModel
-
-    opened = open_checkpoint(path, ptuning_checkpoint, **hub)
-    return load(AnsweringModel, opened, quantization_bit=quantization_bit, device=device, dtype=dtype)
-
-
 def prepare_model(
     kind: type[Model], opened: Checkpoint, settings: ModelArguments, *, new: TuningMethod | None = None
 ) -> Model:

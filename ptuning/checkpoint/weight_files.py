@@ -148,11 +148,6 @@ def read_tensors(path: Path, starting_with: str = "") -> Iterator[tuple[str, Ten
         yield from _known(path).tensors(starting_with)
 
 
-def read_facts(path: Path) -> dict[str, TensorFacts]:
-    """Shape and dtype of every tensor of one file that is known to be whole, from its header alone."""
-    return _known(path).facts()
-
-
 def _known(path: Path) -> MappedTensors:
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -7,7 +7,7 @@ import torch
 from hostile_files import claimed, legacy_of
 from torch import nn
 
-from ptuning.checkpoint.weight_files import read_facts, read_tensors
+from ptuning.checkpoint.weight_files import open_tensors, read_tensors
 from ptuning.core.errors import UserError
 
 BASE = torch.arange(24, dtype=torch.float32)
@@ -51,7 +51,7 @@ def test_the_tensors_are_those_of_torch(tmp_path, name, legacy):
         assert (tensor.dtype, tensor.shape) == (expected[key].dtype, expected[key].shape)
         assert numbers(tensor) == numbers(expected[key])
         assert not tensor.requires_grad
-    facts = read_facts(path)
+    facts = open_tensors(path).facts()
     assert {key: (fact.shape, fact.dtype) for key, fact in facts.items()} == {
         key: (tuple(tensor.shape), tensor.dtype) for key, tensor in expected.items()
     }

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from prefixes import random_encoder, save_random_prefix
 
 import ptuning
-from ptuning.checkpoint.load import load_answering_model
+from ptuning.checkpoint.load import load_model
 from ptuning.core.errors import UserError
 from ptuning.data.truncation import prompt_ids
 from ptuning.engine.engine import Engine
@@ -20,6 +21,7 @@ from ptuning.model.answering import AnsweringModel
 from ptuning.serving.chat_service import load_service
 from ptuning.settings.arguments import ServingArguments
 
+load_answering_model = partial(load_model, AnsweringModel)
 ROOT = Path(__file__).resolve().parents[2]
 # What comes with transformers' PreTrainedModel, and with torch's compiler.
 NOT_NEEDED = (
